@@ -1,0 +1,8341 @@
+"""Tests of wsappy, in the order of its sections."""
+
+from __future__ import annotations
+
+import asyncio
+import configparser
+import contextlib
+import dataclasses
+import datetime
+import functools
+import importlib.util
+import inspect
+import itertools
+import json
+import math
+import operator
+import os
+import pathlib
+import re
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import types
+import typing
+import uuid
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import orjson
+import pydantic
+import pytest
+import websockets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.asyncio.client import ClientConnection, unix_connect
+from websockets.asyncio.client import connect as ws_connect
+from websockets.datastructures import Headers
+
+import wsappy
+from wsappy import (
+    App,
+    Client,
+    Error,
+    Handler,
+    Mark,
+    Method,
+    Module,
+    Path,
+    Refused,
+    Request,
+    Server,
+    Table,
+    classify,
+    describe,
+    handler_method,
+    layers_of,
+)
+
+LIMIT = 5.0  # Seconds that a test waits for anything before it fails.
+
+
+class Talk:
+    """A client that writes and reads messages of the protocol, one by one."""
+
+    def __init__(self, ws: ClientConnection) -> None:
+        self.ws = ws
+
+    async def send(self, message: Any) -> None:
+        """Send bytes and text as they are, anything else as JSON."""
+        is_raw = isinstance(message, str | bytes)
+        await self.ws.send(message if is_raw else json.dumps(message))
+
+    async def receive(self) -> Any:
+        """Return the next message."""
+        async with asyncio.timeout(LIMIT):
+            return json.loads(await self.ws.recv())
+
+    async def call(self, name: str, request_id: Any = 1, **data: Any) -> Any:
+        """Call `module.method` and return the next message that arrives."""
+        module, _, method = name.partition(".")
+        message = {"module": module, "method": method, "data": data}
+        await self.send({**message, "request_id": request_id})
+        return await self.receive()
+
+    async def closed(self) -> tuple[int | None, str | None]:
+        """Wait for the end; return the close code and its reason."""
+        async with asyncio.timeout(LIMIT):
+            await self.ws.wait_closed()
+        return self.ws.close_code, self.ws.close_reason
+
+
+def make_app(**options: Any) -> App:
+    """Make an app with the route `/api`, where everyone may come in."""
+    app = App(**options)
+
+    @app.client("/api")
+    def api(client: Client) -> None:
+        pass
+
+    return app
+
+
+@contextlib.asynccontextmanager
+async def talking(
+    app: App, path: str = "/api", *, serve: Any = None, **options: Any
+) -> AsyncIterator[Talk]:
+    """Serve an app on a free port, with the options *serve*, and connect to it."""
+    async with (
+        app.serve("127.0.0.1", 0, **(serve or {})) as serving,
+        ws_connect(serving.url(path), proxy=None, compression=None, **options) as ws,
+    ):
+        yield Talk(ws)
+
+
+def result_of(message: Any) -> Any:
+    """Return the data of a `result`; fail with anything else."""
+    assert message["event"] == "result", message
+    return message["data"]
+
+
+def error_of(message: Any) -> Any:
+    """Return code and message of an `error`; fail with anything else."""
+    assert message["event"] == "error", message
+    return message["data"]["code"], message["data"]["message"]
+
+
+# --- 1. Errors ---------------------------------------------------------------
+
+
+def load_copy(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """Import the file once more, under another name."""
+    spec = importlib.util.spec_from_file_location("wsappy_copy", wsappy.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    copy = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "wsappy_copy", copy)
+    spec.loader.exec_module(copy)
+    return copy
+
+
+INSTALL = "python -m pip install 'orjson>=3.10' 'websockets>=17,<18'"
+
+
+class TestRequirements:
+    """The file runs when it is copied alone."""
+
+    @pytest.mark.parametrize("name", ["orjson", "websockets"])
+    def test_missing_package(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        """Where a package is missing, importing says which line to type."""
+        for each in list(sys.modules):
+            if each.partition(".")[0] == name:
+                monkeypatch.setitem(sys.modules, each, None)
+
+        with pytest.raises(ImportError) as caught:
+            load_copy(monkeypatch)
+
+        assert str(caught.value).startswith("wsappy needs orjson and websockets (")
+        assert str(caught.value).endswith(f"); write: {INSTALL}")
+
+    @pytest.mark.parametrize(
+        ("name", "version"), [("orjson", "3.9.15"), ("websockets", "16.0")]
+    )
+    def test_old_package(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, version: str
+    ) -> None:
+        """Where a package is too old, importing says which line to type."""
+        monkeypatch.setattr(sys.modules[name], "__version__", version)
+
+        with pytest.raises(ImportError) as caught:
+            load_copy(monkeypatch)
+
+        assert str(caught.value) == (
+            f"wsappy needs orjson and websockets ({name} {version} is too old); "
+            f"write: {INSTALL}"
+        )
+
+    @pytest.mark.parametrize(
+        ("name", "version"), [("orjson", "3.10.0"), ("websockets", "17.0rc1")]
+    )
+    def test_oldest_package(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, version: str
+    ) -> None:
+        """The oldest versions that are asked for will do."""
+        monkeypatch.setattr(sys.modules[name], "__version__", version)
+
+        copy = load_copy(monkeypatch)
+
+        assert copy.__version__ == wsappy.__version__
+
+    def test_packaging(self) -> None:
+        """The line to type asks for what the package requires."""
+        config = configparser.ConfigParser()
+        config.read(pathlib.Path(wsappy.__file__).with_name("setup.cfg"))
+
+        required = config["options"]["install_requires"].split()
+
+        assert re.findall("'(.*?)'", wsappy.REQUIREMENTS) == required
+
+
+class TestError:
+    """What a handler raises to answer with an error."""
+
+    def test_all_options(self) -> None:
+        """The data of an error has code, message, details and retry."""
+        error = Error("not_found", "no item 7", details={"item_id": 7}, retry=True)
+
+        data = error.as_data()
+
+        assert data == {
+            "code": "not_found",
+            "message": "no item 7",
+            "details": {"item_id": 7},
+            "retry": True,
+        }
+
+    def test_code_alone(self) -> None:
+        """Code and message are always there, details and retry are optional."""
+        assert Error("not_found").as_data() == {"code": "not_found", "message": ""}
+
+    @pytest.mark.parametrize(
+        ("error", "text"),
+        [(Error("gone"), "gone"), (Error("gone", "no item 7"), "gone: no item 7")],
+    )
+    def test_text(self, error: Error, text: str) -> None:
+        """An error reads as its code and its message."""
+        assert str(error) == text
+
+    @pytest.mark.parametrize(
+        ("arguments", "text"),
+        [
+            ((404,), "code of an Error must be a string: got 404"),
+            (("gone", None), "message of an Error must be a string: got None"),
+        ],
+    )
+    def test_no_string(self, arguments: Any, text: str) -> None:
+        """Code and message are strings."""
+        with pytest.raises(TypeError) as caught:
+            Error(*arguments)
+
+        assert str(caught.value) == f"{text}; write Error('not_found', 'no item 7')"
+
+    @pytest.mark.parametrize(
+        ("data", "same"),
+        [
+            (
+                {"code": "a", "message": "b", "details": [1], "retry": True},
+                {"code": "a", "message": "b", "details": [1], "retry": True},
+            ),
+            ({"code": 1, "retry": 1}, {"code": "1", "message": ""}),
+            ("oops", {"code": "internal", "message": "oops"}),
+        ],
+    )
+    def test_from_other_side(self, data: Any, same: Any) -> None:
+        """Whatever the data of an error from the other side is, it becomes an error."""
+        assert Error.from_data(data).as_data() == same
+
+
+class TestRefused:
+    """What keeps a connection out."""
+
+    def test_attributes(self) -> None:
+        """A refusal has a status, a message and the close code for a browser."""
+        refused = Refused(403, "members only")
+
+        attributes = (refused.status, refused.message, refused.close_code)
+
+        assert attributes == (403, "members only", 4403)
+
+    @pytest.mark.parametrize(
+        ("refused", "text"),
+        [(Refused(403), "403"), (Refused(503, "full"), "503 full")],
+    )
+    def test_text(self, refused: Refused, text: str) -> None:
+        """A refusal reads as its status and its message."""
+        assert str(refused) == text
+
+    @pytest.mark.parametrize("status", [401, 418, 451, 500, 507])
+    def test_allowed_status(self, status: int) -> None:
+        """401 to 499 and 500 to 507 are taken, as far as HTTP has them."""
+        assert Refused(status).status == status
+
+    @pytest.mark.parametrize("status", [200, 400, 420, 499, 508, 511, "403", None])
+    def test_other_status(self, status: Any) -> None:
+        """Any other status is a ValueError."""
+        with pytest.raises(ValueError, match="status of Refused") as caught:
+            Refused(status)
+
+        assert str(caught.value) == (
+            f"status of Refused must be an HTTP status: expected 401 to 499 or 500 to "
+            f"507, got {status!r}; write Refused(403, 'members only')"
+        )
+
+    def test_no_string(self) -> None:
+        """The message is a string."""
+        with pytest.raises(TypeError) as caught:
+            Refused(403, typing.cast(str, None))
+
+        assert str(caught.value) == (
+            "message of Refused must be a string: got None; write "
+            "Refused(403, 'members only')"
+        )
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("full", "full"),
+            ("é" * 62, "é" * 61),
+            ("a" * 123, "a" * 123),
+            ("a" * 122 + "é", "a" * 122),
+            ("\ud800", "?"),
+        ],
+    )
+    def test_close_reason(self, text: str, reason: str) -> None:
+        """A close reason is cut at 123 bytes, on a character's boundary."""
+        assert wsappy.cut_reason(text) == reason
+
+
+# --- 2. Messages -------------------------------------------------------------
+
+BAD_ID = "request_id must be a string of at most 128 characters or a 64 bit integer"
+
+
+def _bad_of(request_id: Any, why: str) -> Any:
+    return ("bad", request_id, why)
+
+
+class TestReading:
+    """How a peer reads a message: the table of the protocol, from the top."""
+
+    @pytest.mark.parametrize("message", [None, 1, "a", [], True, 1.5])
+    def test_no_object(self, message: Any) -> None:
+        """What is no JSON object is a bad message."""
+        why = "a message must be a JSON object"
+
+        assert classify(message) == _bad_of(None, why)
+
+    @pytest.mark.parametrize(
+        "request_id", [2**63, -(2**63) - 1, 1.0, True, "x" * 129, [], {}]
+    )
+    def test_bad_request_id(self, request_id: Any) -> None:
+        """A request_id that isn't allowed is answered with null."""
+        message = {"module": "a", "method": "b", "request_id": request_id}
+
+        assert classify(message) == _bad_of(None, BAD_ID)
+
+    @pytest.mark.parametrize(
+        "request_id", [2**63 - 1, -(2**63), 0, "", "é" * 128, None]
+    )
+    def test_good_request_id(self, request_id: Any) -> None:
+        """A string of 128 characters, a 64 bit integer and null are allowed."""
+        message = {"module": "a", "method": "b", "request_id": request_id}
+
+        assert classify(message) == ("call", request_id, "")
+
+    @pytest.mark.parametrize("event", [None, 1, [], False])
+    def test_bad_event(self, event: Any) -> None:
+        """An event that is no string is answered with null."""
+        message = {"event": event, "request_id": 1}
+
+        assert classify(message) == _bad_of(None, "event must be a string")
+
+    @pytest.mark.parametrize("items", [0, -1, 1.0, True, "1", []])
+    @pytest.mark.parametrize("rest", [{}, {"event": "result"}])
+    def test_bad_items(self, items: Any, rest: Any) -> None:
+        """Items that are no integer of at least 1 are answered with the request_id."""
+        message = {"items": items, "request_id": 1, **rest}
+
+        assert classify(message) == _bad_of(1, "items must be an integer of at least 1")
+
+    @pytest.mark.parametrize(
+        ("key", "value", "name"),
+        [
+            ("module", None, "a string"),
+            ("module", 1, "a string"),
+            ("method", None, "a string"),
+            ("method", [], "a string"),
+            ("data", [], "an object"),
+            ("data", "a", "an object"),
+            ("data", 0, "an object"),
+        ],
+    )
+    def test_bad_call(self, key: str, value: Any, name: str) -> None:
+        """A call that isn't one is answered with its request_id."""
+        message = {"module": "a", "method": "b", "request_id": "r", key: value}
+
+        assert classify(message) == _bad_of("r", f"{key} must be {name}")
+
+    @pytest.mark.parametrize(
+        "rest", [{}, {"data": None}, {"data": {}}, {"items": 1}, {"x": 1}]
+    )
+    def test_call(self, rest: Any) -> None:
+        """Data may be absent or null; keys that aren't listed are ignored."""
+        message = {"module": "a", "method": "b", "request_id": 1, **rest}
+
+        assert classify(message) == ("call", 1, "")
+
+    @pytest.mark.parametrize("rest", [{}, {"request_id": None}])
+    def test_push(self, rest: Any) -> None:
+        """An event without a request_id is a push."""
+        assert classify({"event": "x", **rest}) == ("push", None, "")
+
+    def test_event(self) -> None:
+        """An event with a request_id belongs to a call."""
+        assert classify({"event": "x", "request_id": 1}) == ("event", 1, "")
+
+    @pytest.mark.parametrize(
+        ("message", "name"),
+        [({"module": "a"}, "a"), ({"module": 1}, None), ({}, None), ([], None)],
+    )
+    def test_name_in_answer(self, message: Any, name: str | None) -> None:
+        """The answer to a bad message names its module where it has one."""
+        assert wsappy.name_of(message, "module") == name
+
+
+class TestMessage:
+    """What is written."""
+
+    def test_order(self) -> None:
+        """The keys of an event are written in the order of the protocol."""
+        message = wsappy.message_of(1, "a", "b", "result", {})
+
+        assert orjson.dumps(message) == (
+            b'{"request_id":1,"module":"a","method":"b","event":"result","data":{}}'
+        )
+
+    @pytest.mark.parametrize(
+        ("data", "fields", "merged"),
+        [
+            (None, {}, {}),
+            ([1], {}, [1]),
+            (0, {}, 0),
+            (None, {"a": 1}, {"a": 1}),
+            ({"a": 1, "b": 2}, {"a": 3}, {"a": 3, "b": 2}),
+            (types.MappingProxyType({"self": 1}), {"a": 3}, {"self": 1, "a": 3}),
+        ],
+    )
+    def test_merge(self, data: Any, fields: Any, merged: Any) -> None:
+        """Data and fields work like dict(mapping, **fields)."""
+        assert wsappy.merge(data, fields) == merged
+
+    @pytest.mark.parametrize("data", [[], [("a", 1)], 0, "x"])
+    def test_merge_no_mapping(self, data: Any) -> None:
+        """Where fields are given, data is a mapping."""
+        with pytest.raises(TypeError) as caught:
+            wsappy.merge(data, {"a": 1})
+
+        assert str(caught.value) == (
+            f"data must be a mapping where fields are given: expected a dict, got "
+            f"{data!r}; write data={{...}}, or leave the fields out"
+        )
+
+
+class _CodecItem(pydantic.BaseModel):
+    id: int
+    when: datetime.date
+
+
+CODEC_DATE = datetime.date(2026, 1, 2)
+
+
+@dataclasses.dataclass
+class _CodecPair:
+    item: _CodecItem
+
+
+class TestEncoding:
+    """What a handler may return."""
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            (math.nan, b"null"),
+            (CODEC_DATE, b'"2026-01-02"'),
+            (uuid.UUID(int=1), b'"00000000-0000-0000-0000-000000000001"'),
+            ({1: {None: 2}}, b'{"1":{"null":2}}'),
+            (np.float64(1.5), b"1.5"),
+            (np.array([1, 2]), b"[1,2]"),
+            (np.array([[1, 2], [3, 4]]).T, b"[[1,3],[2,4]]"),
+            (np.array(["a"]), b'["a"]'),
+            (_CodecItem(id=1, when=CODEC_DATE), b'{"id":1,"when":"2026-01-02"}'),
+            (
+                [_CodecPair(_CodecItem(id=1, when=CODEC_DATE))],
+                b'[{"item":{"id":1,"when":"2026-01-02"}}]',
+            ),
+        ],
+    )
+    def test_default(self, value: Any, text: bytes) -> None:
+        """Numpy, pydantic models, non-string keys and all of orjson's will do."""
+        codec = wsappy.Codec(orjson.loads, None)
+
+        assert codec.write(value) == text
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            (object(), "Type is not JSON serializable: object"),
+            ("\ud800", "str is not valid UTF-8: surrogates not allowed"),
+            (2**64, "Integer exceeds 64-bit range"),
+        ],
+    )
+    def test_not_writable(self, value: Any, text: str) -> None:
+        """What can't be written is a TypeError, whose text names its type."""
+        codec = wsappy.Codec(orjson.loads, None)
+
+        with pytest.raises(TypeError) as caught:
+            codec.write({"data": value})
+
+        assert str(caught.value) == text
+
+    @pytest.mark.parametrize("payload", [b"[1]", "[1]"])
+    def test_custom(self, payload: Any) -> None:
+        """A dumps of one's own returns bytes or str."""
+        codec = wsappy.Codec(orjson.loads, lambda value: payload)
+
+        assert codec.write({}) == b"[1]"
+
+    @pytest.mark.parametrize("payload", [None, 1, bytearray(b"{}"), ["{}"]])
+    def test_custom_wrong_type(self, payload: Any) -> None:
+        """Anything else that it returns can't be sent."""
+        codec = wsappy.Codec(orjson.loads, lambda value: payload)
+
+        with pytest.raises(TypeError) as caught:
+            codec.write({})
+
+        assert str(caught.value) == f"dumps must return bytes or str: got {payload!r}"
+
+    @pytest.mark.parametrize("exc", [KeyError("a"), RecursionError("a"), OSError("a")])
+    def test_custom_raises(self, exc: Exception) -> None:
+        """Whatever it raises, the message can't be written."""
+
+        def dumps(value: Any) -> str:
+            raise exc
+
+        codec = wsappy.Codec(orjson.loads, dumps)
+
+        with pytest.raises(TypeError) as caught:
+            codec.write({})
+
+        assert (str(caught.value), caught.value.__cause__) == (str(exc), exc)
+
+    def test_custom_lone_surrogate(self) -> None:
+        """A string that isn't UTF-8 can't be sent."""
+        codec = wsappy.Codec(
+            orjson.loads, functools.partial(json.dumps, ensure_ascii=False)
+        )
+
+        with pytest.raises(TypeError) as caught:
+            codec.write({"a": "\ud800"})
+
+        assert isinstance(caught.value.__cause__, UnicodeEncodeError)
+
+    async def test_default_over_the_wire(self) -> None:
+        """What can't be written is internal; the connection lives on."""
+        app = make_app(dumps=lambda message: None)
+
+        @app.module("a")
+        @app.method("b")
+        def b(request: Any) -> int:
+            return 1
+
+        async with talking(app) as talk:
+            answers = [await talk.call("a.b", each) for each in (1, 2)]
+
+        assert [error_of(each) for each in answers] == [
+            ("internal", "internal error")
+        ] * 2
+
+
+class TestDecoding:
+    """What may be read."""
+
+    NOT_JSON = (
+        b"",
+        b"{",
+        b"NaN",
+        b'{"a":1,}',
+        b'"\\ud800"',
+        b'"\xff"',
+        b"\xef\xbb\xbf{}",
+        '{"a": 1}'.encode("utf-16"),
+        '{"a": 1}'.encode("utf-32-le"),
+        b"[" * 100_000,
+    )
+
+    @pytest.mark.parametrize("loads", [orjson.loads, json.loads])
+    @pytest.mark.parametrize("payload", NOT_JSON)
+    def test_no_json(self, loads: Any, payload: bytes) -> None:
+        """What isn't JSON in UTF-8 can't be read, whichever loads the app has."""
+        codec = wsappy.Codec(loads, None)
+
+        with pytest.raises(ValueError):  # noqa: PT011
+            codec.decode(payload)
+
+    def test_custom(self) -> None:
+        """A loads of one's own makes what it likes of JSON."""
+        codec = wsappy.Codec(functools.partial(json.loads, parse_int=str), None)
+
+        assert codec.decode(b'{"a": 1}') == {"a": "1"}
+
+    def test_custom_raises(self) -> None:
+        """Whatever it raises, the message can't be read."""
+        codec = wsappy.Codec(operator.attrgetter("missing"), None)
+
+        with pytest.raises(ValueError, match=r"^not readable$") as caught:
+            codec.decode(b"{}")
+
+        assert isinstance(caught.value.__cause__, AttributeError)
+
+    @pytest.mark.parametrize("made", [None, 1, "abc", [], object()])
+    async def test_custom_wrong_type(self, made: Any) -> None:
+        """A message that it makes no dict of is a bad message."""
+        app = make_app(loads=lambda payload: made)
+
+        async with talking(app) as talk:
+            answer = await talk.call("a.b")
+
+        assert error_of(answer) == ("bad_message", "a message must be a JSON object")
+
+
+# --- 3. Routes ---------------------------------------------------------------
+
+
+def find_in(path: str, *registered: str) -> Any:
+    """Return the registered path that is found, with its parameters."""
+    table = Table()
+    for each in registered:
+        table.add_route(wsappy.Route(wsappy.parse_path(each), Client, None))
+    found = table.find(path)
+    return found and (found[0].path.text, found[1])
+
+
+class TestFinding:
+    """Which route a path from outside belongs to."""
+
+    @pytest.mark.parametrize(
+        ("registered", "path", "params"),
+        [
+            ("/", "/", {}),
+            ("/", "/?token=/x", {}),
+            ("/api", "/api", {}),
+            ("/api", "/api/", {}),
+            ("/api/", "/api", {}),
+            ("/api", "/%61pi", {}),
+            ("/rooms/{room}", "/rooms/a", {"room": "a"}),
+            ("/rooms/{room}", "/rooms/a/", {"room": "a"}),
+            ("/rooms/{room}", "/rooms/a%2Fb", {"room": "a/b"}),
+            ("/rooms/{room}", "/rooms/a%0Ab", {"room": "a\nb"}),
+            ("/rooms/{room}", "/rooms/%C3%A9%20", {"room": "é "}),
+            ("/rooms/{room}", "/rooms/{str}", {"room": "{str}"}),
+            ("/rooms/{room}", "/rooms/%7Bstr%7D", {"room": "{str}"}),
+            ("/{id:int}", "/-007", {"id": -7}),
+            ("/{id:int}", "/" + "9" * 18, {"id": 10**18 - 1}),
+            ("/{x:float}", "/-1.50", {"x": -1.5}),
+            ("/{x:float}", "/3", {"x": 3.0}),
+            (
+                "/{key:uuid}",
+                "/00000000-0000-0000-0000-00000000000A",
+                {"key": uuid.UUID(int=10)},
+            ),
+            ("/f/{rest:path}", "/f", {"rest": ""}),
+            ("/f/{rest:path}", "/f/", {"rest": ""}),
+            ("/f/{rest:path}", "/f//", {"rest": "/"}),
+            ("/f/{rest:path}", "/f/a/b/", {"rest": "a/b/"}),
+            ("/f/{rest:path}", "/f/a%2Fb/%0A", {"rest": "a/b/\n"}),
+            ("/{rest:path}", "/", {"rest": ""}),
+            ("/{a}/{b:int}/{c:path}", "/x/1/y/z", {"a": "x", "b": 1, "c": "y/z"}),
+        ],
+    )
+    def test_same_path(self, registered: str, path: str, params: Any) -> None:
+        """The path is cut, split, decoded and converted."""
+        assert find_in(path, registered) == (registered, params)
+
+    @pytest.mark.parametrize(
+        ("registered", "path"),
+        [
+            ("/api", "/"),
+            ("/api", "/API"),
+            ("/api", "//api"),
+            ("/api", "/api//"),
+            ("/api", "/api/x"),
+            ("/{room}", "/"),
+            ("/{room}", "//"),
+            ("/{room}", "/%ff"),
+            ("/a/{room}/b", "/a//b"),
+            ("/a/{room}/{rest:path}", "/a/"),
+            ("/a/{room}/{rest:path}", "/a"),
+            ("/f/{rest:path}", "/%ff/a"),
+            ("/{id:int}", "/1.0"),
+            ("/{id:int}", "/+1"),
+            ("/{id:int}", "/1%0A"),
+            ("/{id:int}", "/%D9%A1"),
+            ("/{id:int}", "/" + "9" * 19),
+            ("/{x:float}", "/1e5"),
+            ("/{x:float}", "/1."),
+            ("/{x:float}", "/nan"),
+            ("/{key:uuid}", "/" + "0" * 32),
+        ],
+    )
+    def test_other_path(self, registered: str, path: str) -> None:
+        """A segment is never empty, and nothing else is guessed."""
+        assert find_in(path, registered) is None
+
+    def test_literal_wins(self) -> None:
+        """A literal path wins over a pattern, whichever was registered first."""
+        found = find_in("/rooms/new", "/rooms/{room}", "/rooms/new")
+
+        assert found == ("/rooms/new", {})
+
+    @pytest.mark.parametrize(
+        ("path", "found"),
+        [("/7", ("/{id:int}", {"id": 7})), ("/x", ("/{name}", {"name": "x"}))],
+    )
+    def test_order(self, path: str, found: Any) -> None:
+        """Patterns are tried in the order of registration."""
+        assert find_in(path, "/{id:int}", "/{name}", "/{rest:path}") == found
+
+    def test_query(self) -> None:
+        """A repeated name of the query has its last value; blank ones are kept."""
+        query = wsappy.parse_query("/api?a=1&b=&a=%C3%A9+2?&c=%ff")
+
+        assert query == {"a": "é 2?", "b": "", "c": "�"}
+
+
+class TestPath:
+    """What may be registered as a path."""
+
+    @pytest.mark.parametrize(
+        ("path", "text"),
+        [
+            ("api", "path must start with '/': got 'api'; write '/api'"),
+            ("", "path must start with '/': got ''; write '/api'"),
+            (None, "path must start with '/': got None; write '/api'"),
+            (
+                "/{a}/{a:int}",
+                "path '/{a}/{a:int}' names a parameter twice; rename one of them",
+            ),
+            (
+                "/{a:path}/b",
+                "path '/{a:path}/b' goes on behind its path parameter; write that last",
+            ),
+            (
+                "/{a:date}",
+                "converter of path '/{a:date}' must be known: expected one of str, "
+                "int, float, uuid, path, got 'date'; write '{a}'",
+            ),
+            (
+                "/{a:}",
+                "converter of path '/{a:}' must be known: expected one of str, int, "
+                "float, uuid, path, got ''; write '{a}'",
+            ),
+        ],
+    )
+    def test_mistake(self, path: Any, text: str) -> None:
+        """What is wrong in itself raises at the decorator, and says what to write."""
+        with pytest.raises(ValueError, match="path") as caught:
+            App().client(path)
+
+        assert str(caught.value) == text
+
+    @pytest.mark.parametrize(
+        "segment", ["{}", "{1}", "x{a}", "{a}{b}", "{a", "a}", "{self}", "a?b", "#"]
+    )
+    def test_bad_segment(self, segment: str) -> None:
+        """A segment is a text or one parameter that can be passed by name."""
+        with pytest.raises(ValueError, match="segment") as caught:
+            wsappy.parse_path(f"/x/{segment}")
+
+        assert str(caught.value) == (
+            f"segment {segment!r} of path '/x/{segment}' must be a text or one "
+            f"parameter; write '/rooms/{{room}}'"
+        )
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            ("/api", "/api"),
+            ("/api", "/api/"),
+            ("/a/{x}", "/a/{y}"),
+            ("/a/{x:int}", "/a/{y:int}/"),
+            ("/a/{x:path}", "/a/{y:path}"),
+        ],
+    )
+    def test_clash(self, first: str, second: str) -> None:
+        """Two paths that can't be told apart clash; the text names both."""
+        with pytest.raises(ValueError, match="clashes") as caught:
+            find_in("/", first, second)
+
+        assert str(caught.value) == (
+            f"path {second!r} clashes with {first!r}, which is registered; write "
+            f"another"
+        )
+
+    def test_value(self) -> None:
+        """A path is known by its text and its segments."""
+        path = wsappy.parse_path("/a/{b:int}/")
+
+        assert path == Path(
+            "/a/{b:int}/", (wsappy.Segment("a"), wsappy.Segment("{int}", "b", "int"))
+        )
+
+
+def routes_method(function: Any, **options: Any) -> Method:
+    """Make the row of a handler, with its annotations resolved."""
+    method = Method("entity", function, Mark("get", **options))
+    method.prepare()
+    return method
+
+
+def _routes_bind(function: Any, data: Any) -> Any:
+    return routes_method(function).bind(data)
+
+
+def routes_faults(function: Any, data: Any) -> Any:
+    """Return what is wrong with the arguments as `argument: message`."""
+    with pytest.raises(Error) as caught:
+        _routes_bind(function, data)
+    faults = [f"{each['argument']}: {each['message']}" for each in caught.value.details]
+    assert (caught.value.code, caught.value.message) == ("bad_data", faults[0])
+    return faults
+
+
+def annotated_by(annotation: Any) -> Any:
+    """Make a handler with one argument of that annotation, or string."""
+
+    def get(request: Any, value: Any) -> None:
+        pass
+
+    get.__annotations__ = {"value": annotation}
+    return get
+
+
+class TestArguments:
+    """The keys of data are the handler's arguments."""
+
+    @pytest.mark.parametrize("data", [{"a": 1}, {"a": 1, "b": 2}])
+    def test_names(self, data: Any) -> None:
+        """Arguments come by name; those with a default may be absent."""
+
+        def get(request: Any, a: Any, *, b: Any = 0) -> None:
+            pass
+
+        assert _routes_bind(get, data) == data
+
+    def test_missing(self) -> None:
+        """A missing key is bad data."""
+
+        def get(request: Any, a: Any, b: Any) -> None:
+            pass
+
+        assert routes_faults(get, {"b": 1}) == ["a: missing"]
+
+    def test_missing_and_unknown(self) -> None:
+        """Missing and unknown keys are bad data, each with its name."""
+
+        def get(request: Any, b: Any, a: Any) -> None:
+            pass
+
+        assert routes_faults(get, {"x": 1, "request": 2}) == [
+            "a: missing",
+            "b: missing",
+            "x: unknown",
+            "request: unknown",
+        ]
+
+    def test_rest(self) -> None:
+        """**kwargs takes whatever is left, also what has the name of its own."""
+
+        def get(request: Any, a: int, **rest: Any) -> Any:
+            return a, rest
+
+        rest = {"rest": 2, "cls": 3, "self": 4, "__class__": 5, "": 6}
+
+        arguments = _routes_bind(get, {"a": 1, **rest})
+
+        assert get(None, **arguments) == (1, rest)
+
+    def test_rest_wrong_type(self) -> None:
+        """Beside **kwargs, annotations hold."""
+
+        def get(request: Any, a: int, **rest: Any) -> None:
+            pass
+
+        assert routes_faults(get, {"z": 1, "a": "1"}) == ["a: expected an integer"]
+
+    def test_rest_of_positional_only_request(self) -> None:
+        """A request that can't be named leaves its name to **kwargs."""
+
+        def get(request: Any, /, **rest: Any) -> None:
+            pass
+
+        assert _routes_bind(get, {"request": 1}) == {"request": 1}
+
+    @pytest.mark.parametrize(
+        ("name", "keys"),
+        [
+            ("by_self", ["me", "request"]),
+            ("by_class", ["kind", "request"]),
+            ("static", ["request"]),
+            ("wrapped", ["me", "request", "outer"]),
+        ],
+    )
+    def test_rest_of_method(self, name: str, keys: list[str]) -> None:
+        """Keys never reach a parameter that is not theirs."""
+        handler = getattr(_RoutesHandler(), name)
+
+        faults = routes_faults(handler, dict.fromkeys(keys, 1))
+
+        assert faults == [f"{key}: unknown" for key in keys]
+
+    def test_rest_of_partial(self) -> None:
+        """What a partial has bound by position has no name either."""
+
+        def get(bound: Any, request: Any, **rest: Any) -> None:
+            pass
+
+        faults = routes_faults(functools.partial(get, 1), {"bound": 2})
+
+        assert faults == ["bound: unknown"]
+
+    def test_callable_object(self) -> None:
+        """An object that can be called is a handler, too."""
+        assert routes_faults(_RoutesCallable(), {"value": "1", "own": 2}) == [
+            "value: expected an integer",
+            "own: unknown",
+        ]
+
+
+def _routes_wrapper(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(outer: Any, *args: Any, **keywords: Any) -> Any:
+        return function(outer, *args, **keywords)
+
+    return wrapper
+
+
+class _RoutesHandler:
+    def by_self(me, request: Any, **rest: Any) -> None:  # noqa: N805
+        pass
+
+    @classmethod
+    def by_class(kind, request: Any, **rest: Any) -> None:  # noqa: N804
+        pass
+
+    @staticmethod
+    def static(request: Any, **rest: Any) -> None:
+        pass
+
+    @_routes_wrapper
+    def wrapped(me, request: Any, **rest: Any) -> None:  # noqa: N805
+        pass
+
+
+class _RoutesCallable:
+    def __call__(self, own: Any, value: int, **rest: Any) -> None:
+        pass
+
+
+_RoutesCallable.__call__.__annotations__["value"] = "int"
+
+
+class TestAnnotation:
+    """A plain annotation is checked against the exact JSON type."""
+
+    VALUES: tuple[Any, ...] = ("a", 1, 1.5, True, None, [], {})
+
+    @pytest.mark.parametrize(
+        ("annotation", "accepted", "text"),
+        [
+            (str, "a", "a string"),
+            (int, [1], "an integer"),
+            (float, [1, 1.5], "a number"),
+            (bool, [True], "a boolean"),
+            (None, [None], "null"),
+            (list, [[]], "a list"),
+            (dict, [{}], "an object"),
+            (list[Any], [[]], "a list"),
+            (dict[str, Any], [{}], "an object"),
+            (int | None, [1, None], "an integer or null"),
+            (typing.Optional[str], ["a", None], "a string or null"),  # noqa: UP045
+            (typing.Union[int, str], ["a", 1], "a string or an integer"),  # noqa: UP007
+            (int | float, [1, 1.5], "a number"),
+            (float | bool, [1, 1.5, True], "a number or a boolean"),
+            ("str | None", ["a", None], "a string or null"),
+            ("list[Any] | dict[str, Any]", [[], {}], "a list or an object"),
+        ],
+    )
+    def test_plain(self, annotation: Any, accepted: Any, text: str) -> None:
+        """A true is no int; an int will do for a float, and is passed as it came."""
+        get = annotated_by(annotation)
+
+        for value in self.VALUES:
+            if any(type(value) is type(each) for each in accepted):
+                assert _routes_bind(get, {"value": value})["value"] is value
+            else:
+                faults = routes_faults(get, {"value": value})
+                assert faults == [f"value: expected {text}"]
+
+    @pytest.mark.parametrize("annotation", [Any, object, "Any", int | Any, "object"])
+    @pytest.mark.parametrize("value", VALUES)
+    def test_anything(self, annotation: Any, value: Any) -> None:
+        """Any and object take whatever comes."""
+        bound = _routes_bind(annotated_by(annotation), {"value": value})
+
+        assert bound == {"value": value}
+
+    def test_big_integer(self) -> None:
+        """What JSON has beyond 64 bits arrives as it was read."""
+        assert _routes_bind(annotated_by(int), {"value": 2**70}) == {"value": 2**70}
+
+    def test_default_is_not_checked(self) -> None:
+        """A default stands as it was written."""
+
+        def get(request: Any, value: int = typing.cast(int, None)) -> None:
+            pass
+
+        assert _routes_bind(get, {}) == {}
+
+    def test_only_needed_ones_are_resolved(self) -> None:
+        """Those of the request and of the return are never needed."""
+
+        def get(request: Any, value: Any) -> None:
+            pass
+
+        get.__annotations__ = {"request": "Gone", "value": "int", "return": "Gone"}
+
+        assert _routes_bind(get, {"value": 1}) == {"value": 1}
+
+    @pytest.mark.parametrize(
+        ("annotation", "why"),
+        [
+            ("Gone", "name 'Gone' is not defined"),
+            ("uuid.Gone", "module 'uuid' has no attribute 'Gone'"),
+            ("Any[1 // 0]", "integer division or modulo by zero"),
+            ("list['Gone']", "name 'Gone' is not defined"),
+        ],
+    )
+    def test_not_resolved(self, annotation: str, why: str) -> None:
+        """An annotation that can't be resolved raises at start-up."""
+        get = annotated_by(annotation)
+
+        with pytest.raises(TypeError) as caught:
+            routes_method(get)
+
+        assert str(caught.value) == (
+            f"annotation {annotation!r} of parameter 'value' of {describe(get)} can't "
+            f"be checked: {why}; write a type of its module"
+        )
+
+
+class _RoutesModel(pydantic.BaseModel):
+    id: int
+    tags: list[str] = []
+
+
+@dataclasses.dataclass
+class _RoutesPoint:
+    x: float
+    y: float
+
+
+_RoutesBroken = pydantic.create_model(
+    "_RoutesBroken", other=(typing.cast(Any, "RoutesGone"), ...)
+)
+
+
+def _routes_fail(value: Any) -> Any:
+    raise KeyError(value)
+
+
+RoutesFailing = typing.Annotated[int, pydantic.AfterValidator(_routes_fail)]
+RoutesDay = typing.Annotated[datetime.date, "a day"]
+
+
+class TestPydantic:
+    """Any other annotation is validated and converted by pydantic."""
+
+    @pytest.mark.parametrize(
+        ("annotation", "value", "converted"),
+        [
+            (list[int], [1, 2], [1, 2]),
+            (typing.Literal["a", "b"], "a", "a"),
+            (datetime.date, "2026-01-02", CODEC_DATE),
+            ("RoutesDay", "2026-01-02", CODEC_DATE),
+            (typing.Annotated[int, pydantic.Field(gt=1)], 2, 2),
+            (_RoutesPoint, {"x": 1, "y": 2.5}, _RoutesPoint(1.0, 2.5)),
+            ("_RoutesModel | None", {"id": 1}, _RoutesModel(id=1)),
+            (uuid.UUID, str(uuid.UUID(int=1)), uuid.UUID(int=1)),
+            (tuple[int, str], [1, "a"], (1, "a")),
+        ],
+    )
+    def test_converted(self, annotation: Any, value: Any, converted: Any) -> None:
+        """An ISO string is a date, an object a model."""
+        bound = _routes_bind(annotated_by(annotation), {"value": value})
+
+        assert bound == {"value": converted}
+
+    @pytest.mark.parametrize(
+        ("annotation", "value", "faults"),
+        [
+            (list[int], ["1"], ["value.0: Input should be a valid integer"]),
+            (list[int], [True], ["value.0: Input should be a valid integer"]),
+            (typing.Literal["a"], "b", ["value: Input should be 'a'"]),
+            (
+                _RoutesModel,
+                {"tags": ["a", 1]},
+                [
+                    "value.id: Field required",
+                    "value.tags.1: Input should be a valid string",
+                ],
+            ),
+        ],
+    )
+    def test_fault(self, annotation: Any, value: Any, faults: list[str]) -> None:
+        """It is as strict as JSON allows, and names a nested fault by its path."""
+        assert routes_faults(annotated_by(annotation), {"value": value}) == faults
+
+    def test_deep(self) -> None:
+        """What is nested too deeply to be validated is bad data."""
+        deep: Any = []
+        for _ in range(1000):
+            deep = [deep]
+
+        faults = routes_faults(annotated_by(list[Any] | list[int]), {"value": deep})
+
+        assert faults == ["value: Recursion limit reached"]
+
+    def test_custom_loads(self) -> None:
+        """What a loads of one's own makes of a number is validated as a string."""
+        get = annotated_by(typing.Annotated[typing.Any, pydantic.Field()])
+
+        assert _routes_bind(get, {"value": CODEC_DATE}) == {"value": "2026-01-02"}
+
+    def test_validator_that_fails(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A bug in a validator of the application's is internal, and logged."""
+        method = routes_method(annotated_by(RoutesFailing))
+
+        with pytest.raises(Error) as caught:
+            method.bind({"value": 7})
+
+        assert str(caught.value) == "internal: internal error"
+        assert caplog.messages == ["check of argument 'value' failed"]
+
+    def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where pydantic isn't installed, start-up says what to install."""
+        monkeypatch.setitem(sys.modules, "pydantic", None)
+        get = annotated_by(list[int])
+
+        with pytest.raises(TypeError) as caught:
+            routes_method(get)
+
+        assert str(caught.value) == (
+            f"annotation list[int] of parameter 'value' of {describe(get)} can't be "
+            f"checked: import of pydantic halted; None in sys.modules; write "
+            f"python -m pip install pydantic"
+        )
+
+    @pytest.mark.parametrize("annotation", [_RoutesCallable, _RoutesBroken])
+    def test_not_checked(self, annotation: Any) -> None:
+        """What pydantic can't check raises at start-up, never at a call."""
+        get = annotated_by(annotation)
+
+        with pytest.raises(TypeError) as caught:
+            routes_method(get)
+
+        why = str(caught.value.__cause__).splitlines()[0]
+        assert str(caught.value) == (
+            f"annotation {annotation!r} of parameter 'value' of {describe(get)} can't "
+            f"be checked: {why}; write a type of its module"
+        )
+
+    def test_literal_that_is_not_hashable(self) -> None:
+        """An annotation that can't be looked up is pydantic's."""
+        get = annotated_by(typing.Annotated[int, []])
+
+        assert _routes_bind(get, {"value": 1}) == {"value": 1}
+
+
+class TestRegistration:
+    """What is wrong in itself raises at the decorator."""
+
+    @pytest.mark.parametrize(
+        "function",
+        [lambda: None, lambda *args: None, lambda *, a: None, lambda **a: None],
+    )
+    def test_no_request(self, function: Any) -> None:
+        """A handler takes a request."""
+        with pytest.raises(TypeError) as caught:
+            routes_method(function)
+
+        assert str(caught.value) == (
+            f"handler {describe(function)} takes no request; write it as the first one"
+        )
+
+    @pytest.mark.parametrize("function", [lambda r, *a: None, lambda r, a, /: None])
+    def test_by_position(self, function: Any) -> None:
+        """Arguments come by name."""
+        with pytest.raises(TypeError) as caught:
+            routes_method(function)
+
+        assert str(caught.value) == (
+            f"handler {describe(function)} takes 'a' by position, but arguments come "
+            f"by name; write it behind the /, without a *"
+        )
+
+    @pytest.mark.parametrize("kind", ["async", "stream"])
+    def test_thread(self, kind: str) -> None:
+        """Only a plain def runs in a thread."""
+
+        async def task(request: Any) -> None:
+            pass
+
+        async def stream(request: Any) -> AsyncIterator[None]:
+            yield
+
+        function = {"async": task, "stream": stream}[kind]
+
+        with pytest.raises(TypeError) as caught:
+            routes_method(function, in_thread=True)
+
+        assert str(caught.value) == (
+            f"handler {describe(function)} has thread=True, which is for a plain def; "
+            f"leave it out"
+        )
+
+    def test_timeout(self) -> None:
+        """A def without thread=True has no timeout."""
+
+        def get(request: Any) -> None:
+            pass
+
+        with pytest.raises(TypeError) as caught:
+            routes_method(get, has_timeout=True, timeout=1.0)
+
+        assert str(caught.value) == (
+            f"handler {describe(get)} has a timeout, but a def runs to its end; write "
+            f"async def, or add thread=True"
+        )
+
+    @pytest.mark.parametrize("kind", ["module", "method"])
+    def test_name(self, kind: str) -> None:
+        """A name that starts with $ belongs to wsappy."""
+        register = getattr(App(), kind)
+
+        with pytest.raises(ValueError, match=r"\$") as caught:
+            register("$x")(annotated_by(int))
+
+        assert str(caught.value) == (
+            f"name of a {kind} must not start with '$': got '$x'; write it without"
+        )
+
+    def test_name_is_no_string(self) -> None:
+        """A name is a string."""
+        with pytest.raises(TypeError) as caught:
+            wsappy.check_name("module", 7)
+
+        assert str(caught.value) == (
+            "name of a module must be a string: got 7; write @app.module('name')"
+        )
+
+    @pytest.mark.parametrize(
+        ("first", "second"), [(None, None), (None, ["/a"]), (["/{x}"], ["/a", "/{y}/"])]
+    )
+    def test_clash(self, first: Any, second: Any) -> None:
+        """A second handler for one name is named with the first."""
+        one, two = annotated_by(int), annotated_by(str)
+        table = Table()
+        table.add_method(Method("entity", one, Mark("get"), first))
+
+        with pytest.raises(ValueError, match="clashes") as caught:
+            table.add_method(Method("entity", two, Mark("get"), second))
+
+        assert str(caught.value) == (
+            f"handler {describe(two)} clashes with {describe(one)}: both are "
+            f"'entity.get'; write another name, or clients=[...] for both"
+        )
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            (("a.b", "c", None), ("a", "b.c", None)),
+            (("a", "b", "/x"), ("a", "b", "/y")),
+        ],
+    )
+    def test_no_clash(self, first: Any, second: Any) -> None:
+        """Names that differ, or routes that do, don't clash."""
+        table = Table()
+
+        for module, name, path in (first, second):
+            clients = None if path is None else [path]
+            method = Method(module, annotated_by(int), Mark(name), clients)
+            table.add_method(method)
+
+        assert len(table.methods) == 2
+
+    @pytest.mark.parametrize("is_route_first", [True, False])
+    def test_rows(self, is_route_first: bool) -> None:
+        """The table has every path, module and method, in whichever order they came."""
+        table, get, limited = Table(), annotated_by(int), annotated_by(str)
+        route = wsappy.Route(wsappy.parse_path("/{x}"), Client, None)
+        methods = [
+            Method("a", get, Mark("b")),
+            Method("a", limited, Mark("c"), ["/{y}"]),
+            Method("a", limited, Mark("d"), ["/z"]),
+        ]
+
+        if is_route_first:
+            table.add_route(route)
+        for method in methods:
+            table.add_method(method)
+        if not is_route_first:
+            table.add_route(route)
+
+        assert table.rows() == {("/{x}", "a", "b"): get, ("/{x}", "a", "c"): limited}
+
+    def test_no_route(self) -> None:
+        """A table without a route raises at start-up."""
+        with pytest.raises(ValueError, match="no route") as caught:
+            Table().prepare()
+
+        assert str(caught.value) == "no route is registered; write @app.client('/api')"
+
+    def test_limited_to_unknown_route(self) -> None:
+        """A handler that is limited to a route that isn't there raises at start-up."""
+        app, get = make_app(), annotated_by(int)
+        app.table.add_method(Method("a", get, Mark("b"), ["/api", "/{x:int}"]))
+
+        with pytest.raises(ValueError, match="limited") as caught:
+            app.table.prepare()
+
+        assert str(caught.value) == (
+            f"handler {describe(get)} is limited to the route '/{{x:int}}', which "
+            f"isn't registered; write @app.client('/{{x:int}}')"
+        )
+
+
+class TestKind:
+    """How a handler runs."""
+
+    @pytest.mark.parametrize(
+        ("name", "options", "kind"),
+        [
+            ("plain", {}, "inline"),
+            ("plain", {"in_thread": True}, "thread"),
+            ("task", {}, "task"),
+            ("items", {}, "stream"),
+            ("async_items", {}, "stream"),
+            ("items", {"is_classic": True}, "task"),
+        ],
+    )
+    @pytest.mark.parametrize("is_partial", [True, False])
+    def test_kind(self, name: str, options: Any, kind: str, is_partial: bool) -> None:
+        """Bound methods and partials run as what they are made of."""
+        function = getattr(_RoutesKinds(), name)
+
+        method = routes_method(
+            functools.partial(function) if is_partial else function, **options
+        )
+
+        assert (method.kind, repr(method)) == (kind, "entity.get")
+
+
+class _RoutesKinds:
+    def plain(self, request: Any) -> None:
+        pass
+
+    async def task(self, request: Any) -> None:
+        pass
+
+    def items(self, request: Any) -> Any:
+        yield
+
+    async def async_items(self, request: Any) -> AsyncIterator[None]:
+        yield
+
+
+class TestDescribing:
+    """How an error text names a function."""
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            _RoutesKinds().plain,
+            _RoutesKinds.plain,
+            functools.partial(_RoutesKinds().plain, 1),
+            _routes_wrapper(_RoutesKinds.plain),
+        ],
+    )
+    def test_function(self, function: Any) -> None:
+        """The text has the name, the file and the line of what it is made of."""
+        line = inspect.getsourcelines(_RoutesKinds.plain)[1]
+
+        assert describe(function) == (
+            f"'_RoutesKinds.plain' ({pathlib.Path(__file__).name}:{line})"
+        )
+
+    @pytest.mark.parametrize(("thing", "text"), [(len, "'len'"), (5, "5")])
+    def test_other_thing(self, thing: Any, text: str) -> None:
+        """What has no line is named without."""
+        assert describe(thing) == text
+
+    def test_layers(self) -> None:
+        """An object that can be called is named by its method."""
+        thing = _RoutesCallable()
+
+        assert layers_of(thing) == [thing, _RoutesCallable.__call__]
+
+
+# --- 4. Calls ----------------------------------------------------------------
+
+
+# Kept, so that a call which a test leaves unfinished ends with the test's loop.
+CALLS_WIRES: list[CallsWire] = []
+
+
+class CallsWire:
+    """Stands for a connection: takes what calls send, and does no I/O."""
+
+    def __init__(self, app: App, path: str = "/api") -> None:
+        self.app = app
+        self.loop = asyncio.get_running_loop()
+        self.request = types.SimpleNamespace(path=path, headers={})
+        self.id = types.SimpleNamespace(hex="c1")
+        self.remote_address = ("127.0.0.1", 1)
+        self.params: dict[str, Any] = {}
+        self.protocol = types.SimpleNamespace(max_message_size=1000)
+        self.paused = self.is_behind_task = False
+        self.posted: list[Any] = []
+        self.ends: list[tuple[int, str]] = []
+        self.close_exc = ConnectionResetError("gone")
+        app.prepare()
+        app.loop, app.thread = self.loop, threading.get_ident()
+        found = app.table.find(path)
+        assert found is not None
+        route, _ = found
+        self.calls = wsappy.Calls(app, route, self)  # type: ignore[arg-type]
+        self.client: Client = route.factory(app, self, None)
+        self.calls.attend(self.client)
+        CALLS_WIRES.append(self)
+
+    def post(self, payload: bytes) -> None:
+        """Take what is sent."""
+        self.posted.append(json.loads(payload))
+
+    def queue(self, payload: bytes) -> wsappy.Sent:
+        """Take what is sent, from whichever thread."""
+        if threading.get_ident() == self.app.thread:
+            self.post(payload)
+        else:
+            self.loop.call_soon_threadsafe(self.post, payload)
+        return wsappy.Sent(None)
+
+    def read_text(self, payload: bytes) -> str | None:
+        """Decode a text message."""
+        try:
+            return payload.decode()
+        except UnicodeDecodeError:
+            self.ends.append((1007, "not UTF-8"))
+            return None
+
+    def shut(self, code: int, reason: str) -> None:
+        """Take the end of the connection."""
+        self.ends.append((code, reason))
+
+    def halt(self, rest: bytes) -> None:
+        """Stop reading until the loop has turned."""
+
+    async def writable(self) -> None:
+        """Wait until the client has caught up, which it does at once."""
+        self.paused = False
+        self.posted.append("writable")
+
+    def open(self) -> CallsWire:
+        """Let calls begin, as the end of `on_connected` does."""
+        self.calls.is_held = False
+        self.calls.set_gate()
+        self.calls.release()
+        return self
+
+    def receive(self, message: Any, *, is_text: bool = True) -> Any:
+        """Take a message; return what was sent meanwhile: one message, or a list."""
+        is_raw = isinstance(message, bytes)
+        count = len(self.posted)
+        self.calls.receive(message if is_raw else json.dumps(message).encode(), is_text)
+        sent = self.posted[count:]
+        return sent[0] if len(sent) == 1 else sent
+
+    def call(self, name: str, request_id: Any = 1, /, **data: Any) -> Any:
+        """Call a method; return what was sent meanwhile."""
+        module, _, method = name.partition(".")
+        message = {"module": module, "method": method, "data": data}
+        return self.receive({**message, "request_id": request_id})
+
+    async def settled(self) -> list[Any]:
+        """Wait until no call is unfinished; return all that was sent, in order."""
+        async with asyncio.timeout(LIMIT):
+            while self.calls.unfinished or self.calls.senders:
+                await asyncio.wait([*self.calls.unfinished, *self.calls.senders])
+            await asyncio.sleep(0)
+        return self.posted
+
+    async def sent(self, count: int) -> list[Any]:
+        """Wait until that many messages were sent; return them."""
+        async with asyncio.timeout(LIMIT):
+            while len(self.posted) < count:
+                await asyncio.wait([asyncio.ensure_future(asyncio.sleep(0))])
+        return self.posted
+
+
+def calls_wire(*handlers: Callable[..., Any], **options: Any) -> CallsWire:
+    """Make an open wire whose module `m` has the handlers."""
+    app = make_app(**options)
+    for handler in handlers:
+        app.module("m")(handler if wsappy.mark_of(handler) else app.method(handler))
+    return CallsWire(app).open()
+
+
+def calls_event(method: str, event: str, data: Any, request_id: Any = 1) -> Any:
+    """Return an event of the module `m`."""
+    head = {"request_id": request_id, "module": "m", "method": method}
+    return {**head, "event": event, "data": data}
+
+
+def calls_error(method: str, code: str, message: str, **more: Any) -> Any:
+    """Return an error of the module `m`."""
+    return calls_event(method, "error", {"code": code, "message": message, **more})
+
+
+CALLS_OVERLOADED = {"message": "too many unfinished calls", "retry": True}
+CALLS_STOPPING = {"message": "the server is stopping", "retry": True}
+
+
+def echo(request: Request, value: Any = None) -> Any:
+    """Return the value."""
+    return value
+
+
+async def asleep(request: Request) -> None:
+    """Never end."""
+    await asyncio.get_running_loop().create_future()
+
+
+class TestReceiving:
+    """How a message is read, from the top of the protocol's table."""
+
+    @pytest.mark.parametrize(
+        ("message", "request_id", "why"),
+        [
+            (b"nonsense", None, "a message must be a JSON object"),
+            (b"[1]", None, "a message must be a JSON object"),
+            (b'"text"', None, "a message must be a JSON object"),
+            (b"7", None, "a message must be a JSON object"),
+            (b"null", None, "a message must be a JSON object"),
+            (b"[" * 100_000, None, "a message must be a JSON object"),
+            (b'{"method":"\\ud800"}', None, "a message must be a JSON object"),
+            (b'{"data": NaN}', None, "a message must be a JSON object"),
+            ({"module": "m", "request_id": 4}, 4, "method must be a string"),
+            ({"method": "m", "request_id": "x"}, "x", "module must be a string"),
+            ({"module": 1, "request_id": 4}, 4, "module must be a string"),
+            (
+                {"module": "m", "method": "echo", "data": [], "request_id": 4},
+                4,
+                "data must be an object",
+            ),
+            (
+                {"module": "m", "method": "echo", "items": 0, "request_id": 4},
+                4,
+                "items must be an integer of at least 1",
+            ),
+            (
+                {"module": "m", "method": "echo", "items": True, "request_id": 4},
+                4,
+                "items must be an integer of at least 1",
+            ),
+            ({"event": 1, "request_id": 4}, None, "event must be a string"),
+            ({"event": None, "request_id": 4}, None, "event must be a string"),
+        ],
+    )
+    async def test_bad_message(self, message: Any, request_id: Any, why: str) -> None:
+        """What is neither a call nor an event is answered `bad_message`."""
+        wire = calls_wire(echo)
+
+        answer = wire.receive(message)
+
+        assert answer["request_id"] == request_id
+        assert answer["data"] == {"code": "bad_message", "message": why}
+
+    @pytest.mark.parametrize(
+        "request_id", [True, 1.0, 2**63, -(2**63) - 1, [], {}, "x" * 129]
+    )
+    async def test_bad_request_id(self, request_id: Any) -> None:
+        """A request_id that isn't allowed is answered with null."""
+        wire = calls_wire(echo)
+
+        answer = wire.call("m.echo", request_id)
+
+        assert answer["request_id"] is None
+        assert answer["data"]["code"] == "bad_message"
+
+    @pytest.mark.parametrize("request_id", [0, 2**63 - 1, -(2**63), "", "x" * 128, "é"])
+    async def test_good_request_id(self, request_id: Any) -> None:
+        """The request_id comes back unchanged."""
+        wire = calls_wire(echo)
+
+        answer = wire.call("m.echo", request_id, value=5)
+
+        assert answer == calls_event("echo", "result", 5, request_id)
+
+    async def test_names_in_the_answer_to_a_bad_message(self) -> None:
+        """The answer to a bad message names the strings that it had."""
+        wire = calls_wire(echo)
+
+        answer = wire.receive({"module": "m", "method": 5, "request_id": 1})
+
+        assert (answer["module"], answer["method"]) == ("m", None)
+
+    async def test_text_that_is_not_utf8(self) -> None:
+        """A text frame that isn't UTF-8 ends the connection with 1007."""
+        wire = calls_wire(echo)
+
+        wire.receive(b"\xff")
+
+        assert (wire.ends, wire.posted) == ([(1007, "not UTF-8")], [])
+
+    async def test_binary_that_is_not_utf8(self) -> None:
+        """A binary frame that isn't UTF-8 is a bad message."""
+        wire = calls_wire(echo)
+
+        answer = wire.receive(b"\xff", is_text=False)
+
+        assert answer["data"]["code"] == "bad_message"
+
+    async def test_sixteen_bad_messages_in_a_row(self) -> None:
+        """The sixteenth bad message in a row is answered, then it's 4400."""
+        wire = calls_wire(echo)
+
+        for _ in range(16):
+            wire.receive(b"?")
+
+        assert len(wire.posted) == 16
+        assert wire.ends == [(4400, "16 bad messages in a row")]
+
+    @pytest.mark.parametrize("name", ["m.echo", "m.nothing"])
+    async def test_call_between_bad_messages(self, name: str) -> None:
+        """Any call, known or not, starts the count again."""
+        wire = calls_wire(echo)
+
+        for _ in range(15):
+            wire.receive(b"?")
+        wire.call(name)
+        wire.receive(b"?")
+
+        assert wire.ends == []
+
+    @pytest.mark.parametrize(
+        ("request_id", "counter"), [(None, "dropped_push"), (7, "dropped_event")]
+    )
+    async def test_event_that_nobody_waits_for(
+        self, request_id: Any, counter: str
+    ) -> None:
+        """A push and a late answer are dropped and counted."""
+        wire = calls_wire(echo)
+
+        answer = wire.receive({"event": "result", "request_id": request_id})
+
+        assert answer == []
+        assert wire.app.counts == {counter: 1}
+
+    async def test_other_keys(self) -> None:
+        """Keys that are not listed are ignored."""
+        wire = calls_wire(echo)
+
+        answer = wire.receive(
+            {"module": "m", "method": "echo", "request_id": 1, "more": [1]}
+        )
+
+        assert answer == calls_event("echo", "result", {})
+
+    async def test_codec_that_returns_something_else(self) -> None:
+        """What a codec of one's own reads must be a dict, or it's a bad message."""
+        wire = calls_wire(echo, loads=lambda payload: {1: 2}.keys())
+
+        answer = wire.receive(b"{}")
+
+        assert answer["data"]["code"] == "bad_message"
+
+
+class TestFindingMethods:
+    """How a call finds its method and its arguments."""
+
+    @pytest.mark.parametrize(
+        "name", ["m.nothing", "x.echo", "m.__init__", "m.echo.__call__", "m."]
+    )
+    async def test_unknown_method(self, name: str) -> None:
+        """A module or a method that isn't there has one code for both."""
+        wire = calls_wire(echo)
+
+        answer = wire.call(name)
+
+        assert error_of(answer) == ("unknown_method", "no such module or method")
+
+    async def test_bad_data(self) -> None:
+        """An argument that is unknown is `bad_data` with its details."""
+        wire = calls_wire(echo)
+
+        answer = wire.call("m.echo", valu=1)
+
+        details = [{"argument": "valu", "message": "unknown"}]
+        assert answer == calls_error(
+            "echo", "bad_data", "valu: unknown", details=details
+        )
+
+    async def test_one_call_too_many(self) -> None:
+        """A call above `max_in_flight` is answered `overloaded` at once."""
+        wire = calls_wire(asleep, echo, max_in_flight=2)
+
+        wire.call("m.asleep")
+        wire.call("m.asleep")
+        answer = wire.call("m.echo")
+
+        assert answer == calls_event(
+            "echo", "error", {"code": "overloaded", **CALLS_OVERLOADED}
+        )
+
+
+class TestAnswers:
+    """What a handler returns, raises and sends itself."""
+
+    @pytest.mark.parametrize("value", [0, False, "", [], {"a": 1}, 1.5, "text"])
+    async def test_returned_value(self, value: Any) -> None:
+        """What the handler returns is the data of the result."""
+        wire = calls_wire(echo)
+
+        answer = wire.call("m.echo", value=value)
+
+        assert answer == calls_event("echo", "result", value)
+
+    async def test_returned_none(self) -> None:
+        """None becomes an empty object."""
+        wire = calls_wire(echo)
+
+        answer = wire.call("m.echo")
+
+        assert answer == calls_event("echo", "result", {})
+
+    async def test_fire_and_forget(self) -> None:
+        """A call without a request_id that returns None is not answered."""
+        wire = calls_wire(echo)
+
+        answer = wire.call("m.echo", None)
+
+        assert answer == []
+
+    async def test_value_without_request_id(self) -> None:
+        """A value is sent, with request_id null, also to a call without one."""
+        wire = calls_wire(echo)
+
+        answer = wire.call("m.echo", None, value=1)
+
+        assert answer == calls_event("echo", "result", 1, None)
+
+    async def test_key_order(self) -> None:
+        """An event's keys are written in the order of the protocol."""
+        wire = calls_wire(echo)
+
+        answer = wire.call("m.echo")
+
+        assert list(answer) == ["request_id", "module", "method", "event", "data"]
+
+    async def test_error(self) -> None:
+        """An `Error` is the answer, with its details and retry."""
+
+        def fail(request: Request) -> None:
+            raise Error("not_found", "no item 7", details={"item_id": 7}, retry=True)
+
+        wire = calls_wire(fail)
+
+        answer = wire.call("m.fail")
+
+        assert answer == calls_error(
+            "fail", "not_found", "no item 7", details={"item_id": 7}, retry=True
+        )
+
+    @pytest.mark.parametrize(
+        "exc",
+        [RuntimeError("secret"), TimeoutError("secret"), Refused(401, "secret")],
+    )
+    async def test_bug(self, exc: Exception, caplog: pytest.LogCaptureFixture) -> None:
+        """Any other exception is `internal`, and its text stays in the log."""
+
+        def fail(request: Request) -> None:
+            raise exc
+
+        wire = calls_wire(fail)
+
+        answer = wire.call("m.fail")
+
+        assert answer == calls_error("fail", "internal", "internal error")
+        assert caplog.messages == ["handler 'm.fail' failed"]
+
+    async def test_cancelled_error_of_its_own(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A CancelledError of the handler's own making is `internal`."""
+
+        async def fail(request: Request) -> None:
+            raise asyncio.CancelledError
+
+        wire = calls_wire(fail)
+
+        wire.call("m.fail")
+
+        assert await wire.settled() == [
+            calls_error("fail", "internal", "internal error")
+        ]
+
+    async def test_unwritable_result(self, caplog: pytest.LogCaptureFixture) -> None:
+        """What can't be written is `internal`, and the log names handler and type."""
+
+        def fail(request: Request) -> object:
+            return {"a": object()}
+
+        wire = calls_wire(fail)
+
+        answer = wire.call("m.fail")
+
+        assert answer == calls_error("fail", "internal", "internal error")
+        assert caplog.messages == [
+            "handler 'm.fail': its dict can't be written as JSON: Type is not JSON "
+            "serializable: object"
+        ]
+
+    async def test_unwritable_details(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Details that can't be written make an error `internal`."""
+
+        def fail(request: Request) -> None:
+            raise Error("odd", details={1, 2})
+
+        wire = calls_wire(fail)
+
+        answer = wire.call("m.fail")
+
+        assert error_of(answer) == ("internal", "internal error")
+
+    async def test_codec_that_writes_nothing(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A call is answered even where the application's codec fails on everything."""
+
+        def dumps(message: Any) -> bytes:
+            raise RuntimeError("odd")
+
+        wire = calls_wire(echo, dumps=dumps)
+
+        answer = wire.call("m.echo")
+
+        assert answer == calls_error("echo", "internal", "internal error")
+
+    async def test_numpy_and_models(self) -> None:
+        """What plain orjson refuses is written with all its options."""
+        numpy = pytest.importorskip("numpy")
+
+        def numbers(request: Request) -> Any:
+            return {1: numpy.arange(3)}
+
+        wire = calls_wire(numbers)
+
+        answer = wire.call("m.numbers")
+
+        assert result_of(answer) == {"1": [0, 1, 2]}
+
+
+class TestResponse:
+    """The events that a handler sends by itself."""
+
+    async def test_own_events(self) -> None:
+        """A handler may send events while it runs; the result follows them."""
+
+        async def work(request: Request) -> str:
+            await request.response("progress", percent=50)
+            return "done"
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [
+            calls_event("work", "progress", {"percent": 50}),
+            calls_event("work", "result", "done"),
+        ]
+
+    async def test_own_terminal_event(self) -> None:
+        """If the handler sent the terminal event itself, nothing is added."""
+
+        async def work(request: Request) -> None:
+            await request.response("result", [1])
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [calls_event("work", "result", [1])]
+
+    async def test_value_behind_the_end(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A value returned behind the terminal event is dropped with a warning."""
+
+        def work(request: Request) -> int:
+            request.response("result")
+            return 5
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+
+        assert await wire.sent(1) == [calls_event("work", "result", {})]
+        assert caplog.messages == [
+            "what handler 'm.work' returned behind its end is dropped"
+        ]
+
+    async def test_exception_behind_the_end(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An exception behind the terminal event is logged, not sent."""
+
+        def work(request: Request) -> None:
+            request.response("result")
+            raise Error("late")
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+
+        assert await wire.sent(1) == [calls_event("work", "result", {})]
+        assert caplog.messages == ["handler 'm.work' raised behind its end: late"]
+
+    async def test_event_behind_the_end(self) -> None:
+        """An event behind the terminal one is a RuntimeError."""
+        request = Request("m", "work", {}, None, 1)
+        request._is_ended = True
+
+        with pytest.raises(RuntimeError) as raised:
+            request.response("more")
+
+        assert str(raised.value) == (
+            "call 'm.work' has ended, but 'more' is sent; send nothing behind 'result' "
+            "or 'error'"
+        )
+
+    async def test_error_without_code(self) -> None:
+        """An `error` must have a code and a message."""
+        request = Request("m", "work", {}, None, 1)
+
+        with pytest.raises(ValueError, match="error") as raised:
+            request.response("error", message="odd")
+
+        assert str(raised.value) == (
+            "data of an error must have code and message: got {'message': 'odd'}; "
+            "raise Error('not_found', 'no item 7')"
+        )
+
+    async def test_unwritable_data(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Data that can't be written raises where it is sent, and ends nothing."""
+
+        async def work(request: Request) -> str:
+            with pytest.raises(TypeError):
+                request.response("result", object())
+            return "still here"
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [calls_event("work", "result", "still here")]
+
+    async def test_while_the_client_is_behind(self) -> None:
+        """Awaiting what `response` returns waits while the client is behind."""
+        wire = calls_wire(echo)
+        wire.paused = True
+
+        await wsappy.Sent(wire)  # type: ignore[arg-type]
+
+        assert wire.posted == ["writable"]
+
+
+class TestKinds:
+    """How handlers of every kind run."""
+
+    async def test_task(self) -> None:
+        """An `async def` runs as a task."""
+
+        async def work(request: Request) -> str:
+            await asyncio.sleep(0)
+            return "done"
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [calls_event("work", "result", "done")]
+
+    async def test_order_within_one_read(self) -> None:
+        """Calls start in the order in which they arrive."""
+        started: list[str] = []
+
+        async def first(request: Request) -> None:
+            started.append("first")
+
+        def second(request: Request) -> None:
+            started.append("second")
+
+        wire = calls_wire(first, second)
+
+        wire.call("m.first")
+        wire.call("m.second", 2)
+        await wire.sent(2)
+
+        assert started == ["first", "second"]
+
+    async def test_def_behind_a_task_of_its_read(self) -> None:
+        """A `def` behind a task that has yet to begin is scheduled behind it."""
+        wire = calls_wire(echo)
+        wire.is_behind_task = True
+
+        answer = wire.call("m.echo")
+
+        assert answer == []
+        assert await wire.sent(1) == [calls_event("echo", "result", {})]
+
+    async def test_side_by_side(self) -> None:
+        """A slow call doesn't hold the next one back."""
+        wire = calls_wire(asleep, echo)
+
+        wire.call("m.asleep")
+        wire.connection = None  # type: ignore[attr-defined]
+        wire.is_behind_task = False
+        answer = wire.call("m.echo", 2)
+
+        assert answer == calls_event("echo", "result", {}, 2)
+
+    async def test_def_that_returns_an_awaitable(self) -> None:
+        """A `def` that returns an awaitable is awaited."""
+
+        async def later() -> int:
+            return 5
+
+        def work(request: Request) -> Awaitable[int]:
+            return later()
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [calls_event("work", "result", 5)]
+
+    async def test_def_that_returns_another_awaitable(self) -> None:
+        """A future, too, is awaited."""
+
+        def work(request: Request) -> Awaitable[int]:
+            future = asyncio.get_running_loop().create_future()
+            future.set_result(6)
+            return future
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [calls_event("work", "result", 6)]
+
+    async def test_object_that_json_knows(self) -> None:
+        """A returned object that isn't awaitable goes to the codec."""
+        wire = calls_wire(functools.wraps(echo)(lambda request: frozenset()))
+
+        answer = wire.call("m.echo")
+
+        assert error_of(answer) == ("internal", "internal error")
+
+    async def test_thread(self) -> None:
+        """A `def` with thread=True runs in a worker thread."""
+        app = make_app()
+
+        @app.module("m")
+        @app.method(thread=True)
+        def work(request: Request) -> bool:
+            request.response("note")
+            return threading.current_thread() is threading.main_thread()
+
+        wire = CallsWire(app).open()
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [
+            calls_event("work", "note", {}),
+            calls_event("work", "result", False),
+        ]
+
+    async def test_threads_are_used_again(self) -> None:
+        """Workers are started as they are needed, and no more than the limit."""
+        threads = wsappy.Threads(1)
+
+        async with asyncio.timeout(LIMIT):
+            names = [
+                await threads.run(lambda _: threading.get_ident(), None, {})
+                for _ in range(3)
+            ]
+
+        assert len(set(names)) == threads.count == 1
+
+    async def test_thread_whose_job_is_cancelled_first(self) -> None:
+        """A job that is cancelled before its turn doesn't run, nor end the worker."""
+        threads = wsappy.Threads(1)
+        gate = threading.Event()
+        first = threads.run(lambda _: gate.wait(LIMIT), None, {})
+        second = threads.run(lambda _: pytest.fail("must not run"), None, {})
+
+        second.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+
+        assert await threads.run(lambda _: "third", None, {}) == "third"
+        assert await first is True
+
+    async def test_job_of_to_thread_that_fails(self) -> None:
+        """The workers run `asyncio.to_thread`, too: what fails there is raised."""
+        threads = wsappy.Threads(1)
+
+        future = asyncio.wrap_future(threads.submit(int, "x"))
+
+        with pytest.raises(ValueError, match="invalid literal"):
+            await future
+
+    async def test_job_of_to_thread_that_is_cancelled_first(self) -> None:
+        """A job that is cancelled before its turn doesn't run."""
+        threads = wsappy.Threads(1)
+        gate = threading.Event()
+        first = asyncio.wrap_future(threads.submit(gate.wait, LIMIT))
+        second = threads.submit(pytest.fail, "must not run")
+
+        second.cancel()
+        gate.set()
+
+        assert await first is True
+        assert await asyncio.wrap_future(threads.submit(int, "5")) == 5
+
+    async def test_blocking_def(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A `def` that takes over 0.1 s is named in a warning, once a minute."""
+        clock = iter([0.0, 0.2, 100.0, 100.0, 100.2, 120.0])
+        wire = calls_wire(echo)
+        monkeypatch.setattr(wsappy, "monotonic", lambda: next(clock))
+
+        wire.call("m.echo")
+        wire.call("m.echo")
+
+        assert caplog.messages == [
+            "handler 'm.echo' held the loop for over 0.1 s; write async def, or add "
+            "thread=True"
+        ]
+
+
+class TestStreams:
+    """A handler that yields."""
+
+    @pytest.mark.parametrize("is_async", [True, False])
+    async def test_items(self, is_async: bool) -> None:
+        """A stream sends an `item` for each value, then `result`."""
+
+        def count(request: Request, n: int) -> Iterator[int]:
+            yield from range(n)
+
+        async def acount(request: Request, n: int) -> AsyncIterator[int]:
+            for number in range(n):
+                yield number
+
+        acount.__name__ = "count"
+        wire = calls_wire(acount if is_async else count)
+
+        wire.call("m.count", n=2)
+
+        assert await wire.settled() == [
+            calls_event("count", "item", 0),
+            calls_event("count", "item", 1),
+            calls_event("count", "result", {}),
+        ]
+
+    async def test_exception_after_items(self) -> None:
+        """An exception ends the stream with `error`; the items before it stand."""
+
+        def count(request: Request) -> Iterator[int]:
+            yield 1
+            raise Error("enough")
+
+        wire = calls_wire(count)
+
+        wire.call("m.count")
+
+        assert await wire.settled() == [
+            calls_event("count", "item", 1),
+            calls_error("count", "enough", ""),
+        ]
+
+    async def test_credit(self) -> None:
+        """A stream sends as many items as the call allows, then waits for `$ more`."""
+
+        def count(request: Request) -> Iterator[int]:
+            yield from range(4)
+
+        wire = calls_wire(count)
+        message = {"module": "m", "method": "count", "items": 1, "request_id": "s"}
+
+        wire.receive(message)
+        await wire.sent(1)
+        assert wire.calls.unfinished
+        wire.call("$.more", 9, request_id="other", items=5)
+        wire.call("$.more", None, request_id="s", items=1)
+        wire.call("$.more", None, request_id="s", items=5)
+        await wire.settled()
+
+        events = [each["event"] for each in wire.posted]
+        assert events == ["item", "result", "item", "item", "item", "result"]
+
+    async def test_credit_of_no_items(self) -> None:
+        """`$ more` needs at least one item."""
+        wire = calls_wire(echo)
+
+        answer = wire.call("$.more", 1, request_id=1, items=0)
+
+        assert error_of(answer) == (
+            "bad_data",
+            "items: expected an integer of at least 1",
+        )
+
+    async def test_more_for_a_stream_without_credit(self) -> None:
+        """`$ more` for a call that has no credit changes nothing."""
+        wire = calls_wire(asleep)
+
+        wire.call("m.asleep", 5)
+        wire.call("$.more", 6, request_id=5, items=1)
+
+        assert await wire.sent(1) == [
+            {**calls_event("more", "result", {}, 6), "module": "$"}
+        ]
+
+    async def test_client_that_is_behind(self) -> None:
+        """A stream waits while the connection's buffer is over its mark."""
+
+        def count(request: Request) -> Iterator[int]:
+            yield 1
+            yield 2
+
+        wire = calls_wire(count)
+        wire.paused = True
+
+        wire.call("m.count")
+
+        assert [
+            each if isinstance(each, str) else each["event"]
+            for each in await wire.settled()
+        ] == ["item", "writable", "item", "result"]
+
+    async def test_generator_that_never_suspends(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A stream gives the loop a turn after at most 5 ms."""
+        seen: list[Any] = []
+
+        def count(request: Request) -> Iterator[int]:
+            asyncio.get_running_loop().call_soon(seen.append, "turn")
+            yield 1
+            seen.append("second item")
+            yield 2
+
+        wire = calls_wire(count)
+        clock = iter(range(100))
+        monkeypatch.setattr(wsappy, "monotonic", lambda: next(clock))
+
+        wire.call("m.count")
+        await wire.settled()
+
+        assert seen == ["turn", "second item"]
+
+    async def test_stream_that_ends_itself(self) -> None:
+        """Behind a terminal event of its own a stream sends nothing."""
+
+        async def count(request: Request) -> AsyncIterator[int]:
+            yield 1
+            await request.response("error", code="odd", message="")
+            yield 2
+
+        wire = calls_wire(count)
+
+        wire.call("m.count")
+
+        assert [each["event"] for each in await wire.settled()] == ["item", "error"]
+
+
+class TestTimeouts:
+    """The limit of one call."""
+
+    async def test_handler_that_takes_too_long(self) -> None:
+        """A call over its limit is answered `timeout`, and its task is cancelled."""
+        ended: list[str] = []
+
+        async def work(request: Request) -> None:
+            try:
+                await asleep(request)
+            finally:
+                ended.append("work")
+
+        wire = calls_wire(work, timeout=0.001)
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [
+            calls_error("work", "timeout", "the call took too long", retry=True)
+        ]
+        assert ended == ["work"]
+
+    async def test_handler_in_time(self) -> None:
+        """A call that ends in time takes its timer with it."""
+
+        async def work(request: Request) -> None:
+            await asyncio.sleep(0)
+
+        wire = calls_wire(work, timeout=LIMIT)
+
+        wire.call("m.work")
+        (request,) = wire.calls.unfinished.values()
+        await wire.settled()
+
+        assert request._timer is not None
+        assert request._timer.cancelled()
+
+    async def test_method_without_limit(self) -> None:
+        """A method's own timeout wins, None for no limit."""
+        app = make_app(timeout=1)
+        app.module("m")(app.method(timeout=None)(asleep))
+        wire = CallsWire(app).open()
+
+        wire.call("m.asleep")
+
+        (request,) = wire.calls.unfinished.values()
+        assert request._timer is None
+
+    async def test_stream(self) -> None:
+        """A stream has no limit but one of its own."""
+
+        async def count(request: Request) -> AsyncIterator[int]:
+            await asleep(request)
+            yield 1
+
+        wire = calls_wire(count, timeout=1)
+
+        wire.call("m.count")
+
+        (request,) = wire.calls.unfinished.values()
+        assert request._timer is None
+
+    async def test_thread(self) -> None:
+        """A thread can't be stopped: it counts until it returns."""
+        gate = threading.Event()
+        app = make_app()
+
+        @app.module("m")
+        @app.method(thread=True, timeout=0.001)
+        def work(request: Request) -> bool:
+            return gate.wait(LIMIT)
+
+        wire = CallsWire(app).open()
+
+        wire.call("m.work")
+        await wire.sent(1)
+        assert len(wire.calls.unfinished) == 1
+        gate.set()
+
+        assert [error_of(each)[0] for each in await wire.settled()] == ["timeout"]
+
+    async def test_handler_that_swallows_its_cancellation(self) -> None:
+        """Its caller is answered at once, and it counts until it ends."""
+        gate = asyncio.Event()
+
+        async def work(request: Request) -> str:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asleep(request)
+            await gate.wait()
+            request.response("dropped")
+            return "dropped"
+
+        wire = calls_wire(work, timeout=0.001)
+        wire.call("m.work")
+
+        await wire.sent(1)
+        assert len(wire.calls.unfinished) == 1
+        gate.set()
+
+        assert len(await wire.settled()) == 1
+
+
+class TestCancel:
+    """`$ cancel` and `$ ping`."""
+
+    async def test_unfinished_call(self) -> None:
+        """A cancelled call ends with `error` `cancelled`, the cancel with true."""
+        wire = calls_wire(asleep)
+        wire.call("m.asleep", "w1")
+        await asyncio.sleep(0)
+        wire.is_behind_task = False
+
+        answers = wire.call("$.cancel", 2, request_id="w1")
+
+        error, result = answers
+        assert (error["request_id"], error_of(error)) == (
+            "w1",
+            ("cancelled", "the caller cancelled the call"),
+        )
+        assert result_of(result) == {"cancelled": True}
+        assert await wire.settled() == answers
+
+    async def test_call_that_has_not_begun(self) -> None:
+        """A call cancelled before it has started gets its terminal event, too."""
+        wire = calls_wire(asleep)
+
+        wire.call("m.asleep", "w1")
+        wire.call("$.cancel", 2, request_id="w1")
+
+        assert [each["event"] for each in await wire.sent(2)] == ["error", "result"]
+        assert await wire.settled() == wire.posted
+
+    async def test_too_late(self) -> None:
+        """A cancel that comes too late is answered false."""
+        wire = calls_wire(echo)
+        wire.call("m.echo", "w1")
+
+        answer = wire.call("$.cancel", 2, request_id="w1")
+
+        assert result_of(answer) == {"cancelled": False}
+
+    async def test_call_that_has_answered(self) -> None:
+        """A call that has sent its terminal event isn't unfinished any more."""
+
+        async def work(request: Request) -> None:
+            await request.response("result")
+            await asleep(request)
+
+        wire = calls_wire(work)
+        wire.call("m.work", "w1")
+        await wire.sent(1)
+
+        wire.call("$.cancel", 2, request_id="w1")
+
+        assert result_of((await wire.sent(2))[1]) == {"cancelled": False}
+
+    async def test_waiting_call(self) -> None:
+        """A call that waits for its turn is cancelled without beginning."""
+        wire = calls_wire(echo)
+        wire.calls.is_held = True
+        wire.calls.set_gate()
+        wire.call("m.echo", "w1")
+
+        answers = wire.call("$.cancel", 2, request_id="w1")
+
+        assert [each["event"] for each in answers] == ["error", "result"]
+        assert (len(wire.calls.waiting), wire.calls.waiting_size) == (0, 0)
+
+    async def test_id_used_twice(self) -> None:
+        """Ids used twice: every such call is cancelled."""
+        wire = calls_wire(asleep)
+        wire.call("m.asleep", 7)
+        wire.call("m.asleep", 7)
+
+        wire.call("$.cancel", 2, request_id=7)
+        await wire.settled()
+
+        assert [each["event"] for each in wire.posted] == ["error", "error", "result"]
+
+    async def test_without_request_id(self) -> None:
+        """A `$` call without a request_id is answered only by an error."""
+        wire = calls_wire(asleep)
+        wire.call("m.asleep", 7)
+
+        wire.call("$.cancel", None, request_id=7)
+        wire.call("$.cancel", None, request_id=None)
+
+        codes = {error_of(each)[0] for each in await wire.sent(2)}
+        assert codes == {"bad_data", "cancelled"}
+
+    async def test_ping_above_the_limit(self) -> None:
+        """`$` calls are never held back by the limit on unfinished calls."""
+        wire = calls_wire(asleep, max_in_flight=1)
+        wire.call("m.asleep")
+        wire.is_behind_task = False
+
+        answer = wire.call("$.ping", 2)
+
+        assert result_of(answer) == {}
+
+    async def test_exception_after_the_cancel(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What a cancelled handler raises instead goes to the log."""
+
+        async def work(request: Request) -> None:
+            try:
+                await asleep(request)
+            finally:
+                raise RuntimeError("in finally")
+
+        wire = calls_wire(work)
+        wire.call("m.work")
+        await asyncio.sleep(0)
+
+        wire.call("$.cancel", 2, request_id=1)
+        await wire.settled()
+
+        assert caplog.messages == ["handler 'm.work', which was cut off, failed"]
+
+    async def test_unknown_control(self) -> None:
+        """A `$` method that doesn't exist is an unknown method."""
+        wire = calls_wire(echo)
+
+        answer = wire.call("$.nothing")
+
+        assert error_of(answer) == ("unknown_method", "no such module or method")
+
+
+class TestErrorFunctions:
+    """`@app.error`."""
+
+    async def test_most_specific_class(self) -> None:
+        """The function of the most specific class makes the `Error`."""
+        app = make_app()
+
+        @app.error(LookupError)
+        def lookup(request: Request, exc: LookupError) -> Error:
+            return Error("lookup")
+
+        @app.error(KeyError)
+        def key(request: Request, exc: KeyError) -> Error:
+            return Error("not_found", f"{request.method} {exc}")
+
+        @app.module("m")
+        @app.method
+        def work(request: Request) -> None:
+            raise KeyError(7)
+
+        wire = CallsWire(app).open()
+
+        answer = wire.call("m.work")
+
+        assert error_of(answer) == ("not_found", "work 7")
+
+    @pytest.mark.parametrize("outcome", [None, ValueError("odd")])
+    async def test_function_that_makes_no_error(
+        self, outcome: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What it raises, or returns that is no `Error`, is `internal`."""
+        app = make_app()
+
+        @app.error(KeyError)
+        def key(request: Request, exc: KeyError) -> Any:
+            if outcome is not None:
+                raise outcome
+
+        @app.module("m")
+        @app.method
+        def work(request: Request) -> None:
+            raise KeyError(7)
+
+        wire = CallsWire(app).open()
+
+        answer = wire.call("m.work")
+
+        assert error_of(answer) == ("internal", "internal error")
+
+
+class TestWrapping:
+    """A client whose class overrides `process_message`."""
+
+    @staticmethod
+    def wire(*handlers: Callable[..., Any], **options: Any) -> CallsWire:
+        """Make an open wire whose client wraps every call."""
+        app = App(**options)
+
+        @app.client("/api")
+        class Guarded(Client):
+            async def process_message(self, request: Request) -> Any:
+                if request.data.pop("denied", False):
+                    raise Error("forbidden", "not you")
+                value = await super().process_message(request)
+                return ["wrapped", value]
+
+        for handler in handlers:
+            app.module("m")(app.method(handler))
+        return CallsWire(app).open()
+
+    async def test_right(self) -> None:
+        """A call that is refused doesn't reach its handler."""
+        wire = self.wire(echo)
+
+        wire.call("m.echo", denied=True)
+
+        assert await wire.settled() == [calls_error("echo", "forbidden", "not you")]
+
+    @pytest.mark.parametrize("name", ["m.echo", "m.work"])
+    async def test_result(self, name: str) -> None:
+        """What it returns is the result."""
+
+        async def work(request: Request, value: int) -> int:
+            return value
+
+        wire = self.wire(echo, work)
+
+        wire.call(name, value=5)
+
+        assert result_of((await wire.settled())[0]) == ["wrapped", 5]
+
+    async def test_unknown_method(self) -> None:
+        """`unknown_method` comes out of `super()`."""
+        wire = self.wire(echo)
+
+        wire.call("m.nothing")
+
+        assert error_of((await wire.settled())[0])[0] == "unknown_method"
+
+    async def test_stream(self) -> None:
+        """For a stream it returns None, after the last item."""
+
+        def count(request: Request) -> Iterator[int]:
+            yield 1
+
+        wire = self.wire(count)
+
+        wire.call("m.count")
+
+        assert await wire.settled() == [
+            calls_event("count", "item", 1),
+            calls_event("count", "result", ["wrapped", None]),
+        ]
+
+    @pytest.mark.parametrize(("value", "event"), [(1, "result"), (0, "error")])
+    async def test_thread(self, value: int, event: str) -> None:
+        """A thread's outcome comes out of `super()`."""
+        wire = self.wire()
+
+        @wire.app.module("m")
+        @wire.app.method(thread=True)
+        def work(request: Request, value: int) -> float:
+            return 1 / value
+
+        wire.call("m.work", value=value)
+
+        assert [each["event"] for each in await wire.settled()] == [event]
+
+    async def test_limit(self) -> None:
+        """The limit on unfinished calls holds there, too."""
+        wire = self.wire(asleep, max_in_flight=1)
+        wire.call("m.asleep")
+
+        answer = wire.call("m.asleep", 2)
+
+        assert error_of(answer)[0] == "overloaded"
+
+    async def test_plain_function(self) -> None:
+        """An override may be a plain function that returns the result."""
+        app = App()
+
+        @app.client("/api")
+        class Fixed(Client):
+            def process_message(self, request: Request) -> Any:
+                return 5
+
+        app.module("m")(app.method(echo))
+        wire = CallsWire(app).open()
+
+        answer = wire.call("m.echo")
+
+        assert result_of(answer) == 5
+
+
+class TestWaiting:
+    """Calls that wait: while `on_connected` runs, and on an ordered route."""
+
+    @staticmethod
+    def ordered(*handlers: Callable[..., Any], **options: Any) -> CallsWire:
+        """Make an open wire of an ordered route."""
+        app = App(**options)
+        app.client("/api", ordered=True)(lambda client: None)
+        for handler in handlers:
+            app.module("m")(app.method(handler))
+        return CallsWire(app).open()
+
+    async def test_ordered_route(self) -> None:
+        """An ordered route runs one call at a time, in order."""
+        log: list[str] = []
+
+        async def work(request: Request, name: str) -> None:
+            log.append(f"begin {name}")
+            await asyncio.sleep(0)
+            log.append(f"end {name}")
+
+        wire = self.ordered(work)
+
+        wire.call("m.work", name="a")
+        wire.call("m.work", name="b")
+        await wire.settled()
+
+        assert log == ["begin a", "end a", "begin b", "end b"]
+
+    async def test_def_on_an_ordered_route(self) -> None:
+        """A `def` waits for the call before it."""
+        log: list[str] = []
+
+        async def slow(request: Request) -> None:
+            await asyncio.sleep(0)
+            log.append("slow")
+
+        def quick(request: Request) -> None:
+            log.append("quick")
+
+        wire = self.ordered(slow, quick)
+
+        wire.call("m.slow")
+        wire.call("m.quick")
+        wire.call("m.quick")
+        await wire.sent(3)
+
+        assert log == ["slow", "quick", "quick"]
+
+    async def test_client_that_is_behind(self) -> None:
+        """While the client is behind no waiting call begins."""
+        wire = self.ordered(asleep, echo)
+        wire.call("m.asleep", 1)
+        wire.call("m.echo", 2)
+        wire.paused = True
+
+        wire.call("$.cancel", None, request_id=1)
+        await wire.settled()
+
+        assert [each["request_id"] for each in wire.posted] == [1]
+
+    async def test_too_many_waiting(self) -> None:
+        """Waiting calls count against `max_in_flight`."""
+        wire = self.ordered(asleep, max_in_flight=2)
+        wire.call("m.asleep", 1)
+        wire.call("m.asleep", 2)
+
+        answer = wire.call("m.asleep", 3)
+
+        assert error_of(answer)[0] == "overloaded"
+
+    async def test_too_many_bytes_waiting(self) -> None:
+        """Their bytes in all count against `max_size`."""
+        wire = self.ordered(asleep, echo)
+        wire.call("m.asleep", 1)
+        wire.call("m.echo", 2, value="x" * 500)
+
+        answer = wire.call("m.echo", 3, value="x" * 500)
+
+        assert error_of(answer)[0] == "overloaded"
+
+    async def test_no_limit_of_bytes(self) -> None:
+        """With max_size=None only their number counts."""
+        wire = self.ordered(asleep, echo)
+        wire.protocol.max_message_size = None
+        wire.call("m.asleep", 1)
+
+        wire.call("m.echo", 2, value="x" * 5000)
+
+        assert len(wire.calls.waiting) == 1
+
+
+class TestOwnClasses:
+    """Requests and clients with a `response` and a `send_message` of their own."""
+
+    @staticmethod
+    def wire(
+        request: type[Request] = Request,
+        client: type[Client] = Client,
+        handler: Callable[..., Any] = echo,
+    ) -> CallsWire:
+        """Make an open wire with classes of its own."""
+        app = App()
+        app.request_class = request
+        app.client("/api")(client)
+        app.module("m")(app.method(handler))
+        return CallsWire(app).open()
+
+    async def test_init_of_a_request(self) -> None:
+        """All attributes are set before `__init__` runs."""
+        seen: list[Any] = []
+
+        class Own(Request):
+            def __init__(
+                self,
+                module: str,
+                method: str,
+                data: Any,
+                client: Any,
+                id: Any,  # noqa: A002
+            ) -> None:
+                seen.append((self.module, self.method, self.data, self.id, id))
+
+        wire = self.wire(Own)
+
+        wire.call("m.echo", value=1)
+
+        assert seen == [("m", "echo", {"value": 1}, 1, 1)]
+
+    async def test_init_that_fails(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A request whose `__init__` raises is logged, and runs all the same."""
+
+        class Own(Request):
+            def __init__(self, *args: Any) -> None:
+                raise RuntimeError("odd")
+
+        wire = self.wire(Own)
+
+        answer = wire.call("m.echo", value=1)
+
+        assert result_of(answer) == 1
+        assert caplog.messages == ["Own.__init__ failed"]
+
+    async def test_response(self) -> None:
+        """An overridden `response` is used for every event."""
+
+        class Own(Request):
+            async def response(self, event: str, **data: Any) -> None:  # type: ignore[override]
+                await super().response(event, {**data, "own": True})
+
+        wire = self.wire(Own)
+
+        wire.call("m.echo", value={"a": 1})
+
+        assert await wire.settled() == [
+            calls_event("echo", "result", {"a": 1, "own": True})
+        ]
+
+    async def test_response_for_other_data(self) -> None:
+        """Data that is no object goes by position."""
+
+        class Own(Request):
+            def response(self, event: str, data: Any = None, /, **fields: Any) -> Any:
+                return super().response(event, ["own", data], **fields)
+
+        wire = self.wire(Own)
+
+        wire.call("m.echo", value=5)
+
+        assert await wire.sent(1) == [calls_event("echo", "result", ["own", 5])]
+
+    async def test_response_that_fails(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A call whose `response` raises is answered `internal`."""
+
+        class Own(Request):
+            def response(self, event: str, data: Any = None, /, **fields: Any) -> Any:
+                raise RuntimeError("odd")
+
+        wire = self.wire(Own)
+
+        wire.call("m.echo", value=5)
+
+        assert await wire.sent(1) == [calls_error("echo", "internal", "internal error")]
+
+    async def test_send_message(self) -> None:
+        """An overridden `send_message` sends every event with an object for data."""
+
+        class Own(Client):
+            async def send_message(self, *head: Any, **data: Any) -> Any:
+                await super().send_message(*head, **data, own=True)
+
+        wire = self.wire(client=Own)
+
+        wire.call("m.echo", value={"a": 1})
+
+        assert await wire.settled() == [
+            calls_event("echo", "result", {"a": 1, "own": True})
+        ]
+
+    async def test_keys_that_send_message_has_itself(self) -> None:
+        """Data with a key such as `event` goes past `send_message`, and isn't lost."""
+
+        class Own(Client):
+            def send_message(self, *head: Any, **data: Any) -> Any:
+                pytest.fail("must not be called")
+
+        wire = self.wire(client=Own)
+
+        wire.call("m.echo", value={"event": 1})
+
+        assert await wire.sent(1) == [calls_event("echo", "result", {"event": 1})]
+
+    async def test_cut_off(self) -> None:
+        """The end of a call that is cut off goes the same way."""
+
+        class Own(Request):
+            async def response(self, event: str, **data: Any) -> None:  # type: ignore[override]
+                await super().response(event, {**data, "own": True})
+
+        wire = self.wire(Own, handler=asleep)
+        wire.call("m.asleep")
+
+        wire.calls.cut_off()
+
+        assert await wire.settled() == [
+            calls_event(
+                "asleep", "error", {"code": "overloaded", **CALLS_STOPPING, "own": True}
+            )
+        ]
+
+
+class TestAsking:
+    """Calls from the server."""
+
+    @staticmethod
+    async def asked(answer: Any) -> Any:
+        """Return what a call from the server makes of an answer."""
+        wire = calls_wire(echo)
+        asking = asyncio.create_task(wire.calls.ask("ui", "confirm", {"a": 1}, LIMIT))
+        await wire.sent(1)
+        wire.receive({"request_id": 1, **answer})
+        return await asking
+
+    async def test_call(self) -> None:
+        """The server's call has the shape of a client's."""
+        wire = calls_wire(echo)
+        asking = asyncio.create_task(wire.calls.ask("ui", "confirm", {"a": 1}, LIMIT))
+
+        sent = await wire.sent(1)
+        asking.cancel()
+
+        assert sent == [
+            {"module": "ui", "method": "confirm", "data": {"a": 1}, "request_id": 1}
+        ]
+
+    async def test_result(self) -> None:
+        """The data of the result is returned."""
+        assert await self.asked({"event": "result", "data": [5]}) == [5]
+
+    async def test_error(self) -> None:
+        """An error of the client's is raised, with its details."""
+        data = {"code": "no", "message": "not now", "details": 5, "retry": True}
+
+        with pytest.raises(Error) as raised:
+            await self.asked({"event": "error", "data": data})
+
+        assert raised.value.as_data() == data
+
+    async def test_error_that_is_no_object(self) -> None:
+        """An error whose data is no object is `internal` with its text."""
+        with pytest.raises(Error) as raised:
+            await self.asked({"event": "error", "data": 5})
+
+        assert raised.value.as_data() == {"code": "internal", "message": "5"}
+
+    async def test_other_event_and_second_answer(self) -> None:
+        """Events before the answer, and a second answer, change nothing."""
+        wire = calls_wire(echo)
+        asking = asyncio.create_task(wire.calls.ask("ui", "confirm", {}, LIMIT))
+        await wire.sent(1)
+
+        for event, data in ("progress", 1), ("result", 2), ("result", 3):
+            wire.receive({"request_id": 1, "event": event, "data": data})
+
+        assert await asking == 2
+
+    async def test_no_answer(self) -> None:
+        """A client that doesn't answer in time is a TimeoutError; nothing is left."""
+        wire = calls_wire(echo)
+
+        with pytest.raises(TimeoutError):
+            await wire.calls.ask("ui", "confirm", {}, 0.001)
+
+        assert wire.calls.asked == {}
+
+    async def test_client_that_goes(self) -> None:
+        """A caller whose client goes away hears of it at once."""
+        wire = calls_wire(echo)
+        first = asyncio.create_task(wire.calls.ask("ui", "confirm", {}, LIMIT))
+        second = asyncio.create_task(wire.calls.ask("ui", "confirm", {}, LIMIT))
+        await wire.sent(2)
+        wire.receive({"request_id": 1, "event": "result", "data": 5})
+
+        wire.calls.abandon()
+
+        assert await first == 5
+        with pytest.raises(ConnectionResetError):
+            await second
+
+
+class TestStopping:
+    """What happens to calls when the server stops, or the client is gone."""
+
+    async def test_new_call(self) -> None:
+        """New calls are `overloaded`, and may be tried again."""
+        wire = calls_wire(echo)
+
+        wire.calls.stop()
+        answer = wire.call("m.echo")
+
+        assert answer == calls_event(
+            "echo", "error", {"code": "overloaded", **CALLS_STOPPING}
+        )
+
+    async def test_stream(self) -> None:
+        """Streams end at once, and their `finally` blocks run; other calls go on."""
+        ended: list[str] = []
+
+        async def count(request: Request) -> AsyncIterator[int]:
+            try:
+                await asleep(request)
+                yield 1
+            finally:
+                ended.append("count")
+
+        wire = calls_wire(count, asleep)
+        wire.call("m.count", 1)
+        wire.call("m.asleep", 2)
+        await asyncio.sleep(0)
+
+        wire.calls.stop()
+        await asyncio.wait([*wire.calls.unfinished], return_when="FIRST_COMPLETED")
+
+        assert ended == ["count"]
+        assert [each["request_id"] for each in wire.posted] == [1]
+
+    async def test_end_of_the_grace(self) -> None:
+        """Calls that are left, and those that wait, end with `overloaded`."""
+        wire = calls_wire(asleep, echo)
+        wire.call("m.asleep", 1)
+        wire.calls.is_held = True
+        wire.calls.set_gate()
+        wire.call("m.echo", 2)
+
+        wire.calls.cut_off()
+        await wire.settled()
+
+        assert sorted(each["request_id"] for each in wire.posted) == [1, 2]
+        assert {error_of(each) for each in wire.posted} == {
+            ("overloaded", "the server is stopping")
+        }
+
+    async def test_client_that_is_gone(self) -> None:
+        """When a connection ends its unfinished calls are cancelled, unanswered."""
+        wire = calls_wire(asleep)
+        wire.call("m.asleep")
+
+        tasks = wire.calls.abandon()
+        await asyncio.wait(tasks)
+
+        assert wire.posted == []
+        assert wire.calls.unfinished == {}
+
+    async def test_sender_under_way(self) -> None:
+        """A `send_message` that hangs is cancelled with the rest."""
+
+        class Own(Client):
+            async def send_message(self, *head: Any, **data: Any) -> Any:
+                await asyncio.get_running_loop().create_future()
+
+        wire = TestOwnClasses.wire(client=Own)
+        wire.call("m.echo")
+        await asyncio.sleep(0)
+
+        (sender,) = wire.calls.abandon()
+        await asyncio.wait([sender])
+
+        assert sender.cancelled()
+
+
+class TestSettling:
+    """How users' code is awaited."""
+
+    async def test_exception_that_is_thrown_in(self) -> None:
+        """A cancellation reaches the code that is awaited, and passes through."""
+        seen: list[Any] = []
+
+        async def hook() -> None:
+            try:
+                await asyncio.get_running_loop().create_future()
+            except asyncio.CancelledError:
+                seen.append("cancelled")
+                raise
+
+        task = asyncio.ensure_future(wsappy.forward(wsappy.settle(hook())))
+        await asyncio.sleep(0)
+        task.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert seen == ["cancelled"]
+
+    async def test_plain_generator(self) -> None:
+        """A plain generator that is marked as a coroutine is awaited, too."""
+
+        @types.coroutine
+        def hook() -> Generator[Any, Any, int]:
+            yield from asyncio.sleep(0).__await__()
+            return 5
+
+        assert await wsappy.settle(hook()) == 5
+
+    async def test_failure(self) -> None:
+        """What the awaited code raises is returned as a failure."""
+
+        async def hook() -> None:
+            await asyncio.sleep(0)
+            raise RuntimeError("odd")
+
+        outcome = await wsappy.settle(hook())
+
+        assert repr(outcome.exc) == "RuntimeError('odd')"
+
+
+# --- 5. Connections ----------------------------------------------------------
+
+FIN, TEXT, BINARY, CONT, CLOSE, PING, PONG = 0x80, 1, 2, 0, 8, 9, 10
+RSV1 = 0x40
+MASK = b"\x11\x22\x33\x44"
+
+
+def wire_frame(payload: bytes = b"", first: int = FIN | TEXT) -> bytes:
+    """Return a masked frame; *first* is its first byte."""
+    size = len(payload)
+    if size < 126:
+        head = bytes((first, 0x80 | size))
+    elif size < 65536:
+        head = bytes((first, 0xFE)) + struct.pack("!H", size)
+    else:
+        head = bytes((first, 0xFF)) + struct.pack("!Q", size)
+    masked: bytes = wsappy.__dict__["apply_mask"](payload, MASK)
+    return head + MASK + masked
+
+
+def wire_json(name: str = "echo", request_id: Any = 1, **data: Any) -> bytes:
+    """Return a call of the module `e` as JSON."""
+    call = {"module": "e", "method": name, "data": data, "request_id": request_id}
+    return json.dumps(call).encode()
+
+
+def wire_call(name: str = "echo", request_id: Any = 1, **data: Any) -> bytes:
+    """Return a call of the module `e` as a whole text frame."""
+    return wire_frame(wire_json(name, request_id, **data))
+
+
+def wire_close(code: int = 1000, reason: bytes = b"") -> bytes:
+    """Return a close frame."""
+    return wire_frame(struct.pack("!H", code) + reason, FIN | CLOSE)
+
+
+def wire_deflated(payload: bytes, first: int = FIN | TEXT) -> bytes:
+    """Return a frame whose message is compressed on its own."""
+    deflate = zlib.compressobj(wbits=-15)
+    data = deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH)
+    return wire_frame(data[:-4], first | RSV1)
+
+
+class Wire:
+    """A client that writes and reads frames, one by one."""
+
+    def __init__(self, serving: Any, ends: Any) -> None:
+        self.serving = serving
+        self.reader, self.writer = ends
+        self.inflate = zlib.decompressobj(wbits=-15)
+        self.is_deflated = False
+
+    def send(self, *frames: bytes) -> None:
+        """Write frames at once, without waiting for a server that doesn't read."""
+        self.writer.write(b"".join(frames))
+
+    async def trickle(self, *pieces: bytes) -> None:
+        """Write pieces; after each the server gets the turn in which it reads it."""
+        for piece in pieces:
+            self.writer.write(piece)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    async def frame(self) -> tuple[int, bytes]:
+        """Return the first byte, less the compression bit, and the payload."""
+        async with asyncio.timeout(LIMIT):
+            first, size = await self.reader.readexactly(2)
+            if size > 125:
+                extended = await self.reader.readexactly(2 if size == 126 else 8)
+                size = int.from_bytes(extended, "big")
+            payload = await self.reader.readexactly(size)
+        if not first & 8:
+            is_next = first & 15 == CONT
+            self.is_deflated = bool(first & RSV1) or (is_next and self.is_deflated)
+        if self.is_deflated and not first & 8:
+            tail = b"\x00\x00\xff\xff" if first & FIN else b""
+            payload = self.inflate.decompress(payload + tail)
+        return first & ~RSV1, payload
+
+    async def answer(self) -> Any:
+        """Return the next message, decoded."""
+        first, payload = await self.frame()
+        assert first == FIN | TEXT, (first, payload)
+        return json.loads(payload)
+
+    async def closed(self) -> tuple[int, str]:
+        """Return code and reason of the close frame that comes next."""
+        first, payload = await self.frame()
+        assert first == FIN | CLOSE, (first, payload)
+        return int.from_bytes(payload[:2], "big"), payload[2:].decode()
+
+    async def ended(self) -> bytes:
+        """Wait for the end; return what came before it, b"" for a reset."""
+        async with asyncio.timeout(LIMIT):
+            try:
+                return bytes(await self.reader.read())
+            except ConnectionResetError:
+                return b""
+
+    @property
+    def connection(self) -> Any:
+        """The server's end."""
+        (connection,) = self.serving.connections
+        return connection
+
+    def stop_reading(self) -> None:
+        """Take no byte from now on; the kernel's buffers are small."""
+        self.writer.transport.pause_reading()
+        self.narrow()
+
+    def narrow(self) -> None:
+        """Make the kernel's buffer of the server's end small."""
+        server_end = self.connection.transport.get_extra_info("socket")
+        server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+    def read_on(self) -> None:
+        """Take what has come meanwhile, and what comes."""
+        self.writer.transport.resume_reading()
+
+
+def wire_request(path: str = "/api", extensions: str = "") -> bytes:
+    """Return a handshake's request."""
+    lines = [
+        f"GET {path} HTTP/1.1",
+        "Host: localhost",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+        "Sec-WebSocket-Version: 13",
+    ]
+    if extensions:
+        lines.append(f"Sec-WebSocket-Extensions: {extensions}")
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+async def wire_dial(serving: Any) -> Any:
+    """Connect to a server, with a small buffer of the kernel's; return both ends."""
+    # With its number asyncio sends each write at once.
+    sock = socket.socket(proto=socket.IPPROTO_TCP)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(sock, ("127.0.0.1", serving.port))
+    return await asyncio.open_connection(sock=sock, limit=2048)
+
+
+@contextlib.asynccontextmanager
+async def wired(
+    app: App,
+    *,
+    behind: bytes = b"",
+    extensions: str = "",
+    serve: Any = None,
+    path: str = "/api",
+) -> AsyncIterator[Wire]:
+    """Serve an app and shake hands; *behind* stands behind the request."""
+    options = {"compression": "deflate" if extensions else None, **(serve or {})}
+    async with app.serve("127.0.0.1", 0, **options) as serving:
+        ends = await wire_dial(serving)
+        wire = Wire(serving, ends)
+        wire.send(wire_request(path, extensions), behind)
+        async with asyncio.timeout(LIMIT):
+            head = await wire.reader.readuntil(b"\r\n\r\n")
+        assert b" 101 " in head, head
+        try:
+            yield wire
+        finally:
+            wire.writer.transport.abort()
+
+
+async def wire_until(condition: Callable[[], Any]) -> None:
+    """Give the loop its turns until something is so."""
+    async with asyncio.timeout(LIMIT):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+def wire_app(**options: Any) -> App:
+    """Make an app with the module `e`, and with `/raw`, which echoes messages."""
+    app = make_app(grace=0, **options)
+
+    @app.client("/raw")
+    class Raw(Client):
+        async def on_message(self, message: str | bytes) -> None:
+            await self.connection.send(message)
+
+    module = app.module("e")
+
+    @module.method
+    def echo(request: wsappy.Request, **data: Any) -> Any:
+        return data
+
+    @module.method
+    def fill(request: wsappy.Request, size: int) -> str:
+        return "x" * size
+
+    return app
+
+
+def wire_result(request_id: Any, data: Any, name: str = "echo") -> dict[str, Any]:
+    """Return the `result` of a call of the module `e`."""
+    head = {"request_id": request_id, "module": "e", "method": name}
+    return {**head, "event": "result", "data": data}
+
+
+DEFLATE = "permessage-deflate"
+BOTH = pytest.mark.parametrize("extensions", ["", DEFLATE], ids=["plain", "deflate"])
+
+
+class TestFrameOf:
+    """One unmasked text frame is made of a payload."""
+
+    @pytest.mark.parametrize(
+        ("size", "head"),
+        [
+            (0, "8100"),
+            (125, "817d"),
+            (126, "817e007e"),
+            (65535, "817effff"),
+            (65536, "817f0000000000010000"),
+        ],
+    )
+    def test_length_class(self, size: int, head: str) -> None:
+        """The shortest of the three forms of a length is written."""
+        payload = b"x" * size
+
+        frame = wsappy.frame_of(payload)
+
+        assert frame == bytes.fromhex(head) + payload
+
+
+class TestReadingFrames:
+    """Frames are read however they are cut and joined."""
+
+    @BOTH
+    @pytest.mark.parametrize("size", [125, 126, 65535, 65536])
+    async def test_length_class(self, size: int, extensions: str) -> None:
+        """A message of each form of length is taken."""
+        call = wire_json().ljust(size)
+
+        async with wired(wire_app(), extensions=extensions) as wire:
+            wire.send(wire_frame(call))
+
+            assert await wire.answer() == wire_result(1, {})
+
+    @BOTH
+    @pytest.mark.parametrize("size", [0, 1, 125, 126, 65535, 65536])
+    async def test_length_class_of_answer(self, size: int, extensions: str) -> None:
+        """A message of each form of length is sent."""
+        async with wired(wire_app(), extensions=extensions) as wire:
+            wire.send(wire_call("fill", size=size))
+
+            assert await wire.answer() == wire_result(1, "x" * size, "fill")
+
+    async def test_empty(self) -> None:
+        """An empty message is no JSON object."""
+        async with wired(wire_app()) as wire:
+            wire.send(wire_frame())
+
+            assert error_of(await wire.answer()) == (
+                "bad_message",
+                "a message must be a JSON object",
+            )
+
+    async def test_length_longer_than_needed(self) -> None:
+        """A short payload may have a long form of length."""
+        call = wire_frame(wire_json())
+        head = bytes((call[0], 0xFF)) + struct.pack("!Q", call[1] & 0x7F)
+
+        async with wired(wire_app()) as wire:
+            wire.send(head, call[2:])
+
+            assert await wire.answer() == wire_result(1, {})
+
+    @BOTH
+    async def test_one_byte_at_a_time(self, extensions: str) -> None:
+        """Frames of every kind may come byte by byte."""
+        frames = wire_call(), wire_frame(b"hi", FIN | PING), wire_call(request_id=2)
+        long = wire_frame(wire_json(request_id=3).ljust(130))
+
+        async with wired(wire_app(), extensions=extensions) as wire:
+            await wire.trickle(*(bytes((each,)) for each in b"".join((*frames, long))))
+
+            assert await wire.answer() == wire_result(1, {})
+            assert await wire.frame() == (FIN | PONG, b"hi")
+            assert await wire.answer() == wire_result(2, {})
+            assert await wire.answer() == wire_result(3, {})
+
+    @BOTH
+    async def test_many_frames_in_one_read(self, extensions: str) -> None:
+        """A thousand calls in one read are answered in order."""
+        calls = [wire_call(request_id=each) for each in range(1000)]
+
+        async with wired(wire_app(), extensions=extensions) as wire:
+            wire.send(*calls)
+
+            for each in range(1000):
+                assert await wire.answer() == wire_result(each, {})
+
+    async def test_binary(self) -> None:
+        """A binary frame that holds JSON is a message too."""
+        async with wired(wire_app()) as wire:
+            wire.send(wire_frame(wire_json(), FIN | BINARY))
+
+            assert await wire.answer() == wire_result(1, {})
+
+    @pytest.mark.parametrize("opcode", [TEXT, BINARY])
+    async def test_raw_message(self, opcode: int) -> None:
+        """Text reaches `on_message` as str, binary as bytes."""
+        async with wired(wire_app(), path="/raw") as wire:
+            wire.send(wire_frame(b"hi", FIN | opcode))
+
+            assert await wire.frame() == (FIN | opcode, b"hi")
+
+    async def test_recv(self) -> None:
+        """`recv` of the connection raises, since wsappy reads it."""
+        async with wired(wire_app()) as wire:
+            with pytest.raises(RuntimeError) as caught:
+                await wire.connection.recv()
+
+        assert str(caught.value) == (
+            "recv must not be called: wsappy reads this connection; write on_message"
+        )
+
+
+class TestEarlyBytes:
+    """What stands behind the handshake's request waits for the handshake's end."""
+
+    async def test_behind_request(self) -> None:
+        """Frames that came with the request are read once the connection is open."""
+        frames = wire_call() + wire_frame(b"hi", FIN | PING) + wire_call(request_id=2)
+
+        async with wired(wire_app(), behind=frames) as wire:
+            assert await wire.answer() == wire_result(1, {})
+            assert await wire.frame() == (FIN | PONG, b"hi")
+            assert await wire.answer() == wire_result(2, {})
+
+    async def test_while_on_connecting_runs(self) -> None:
+        """Frames that arrive during `on_connecting` wait for its end."""
+        app, go_on, began = App(grace=0), asyncio.Event(), asyncio.Event()
+
+        @app.client("/api")
+        async def api(client: Client) -> None:
+            began.set()
+            await go_on.wait()
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            wire = Wire(serving, await wire_dial(serving))
+            wire.send(wire_request())
+            await began.wait()
+            await wire.trickle(
+                wire_frame(b"a", FIN | PING), wire_frame(b"b", FIN | PING)
+            )
+            await wire_until(lambda: len(wire.connection.rest) == 14)
+            go_on.set()
+            await wire.reader.readuntil(b"\r\n\r\n")
+
+            assert await wire.frame() == (FIN | PONG, b"a")
+            assert await wire.frame() == (FIN | PONG, b"b")
+            wire.writer.transport.abort()
+
+    async def test_request_byte_by_byte(self) -> None:
+        """A request may come byte by byte, with frames behind it."""
+        async with wire_app().serve("127.0.0.1", 0) as serving:
+            wire = Wire(serving, await wire_dial(serving))
+            request = wire_request() + wire_call()
+            await wire.trickle(*(bytes((each,)) for each in request))
+            await wire.reader.readuntil(b"\r\n\r\n")
+
+            assert await wire.answer() == wire_result(1, {})
+            wire.writer.transport.abort()
+
+    async def test_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """More than 64 KiB in front of the handshake's end abort the connection."""
+        app, go_on, began = App(grace=0), asyncio.Event(), asyncio.Event()
+        monkeypatch.setattr(wsappy, "MAX_EARLY", 100)
+
+        @app.client("/api")
+        async def api(client: Client) -> None:
+            began.set()
+            await go_on.wait()
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            wire = Wire(serving, await wire_dial(serving))
+            wire.send(wire_request())
+            await began.wait()
+            wire.send(bytes(101))
+
+            assert await wire.ended() == b""
+            go_on.set()
+            wire.writer.transport.abort()
+
+
+class TestFragments:
+    """Fragments are joined, whoever sends something in between."""
+
+    @BOTH
+    async def test_ping_between(self, extensions: str) -> None:
+        """A ping between two fragments is answered before the message."""
+        call = wire_json()
+        frames = [
+            wire_frame(call[:5], TEXT),
+            wire_frame(b"hi", FIN | PING),
+            wire_frame(b"", CONT),
+            wire_frame(call[5:], FIN | CONT),
+        ]
+
+        async with wired(wire_app(), extensions=extensions) as wire:
+            wire.send(*frames, wire_call(request_id=2))
+
+            assert await wire.frame() == (FIN | PONG, b"hi")
+            assert await wire.answer() == wire_result(1, {})
+            assert await wire.answer() == wire_result(2, {})
+
+    async def test_binary(self) -> None:
+        """Fragments of a binary message reach `on_message` as bytes."""
+        async with wired(wire_app(), path="/raw") as wire:
+            wire.send(wire_frame(b"a", BINARY), wire_frame(b"b", FIN | CONT))
+
+            assert await wire.frame() == (FIN | BINARY, b"ab")
+
+    async def test_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Too many fragments, even empty ones, close with 1009."""
+        monkeypatch.setattr(wsappy, "MAX_FRAGMENTS", 3)
+
+        async with wired(wire_app()) as wire:
+            wire.send(wire_frame(b"", TEXT), *[wire_frame(b"", CONT)] * 3)
+
+            assert await wire.closed() == (1009, "too many fragments")
+
+    async def test_as_many_as_allowed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each message may have that many fragments."""
+        monkeypatch.setattr(wsappy, "MAX_FRAGMENTS", 3)
+        parts = [wire_frame(b"", TEXT), wire_frame(b"", CONT)]
+
+        async with wired(wire_app()) as wire:
+            wire.send(*parts, wire_frame(wire_json(), FIN | CONT))
+            wire.send(*parts, wire_frame(wire_json(request_id=2), FIN | CONT))
+
+            assert await wire.answer() == wire_result(1, {})
+            assert await wire.answer() == wire_result(2, {})
+
+
+class TestFailing:
+    """A frame that RFC 6455 forbids ends the connection."""
+
+    @pytest.mark.parametrize(
+        ("frames", "reason"),
+        [
+            (wire_frame(b"", 0x83), "invalid opcode"),
+            (wire_frame(b"", 0xC1), "reserved bits must be 0"),
+            (wire_frame(b"", 0x91), "reserved bits must be 0"),
+            (b"\x81\x02hi", "incorrect masking"),
+            (wire_frame(b"", FIN | CONT), "unexpected continuation frame"),
+            (
+                wire_frame(b"", TEXT) + wire_frame(),
+                "expected a continuation frame",
+            ),
+            (
+                wire_frame(b"", TEXT) + wire_close(),
+                "incomplete fragmented message",
+            ),
+            (wire_frame(b"", PING), "fragmented control frame"),
+            (wire_frame(bytes(126), FIN | PING), "control frame too long"),
+            (wire_frame(b"\x03", FIN | CLOSE), "close frame too short"),
+            (wire_close(1005), "invalid status code"),
+        ],
+    )
+    @BOTH
+    async def test_protocol_error(
+        self, frames: bytes, reason: str, extensions: str
+    ) -> None:
+        """What came before it is answered; it closes with 1002."""
+        if extensions and frames[:1] == b"\xc1":
+            reason = "decompression failed"
+            frames = wire_frame(b"\xff", 0xC1)
+
+        async with wired(wire_app(), extensions=extensions) as wire:
+            wire.send(wire_call(), frames, wire_call())
+
+            assert await wire.answer() == wire_result(1, {})
+            assert await wire.closed() == (1002, reason)
+            assert await wire.ended() == b""
+
+    async def test_not_yet_whole(self) -> None:
+        """A frame that is forbidden needs no payload to end the connection."""
+        async with wired(wire_app()) as wire:
+            await wire.trickle(b"\x83\xff", bytes(12), wire_call())
+
+            assert await wire.closed() == (1002, "invalid opcode")
+            assert await wire.ended() == b""
+
+    async def test_more_behind(self) -> None:
+        """What comes behind it is thrown away."""
+        app = wire_app()
+
+        async with wired(app) as wire:
+            wire.send(wire_frame(b"", 0x83))
+            assert await wire.closed() == (1002, "invalid opcode")
+            wire.send(wire_call() * 1000)
+            wire.writer.close()
+            await wire_until(lambda: not wire.serving.connections)
+
+        assert not app.counts
+
+    @BOTH
+    async def test_too_large(self, extensions: str) -> None:
+        """A frame over `max_size` closes with 1009 at its header."""
+        size = {"max_size": 200}
+
+        async with wired(wire_app(), serve=size, extensions=extensions) as wire:
+            wire.send(wire_call(), wire_frame(bytes(201))[:8])
+
+            assert await wire.answer() == wire_result(1, {})
+            assert await wire.closed() == (
+                1009,
+                "frame with 201 bytes exceeds limit of 200 bytes",
+            )
+
+    @BOTH
+    async def test_fragments_too_large(self, extensions: str) -> None:
+        """Fragments over `max_size` in all close with 1009 at a header."""
+        frames = wire_frame(bytes(101), TEXT), wire_frame(bytes(100), FIN | CONT)[:8]
+        size = {"max_size": 200}
+
+        async with wired(wire_app(), serve=size, extensions=extensions) as wire:
+            wire.send(*frames)
+
+            assert await wire.closed() == (
+                1009,
+                "frame with 100 bytes after reading 101 bytes exceeds limit of "
+                "200 bytes",
+            )
+
+    async def test_fragment_limit(self) -> None:
+        """The second number of `max_size` limits each frame."""
+        size = {"max_size": (None, 100)}
+
+        async with wired(wire_app(), serve=size) as wire:
+            wire.send(wire_frame(wire_json().ljust(100)), wire_frame(bytes(101)))
+
+            assert await wire.answer() == wire_result(1, {})
+            assert await wire.closed() == (
+                1009,
+                "frame with 101 bytes exceeds limit of 100 bytes",
+            )
+
+    @pytest.mark.parametrize("path", ["/api", "/raw"])
+    @pytest.mark.parametrize(
+        "frames",
+        [
+            wire_frame(b"ab\xff"),
+            wire_frame(b"ab", TEXT) + wire_frame(b"\xff", FIN | CONT),
+            wire_frame(struct.pack("!H", 1000) + b"ab\xff", FIN | CLOSE),
+        ],
+        ids=["whole", "fragments", "close reason"],
+    )
+    async def test_not_utf8(self, frames: bytes, path: str) -> None:
+        """Text that isn't UTF-8 closes with 1007."""
+        async with wired(wire_app(), path=path) as wire:
+            wire.send(frames, wire_frame(b"hi", FIN | PING))
+
+            assert await wire.closed() == (1007, "invalid start byte at position 2")
+            assert await wire.ended() == b""
+
+
+class TestOrder:
+    """What the server says keeps its order."""
+
+    @BOTH
+    async def test_close_behind_calls(self, extensions: str) -> None:
+        """Calls in front of a close, in one read, are answered in front of its echo."""
+        calls = wire_call(), wire_call(request_id=2)
+
+        async with wired(wire_app(), extensions=extensions) as wire:
+            wire.send(*calls, wire_close(3000, b"bye"), wire_call(request_id=3))
+
+            assert await wire.answer() == wire_result(1, {})
+            assert await wire.answer() == wire_result(2, {})
+            assert await wire.closed() == (3000, "bye")
+            assert await wire.ended() == b""
+
+    @BOTH
+    async def test_pongs_between_answers(self, extensions: str) -> None:
+        """A pong comes behind the answers of the calls in front of its ping."""
+        ping = wire_frame(b"hi", FIN | PING)
+
+        async with wired(wire_app(), extensions=extensions) as wire:
+            wire.send(wire_call(), ping, wire_call(request_id=2), ping)
+
+            assert await wire.answer() == wire_result(1, {})
+            assert await wire.frame() == (FIN | PONG, b"hi")
+            assert await wire.answer() == wire_result(2, {})
+            assert await wire.frame() == (FIN | PONG, b"hi")
+
+    @BOTH
+    async def test_server_closes(self, extensions: str) -> None:
+        """Behind the server's close no call starts, and pings are still answered."""
+        app = wire_app()
+
+        @app.module("e")
+        @app.method
+        def leave(request: wsappy.Request) -> None:
+            request.client.connection.shut(4000, "done")
+
+        calls = wire_call(), wire_call("leave", 2), wire_call(request_id=3)
+
+        async with wired(app, extensions=extensions) as wire:
+            wire.send(*calls, wire_frame(b"hi", FIN | PING), wire_close())
+
+            assert await wire.answer() == wire_result(1, {})
+            assert await wire.closed() == (4000, "done")
+            assert await wire.frame() == (FIN | PONG, b"hi")
+            assert await wire.ended() == b""
+
+    @BOTH
+    async def test_own_fragments_under_way(self, extensions: str) -> None:
+        """Answers wait for the end of a fragmented message of the application's."""
+        go_on = asyncio.Event()
+
+        async def parts() -> AsyncIterator[str]:
+            yield "a"
+            await go_on.wait()
+            yield "b"
+
+        async with wired(wire_app(), extensions=extensions) as wire:
+            sending = asyncio.create_task(wire.connection.send(parts()))
+            assert await wire.frame() == (TEXT, b"a")
+            wire.send(wire_call(), wire_frame(b"hi", FIN | PING))
+            assert await wire.frame() == (FIN | PONG, b"hi")
+            go_on.set()
+
+            assert await wire.frame() == (CONT, b"b")
+            assert await wire.frame() == (FIN | CONT, b"")
+            assert await wire.answer() == wire_result(1, {})
+            await sending
+
+    @BOTH
+    async def test_close_within_own_fragments(self, extensions: str) -> None:
+        """A close inside a fragmented message of the application's fails with 1011."""
+        ended = asyncio.Event()
+
+        async def parts() -> AsyncIterator[str]:
+            yield "a"
+            await ended.wait()
+
+        async with wired(wire_app(), extensions=extensions) as wire:
+            sending = asyncio.create_task(wire.connection.send(parts()))
+            assert await wire.frame() == (TEXT, b"a")
+            wire.send(wire_call(), wire_frame(b"hi", FIN | PING))
+            assert await wire.frame() == (FIN | PONG, b"hi")
+            wire.connection.shut(1000)
+
+            assert await wire.closed() == (1011, "close during fragmented message")
+            assert await wire.ended() == b""
+            wire.writer.close()
+            ended.set()
+            with pytest.raises(wsappy.ConnectionClosed):
+                await sending
+
+    @BOTH
+    async def test_library_closes_behind_push(
+        self, extensions: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A push that waits when the library closes goes out in front of the close."""
+        async with wired(wire_app(), extensions=extensions) as wire:
+            (client,) = wire.serving.clients
+            closing = asyncio.create_task(client.connection.close(1000))
+            client.push("e", "hello")
+            await asyncio.sleep(0)
+            client.push("e", "too late")
+
+            assert (await wire.answer())["event"] == "hello"
+            assert await wire.closed() == (1000, "")
+            wire.send(wire_close())
+            assert await wire.ended() == b""
+            wire.writer.close()
+            await closing
+        assert caplog.record_tuples == []
+
+    @BOTH
+    async def test_push_from_thread(self, extensions: str) -> None:
+        """A message from another thread is sent in the loop."""
+        async with wired(wire_app(), extensions=extensions) as wire:
+            (client,) = wire.serving.clients
+            await asyncio.to_thread(client.push, "e", "hello", {"n": 1})
+
+            assert (await wire.answer())["data"] == {"n": 1}
+
+    async def test_push_in_on_connecting(self) -> None:
+        """A push of `on_connecting` is the first message, in front of early answers."""
+        app = App(grace=0)
+
+        @app.client("/api")
+        async def api(client: Client) -> None:
+            client.push("e", "hello")
+
+        async with wired(app, behind=wire_call("none")) as wire:
+            assert (await wire.answer())["event"] == "hello"
+            assert (await wire.answer())["event"] == "error"
+
+    async def test_push_to_closing_member(self) -> None:
+        """A push to a group passes over a member that is being closed."""
+        app = wire_app()
+
+        async with wired(app) as wire:
+            (client,) = wire.serving.clients
+            client.join("room")
+            client.connection.shut(1000)
+            app.to("room").push("e", "hello")
+
+            assert await wire.closed() == (1000, "")
+            wire.send(wire_close())
+            assert await wire.ended() == b""
+
+    async def test_close_in_handler(self) -> None:
+        """A handler that closes its client doesn't wait for its own end."""
+        app, ended = make_app(grace=0), asyncio.Event()
+
+        @app.module("e")
+        @app.method
+        async def leave(request: wsappy.Request) -> None:
+            await request.client.close(4000, "done")
+            ended.set()
+
+        async with wired(app) as wire:
+            wire.send(wire_call("leave"))
+
+            assert await wire.closed() == (4000, "done")
+            assert ended.is_set()
+
+
+class TestTurns:
+    """One client can't keep the loop, nor the memory, for itself."""
+
+    async def test_huge_read(self) -> None:
+        """The loop gets a turn after 5 ms of the calls of one read."""
+        app, order = make_app(grace=0), list[str]()
+
+        @app.module("e")
+        @app.method
+        def work(request: wsappy.Request) -> None:
+            if not order:
+                asyncio.get_running_loop().call_soon(order.append, "turn")
+            order.append("call")
+            time.sleep(0.001)
+
+        async with wired(app) as wire:
+            wire.send(*[wire_call("work")] * 50)
+            for _ in range(50):
+                await wire.answer()
+
+        assert order.count("call") == 50
+        assert order.index("turn") <= 6
+
+    async def test_reading_pauses_between_turns(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No more is read while a read's calls wait for their turn."""
+        app, sizes = make_app(grace=0), list[int]()
+        monkeypatch.setattr(wsappy, "TURN", 0)
+
+        def measure(rest: bytearray) -> None:
+            sizes.append(len(rest))
+
+        @app.module("e")
+        @app.method
+        def work(request: wsappy.Request) -> None:
+            rest = request.client.connection.rest
+            asyncio.get_running_loop().call_soon(measure, rest)
+
+        call = wire_frame(wire_json("work", None).ljust(120))
+
+        async with wired(app) as wire:
+            wire.send(call * 5_000, wire_frame(b"", FIN | PING))
+            assert await wire.frame() == (FIN | PONG, b"")
+
+        assert len(sizes) == 5_000
+        assert max(sizes) <= 2**18
+
+    async def test_too_many_unfinished(self) -> None:
+        """One call over `max_in_flight` is overloaded; the reader goes on."""
+        app = make_app(grace=0, max_in_flight=2)
+
+        @app.module("e")
+        @app.method
+        async def wait(request: wsappy.Request) -> None:
+            await asyncio.Event().wait()
+
+        calls = [wire_call("wait", each) for each in range(3)]
+
+        async with wired(app) as wire:
+            wire.send(*calls, wire_frame(b"hi", FIN | PING))
+
+            message = await wire.answer()
+            assert message["request_id"] == 2
+            assert message["data"] == {
+                "code": "overloaded",
+                "message": "too many unfinished calls",
+                "retry": True,
+            }
+            assert await wire.frame() == (FIN | PONG, b"hi")
+
+
+class TestCompression:
+    """With `compression="deflate"` everything works, and bombs stay small."""
+
+    async def test_compressed_call(self) -> None:
+        """Compressed messages are taken, and answers are compressed."""
+        async with wired(wire_app(), extensions=DEFLATE) as wire:
+            wire.send(
+                wire_deflated(wire_json(x="y" * 300)), wire_call("fill", size=500)
+            )
+
+            assert await wire.answer() == wire_result(1, {"x": "y" * 300})
+            head = await wire.reader.readexactly(2)
+            assert head[0] == FIN | RSV1 | TEXT
+            assert head[1] < 126
+
+    async def test_compressed_fragments(self) -> None:
+        """A compressed message may have fragments."""
+        whole = wire_deflated(wire_json(x="y" * 20))
+        data = wsappy.__dict__["apply_mask"](whole[6:], whole[2:6])
+        first, last = (
+            wire_frame(data[:9], RSV1 | TEXT),
+            wire_frame(data[9:], FIN | CONT),
+        )
+
+        async with wired(wire_app(), extensions=DEFLATE) as wire:
+            wire.send(first, wire_frame(b"hi", FIN | PING), last)
+
+            assert await wire.frame() == (FIN | PONG, b"hi")
+            assert await wire.answer() == wire_result(1, {"x": "y" * 20})
+
+    async def test_not_negotiated(self) -> None:
+        """Without the extension a compressed frame is a protocol error."""
+        async with wired(wire_app()) as wire:
+            wire.send(wire_deflated(wire_json()))
+
+            assert await wire.closed() == (1002, "reserved bits must be 0")
+
+    async def test_push_to_group(self) -> None:
+        """A push to a group reaches a member whose messages are compressed."""
+        app = wire_app()
+
+        async with wired(app, extensions=DEFLATE) as wire:
+            (client,) = wire.serving.clients
+            client.join("room")
+            client.push("e", "first")
+            app.to("room").push("e", "hello", text="hi")
+
+            assert (await wire.answer())["event"] == "first"
+            assert (await wire.answer())["data"] == {"text": "hi"}
+
+    async def test_bomb(self) -> None:
+        """A message over `max_size` is inflated no further; it closes with 1009."""
+        bomb = wire_deflated(bytes(2**26))
+        size = {"max_size": 2**17}
+
+        async with wired(wire_app(), extensions=DEFLATE, serve=size) as wire:
+            tracemalloc.start()
+            wire.send(bomb)
+            code, _ = await wire.closed()
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+
+        assert code == 1009
+        assert peak < 2**21
+
+    async def test_bombs_behind_close(self) -> None:
+        """Data frames behind the server's own close aren't inflated."""
+        bombs = [wire_deflated(bytes(2**20))] * 100
+
+        async with wired(wire_app(), extensions=DEFLATE) as wire:
+            wire.connection.shut(1000)
+            tracemalloc.start()
+            wire.send(*bombs, wire_close())
+            await wire.closed()
+            assert await wire.ended() == b""
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+
+        assert peak < 2**20
+
+
+class TestSlowReaders:
+    """A client that doesn't read is held back, and dropped when it takes nothing."""
+
+    @BOTH
+    async def test_no_call_starts(self, extensions: str) -> None:
+        """While a client is behind none of its calls start, not even received ones."""
+        app, started = make_app(grace=0), list[int]()
+
+        @app.module("e")
+        @app.method
+        def fill(request: wsappy.Request, size: int) -> str:
+            started.append(size)
+            return os.urandom(size // 2).hex()
+
+        calls = [wire_call("fill", each, size=2**16) for each in range(60)]
+
+        async with wired(app, extensions=extensions) as wire:
+            wire.stop_reading()
+            wire.send(*calls)
+            await wire_until(lambda: wire.connection.paused)
+            begun = len(started)
+            for _ in range(50):
+                await asyncio.sleep(0)
+
+            assert len(started) == begun < 60
+            assert wire.connection.backlog < 2**20
+            wire.read_on()
+            for each in range(60):
+                assert (await wire.answer())["request_id"] == each
+
+    async def test_reading_pauses(self) -> None:
+        """While a client is behind nothing is read from it."""
+        async with wired(wire_app()) as wire:
+            wire.stop_reading()
+            wire.send(wire_call("fill", size=2**20))
+            await wire_until(lambda: wire.connection.paused)
+
+            assert not wire.connection.transport.is_reading()
+            wire.read_on()
+            await wire.answer()
+            wire.send(wire_call(request_id=2))
+            assert await wire.answer() == wire_result(2, {})
+
+    async def test_ping_flood(self) -> None:
+        """Pings whose pongs nobody reads fill no memory."""
+        pings = wire_frame(bytes(125), FIN | PING) * 50_000
+
+        async with wired(wire_app()) as wire:
+            wire.stop_reading()
+            wire.send(pings)
+            await wire_until(lambda: wire.connection.paused)
+            for _ in range(50):
+                await asyncio.sleep(0)
+
+            assert wire.connection.backlog + len(wire.connection.rest) < 2**19
+
+    async def test_takes_nothing(self) -> None:
+        """A client that takes no byte for `ping_timeout` is aborted."""
+        app = wire_app()
+        limits = {"ping_interval": None, "ping_timeout": 0.1}
+
+        async with wired(app, serve=limits) as wire:
+            wire.stop_reading()
+            wire.send(wire_call("fill", size=2**22))
+            await wire_until(lambda: wire.connection.paused)
+            async with asyncio.timeout(LIMIT):
+                await wire.connection.wait_closed()
+
+        assert app.counts["stalled_clients_dropped"] == 1
+
+    async def test_takes_nothing_without_limit(self) -> None:
+        """Without `ping_timeout` such a client stays."""
+        limits = {"ping_interval": None, "ping_timeout": None}
+
+        async with wired(wire_app(), serve=limits) as wire:
+            wire.stop_reading()
+            wire.send(wire_call("fill", size=2**22))
+            await wire_until(lambda: wire.connection.paused)
+
+            assert wire.connection.stall_timer is None
+            wire.read_on()
+            assert await wire.answer() == wire_result(1, "x" * 2**22, "fill")
+
+    async def test_reads_slowly(self) -> None:
+        """A client that takes bytes now and then stays, though no pong can come."""
+        app = wire_app()
+        limits = {"ping_interval": 0.05, "ping_timeout": 0.3}
+        size = 2**20
+
+        async with wired(app, serve=limits) as wire:
+            wire.narrow()
+            wire.send(wire_call("fill", size=size))
+            began, taken = time.monotonic(), 0
+            while time.monotonic() < began + 1:
+                taken += len(await wire.reader.readexactly(1000))
+                await asyncio.sleep(0.01)
+            assert wire.connection.paused
+            await wire.reader.readexactly(size + 83 - taken)
+
+            assert not app.counts
+            wire.send(wire_call(request_id=2))
+
+    async def test_pushed_to(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A push to a group drops a client with more than `max_backlog` waiting."""
+        app = wire_app(max_backlog=2**18)
+        monkeypatch.setattr(wsappy, "SLOW_GRACE", 0.05)
+
+        async with (
+            wired(app) as wire,
+            ws_connect(wire.serving.url("/api"), proxy=None, max_size=None) as other,
+        ):
+            slow = next(
+                each
+                for each in wire.serving.clients
+                if each.remote == wire.writer.get_extra_info("sockname")
+            )
+            for client in wire.serving.clients:
+                client.join("room")
+            wire.writer.transport.pause_reading()
+            app.to("room").push("e", "large", "x" * 2**23)
+            assert slow.connection.is_sendable
+            async with asyncio.timeout(LIMIT):
+                await other.recv()
+                app.to("room").push("e", "small")
+                await slow.connection.wait_closed()
+
+                assert json.loads(await other.recv())["event"] == "small"
+        assert slow.connection.protocol.close_sent.code == 4508
+        assert slow.connection.protocol.close_sent.reason == "it reads too slowly"
+        assert app.counts["slow_clients_dropped"] == 1
+
+    async def test_large_page(self) -> None:
+        """A page is written whole to a client that reads it late."""
+        app = wire_app()
+        app.http("/page")(lambda request: "x" * 2**22)
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            wire = Wire(serving, await wire_dial(serving))
+            wire.send(b"GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await wire_until(lambda: any(each.paused for each in serving.connections))
+            data = await wire.ended()
+            wire.writer.close()
+
+        assert data.endswith(b"\r\n\r\n" + b"x" * 2**22)
+
+    async def test_many_pushes_in_a_row(self) -> None:
+        """Pushes in a loop that never suspends are written at 64 KiB each."""
+        async with wired(wire_app()) as wire:
+            (client,) = wire.serving.clients
+            wire.stop_reading()
+            for _ in range(300):
+                client.push("e", "x", "y" * 2**15)
+
+            assert wire.connection.paused
+            assert wire.connection.out_size < 2**16
+
+    async def test_awaited_push(self) -> None:
+        """An awaited push waits while the client is behind."""
+        async with wired(wire_app()) as wire:
+            (client,) = wire.serving.clients
+            wire.stop_reading()
+            pushes = [
+                asyncio.create_task(wire_wait(client.push("e", "x", "y" * 2**22)))
+                for _ in range(2)
+            ]
+            await wire_until(lambda: wire.connection.writable_waiter)
+            wire.read_on()
+            await wire.answer()
+            await wire.answer()
+            async with asyncio.timeout(LIMIT):
+                await asyncio.gather(*pushes)
+
+            assert not wire.connection.paused
+
+    async def test_gone_while_waiting(self) -> None:
+        """A push that waits returns when its client is gone."""
+        async with wired(wire_app()) as wire:
+            (client,) = wire.serving.clients
+            wire.stop_reading()
+            push = asyncio.create_task(wire_wait(client.push("e", "x", "y" * 2**22)))
+            await wire_until(lambda: wire.connection.writable_waiter)
+            wire.connection.transport.abort()
+
+            async with asyncio.timeout(LIMIT):
+                assert await push == "done"
+
+
+async def wire_wait(sent: wsappy.Sent) -> str:
+    """Wait for a message that was sent already."""
+    await sent
+    return "done"
+
+
+class TestKeepalive:
+    """Dead peers are found by ping."""
+
+    async def test_no_pong(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A peer that answers no ping is failed with 1011, then aborted."""
+        monkeypatch.setattr(wsappy, "SLOW_GRACE", 0.05)
+        limits = {"ping_interval": 0.01, "ping_timeout": 0.01}
+
+        async with wired(wire_app(), serve=limits) as wire:
+            first, _ = await wire.frame()
+
+            assert first == FIN | PING
+            assert await wire.closed() == (1011, "keepalive ping timeout")
+            await wire_until(lambda: not wire.serving.connections)
+
+    async def test_pong(self) -> None:
+        """A peer that answers is pinged again."""
+        limits = {"ping_interval": 0.01, "ping_timeout": LIMIT}
+
+        async with wired(wire_app(), serve=limits) as wire:
+            for _ in range(3):
+                first, payload = await wire.frame()
+                assert first == FIN | PING
+                wire.send(wire_frame(payload, FIN | PONG))
+
+    async def test_switched_off(self) -> None:
+        """Without a `ping_interval`, from now on, it is pinged no more."""
+        limits = {"ping_interval": 0.01, "ping_timeout": LIMIT}
+
+        async with wired(wire_app(), serve=limits) as wire:
+            _, payload = await wire.frame()
+            wire.connection.ping_interval = None
+            wire.send(wire_frame(payload, FIN | PONG))
+
+            await wire_until(wire.connection.keepalive_task.done)
+
+    async def test_close_without_echo(self) -> None:
+        """A peer that never answers a close is aborted after `close_timeout`."""
+        async with wired(wire_app(), serve={"close_timeout": 0.05}) as wire:
+            wire.connection.shut(1000)
+            assert await wire.closed() == (1000, "")
+
+            assert await wire.ended() == b""
+            await wire_until(lambda: not wire.serving.connections)
+
+
+class LibraryConnection(wsappy.Connection):
+    """A connection that leaves every byte to the library."""
+
+    def read(self, data: bytes) -> None:
+        """Take bytes of an open connection."""
+        self.is_reading = True
+        self.give(data)
+        self.is_reading = False
+        self.flush()
+
+
+# Bytes of the largest message, in the comparison of lane and library, and its examples.
+EQUAL_MAX_SIZE = 2**12
+EQUAL_EXAMPLES = 150
+
+
+def equal_pieces(payload: bytes, first: int, cuts: list[int]) -> list[bytes]:
+    """Return a message in fragments."""
+    ends = [*sorted(cut % (len(payload) + 1) for cut in cuts), len(payload)]
+    frames: list[bytes] = []
+    start = 0
+    for end in ends:
+        opcode = first if not frames else CONT
+        fin = FIN if len(frames) == len(ends) - 1 else 0
+        frames.append(wire_frame(payload[start:end], opcode | fin))
+        start = end
+    return frames
+
+
+def equal_deflated(payload: bytes) -> bytes:
+    """Return a message, compressed."""
+    deflate = zlib.compressobj(wbits=-15)
+    return (deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+
+def equal_long_form(frame: bytes) -> bytes:
+    """Write the length of a short frame in the longest form."""
+    return bytes((frame[0], 0xFF)) + struct.pack("!Q", frame[1] & 0x7F) + frame[2:]
+
+
+@st.composite
+def equal_messages(draw: st.DrawFn) -> list[bytes]:
+    """Draw the frames of one message that may end nothing."""
+    payload = draw(
+        st.one_of(
+            st.builds(wire_json, request_id=st.integers(0, 99)),
+            st.builds(wire_json, x=st.text("ab\u20ac", max_size=130)),
+            st.sampled_from(
+                [
+                    b"",
+                    b"{",
+                    b"[]",
+                    wire_json("none"),
+                    wire_json().ljust(EQUAL_MAX_SIZE),
+                ]
+            ),
+        )
+    )
+    opcode = draw(st.sampled_from([TEXT, TEXT, BINARY]))
+    if draw(st.integers(0, 3)) == 0:
+        payload, opcode = equal_deflated(payload), opcode | RSV1
+    if draw(st.integers(0, 2)) == 0:
+        frames = equal_pieces(
+            payload, opcode, draw(st.lists(st.integers(0), max_size=3))
+        )
+        for _ in range(draw(st.integers(0, 1))):
+            control = wire_frame(b"between", FIN | draw(st.sampled_from([PING, PONG])))
+            frames.insert(draw(st.integers(0, len(frames))), control)
+        return frames
+    frame = wire_frame(payload, FIN | opcode)
+    is_short = len(payload) < 126 and draw(st.booleans())
+    return [equal_long_form(frame) if is_short else frame]
+
+
+EQUAL_CONTROLS = st.builds(
+    lambda payload, opcode: [wire_frame(payload, FIN | opcode)],
+    st.binary(max_size=125),
+    st.sampled_from([PING, PING, PONG]),
+)
+EQUAL_NOT_UTF8 = [
+    [wire_frame(b"{\xff")],
+    [wire_frame(b"\xe2\x82", TEXT), wire_frame(b"", FIN | CONT)],
+    [wire_deflated(b"{\xc0\xaf")],
+]
+EQUAL_ENDS = st.one_of(
+    st.sampled_from(
+        [
+            wire_close(),
+            wire_close(3000, b"bye"),
+            wire_frame(b"", FIN | CLOSE),
+            wire_frame(b"\x03", FIN | CLOSE),
+            wire_close(1005),
+            wire_close(1000, b"\xff"),
+            wire_frame(bytes(EQUAL_MAX_SIZE + 1)),
+            wire_frame(bytes(EQUAL_MAX_SIZE + 1), TEXT),
+            wire_deflated(bytes(EQUAL_MAX_SIZE + 1)),
+            wire_frame(b"\xff\xff", FIN | RSV1 | TEXT),
+            wire_frame(b"{}", TEXT),
+            wire_frame(b"{}", CONT),
+            wire_frame(b"{}", FIN | CONT),
+            wire_frame(b"{}", FIN | RSV1 | CONT),
+            wire_frame(b"{}", PING),
+            wire_frame(bytes(126), FIN | PING),
+            b"\x81\x02{}",
+            b"\x89\x00",
+        ]
+    ),
+    st.builds(
+        lambda first: wire_frame(b"{}", first),
+        st.integers(0, 255).filter(lambda first: first & 0x30 or first & 15 in {3, 11}),
+    ),
+).map(lambda frame: [frame])
+EQUAL_STEPS = st.one_of(
+    *[equal_messages()] * 5,
+    EQUAL_CONTROLS,
+    EQUAL_CONTROLS,
+    st.sampled_from(EQUAL_NOT_UTF8),
+    EQUAL_ENDS,
+)
+
+
+class Heard(NamedTuple):
+    """What a server said, each kind as its own sequence."""
+
+    messages: list[bytes]
+    pongs: list[bytes]
+    close: bytes | None
+
+
+async def equal_talk(serving: Any, pieces: list[bytes], extensions: str) -> Heard:
+    """Send bytes piece by piece, and read all that comes back."""
+    ends = await asyncio.open_connection("127.0.0.1", serving.port)
+    wire, heard, close = Wire(serving, ends), Heard([], [], None), None
+    wire.send(wire_request("/api", extensions))
+    await wire.reader.readuntil(b"\r\n\r\n")
+    await wire.trickle(*pieces, wire_call(request_id="end"))
+    with contextlib.suppress(asyncio.IncompleteReadError):
+        while b'"end"' not in (heard.messages or [b""])[-1]:
+            first, payload = await wire.frame()
+            if first == FIN | CLOSE:
+                close = payload
+            else:
+                said = {FIN | TEXT: heard.messages, FIN | PONG: heard.pongs}
+                said[first].append(payload)
+    wire.writer.transport.abort()
+    return heard._replace(close=close)
+
+
+Hear = Callable[[bool, list[bytes]], Heard]
+
+
+@contextlib.contextmanager
+def equal_servers(extensions: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hear]:
+    """Serve with the lane and without; return what talks to one of them."""
+    options: dict[str, Any] = {"max_size": EQUAL_MAX_SIZE, "ping_interval": None}
+    options["compression"] = "deflate" if extensions else None
+    servings = [wire_app().serve("127.0.0.1", 0, **options) for _ in range(2)]
+
+    def hear(has_lane: bool, pieces: list[bytes]) -> Heard:
+        return runner.run(equal_talk(servings[has_lane], pieces, extensions))
+
+    with asyncio.Runner() as runner:
+        runner.run(servings[True].__aenter__())
+        monkeypatch.setattr(wsappy, "Connection", LibraryConnection)
+        runner.run(servings[False].__aenter__())
+        try:
+            yield hear
+        finally:
+            for serving in servings:
+                runner.run(serving.__aexit__())
+
+
+def equal_compare(
+    hear: Hear, steps: list[list[bytes]], cuts: list[int], not_utf8: list[list[bytes]]
+) -> None:
+    """Compare what both say to some frames that are cut at some places."""
+    data = b"".join(frame for step in steps for frame in step)
+    spots = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    pieces = [data[start:end] for start, end in itertools.pairwise(spots)]
+    ours, theirs = hear(True, pieces), hear(False, pieces)
+    if ours == theirs:
+        return
+    assert ours.close is not None
+    assert theirs.messages == ours.messages[: len(theirs.messages)]
+    if ours.close[:2] != b"\x03\xef":
+        assert theirs[1:] == ours[1:]
+        return
+    # The library looks for UTF-8 behind all frames of a read: pongs go out before, and
+    # the end that another frame brings.
+    assert ours.pongs == theirs.pongs[: len(ours.pongs)]
+    if theirs.close != ours.close:
+        bad = [spot for spot, step in enumerate(steps) if step in not_utf8]
+        passed = [set(bad[: count + 1]) for count in range(len(bad))]
+        assert theirs.close in [
+            hear(
+                False,
+                [b"".join(step) for at, step in enumerate(steps) if at not in each],
+            ).close
+            for each in passed
+        ]
+
+
+class TestEquality:
+    """The lane and the plain library give the same."""
+
+    @BOTH
+    def test_random_frames(
+        self, extensions: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Messages, pongs and close are the same, but for what one read allows."""
+        steps = st.lists(EQUAL_STEPS, max_size=12)
+        cuts = st.lists(st.integers(0), max_size=9)
+        not_utf8 = EQUAL_NOT_UTF8 if extensions else EQUAL_NOT_UTF8[:-1]
+
+        with equal_servers(extensions, monkeypatch) as hear:
+
+            @settings(max_examples=EQUAL_EXAMPLES, deadline=None, database=None)
+            @given(steps, cuts)
+            def compare(steps: list[list[bytes]], cuts: list[int]) -> None:
+                equal_compare(hear, steps, cuts, not_utf8)
+
+            compare()
+
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+UPGRADE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Key": KEY,
+    "Sec-WebSocket-Version": "13",
+}
+
+
+def frame_by_hand(payload: bytes, opcode: int = 1) -> bytes:
+    """Make a frame from a client, masked with zeros."""
+    size = len(payload)
+    length = bytes([size | 128]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
+    return bytes([0x80 | opcode]) + length + bytes(4) + payload
+
+
+def request_by_hand(path: str = "/api", method: str = "GET", **headers: Any) -> bytes:
+    """Make a request; a header that is a list stands there several times."""
+    head = [f"{method} {path} {headers.pop('protocol', 'HTTP/1.1')}"]
+    for name, values in ({"Host": "localhost"} | headers).items():
+        each = values if isinstance(values, list) else [values]
+        head += [f"{name}: {value}" for value in each]
+    return "\r\n".join([*head, "", ""]).encode()
+
+
+class Hand:
+    """A client that reads and writes bytes; `async with` connects it."""
+
+    def __init__(self, serving: Any, request: bytes) -> None:
+        self.port = serving.port
+        self.request = request
+
+    async def __aenter__(self) -> Self:
+        opened = await asyncio.open_connection("127.0.0.1", self.port)
+        self.reader, self.writer = opened
+        self.writer.write(self.request)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        """Read the status and the headers of the response."""
+        async with asyncio.timeout(LIMIT):
+            first, *lines = (await self.reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+        pairs = [line.decode().split(": ", 1) for line in lines if line]
+        return int(first.split()[1]), dict(pairs)
+
+    async def rest(self) -> bytes:
+        """Read until the end of the connection."""
+        async with asyncio.timeout(LIMIT):
+            return await self.reader.read()
+
+    async def frame(self) -> tuple[int, bytes]:
+        """Read a short frame: its opcode and its payload."""
+        async with asyncio.timeout(LIMIT):
+            first, size = await self.reader.readexactly(2)
+            return first & 0x0F, await self.reader.readexactly(size)
+
+    def send(self, payload: bytes, opcode: int = 1) -> None:
+        """Write a frame."""
+        self.writer.write(frame_by_hand(payload, opcode))
+
+    def reset(self) -> None:
+        """End the connection as a crash does."""
+        linger = b"\1\0\0\0\0\0\0\0"
+        sock = self.writer.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.writer.transport.abort()
+
+
+async def ask_by_hand(app: App, *parts: str, **headers: Any) -> tuple[int, str]:
+    """Serve an app for one request; return the status and the body."""
+    async with (
+        app.serve("127.0.0.1", 0) as serving,
+        Hand(serving, request_by_hand(*parts, **headers)) as hand,
+    ):
+        status, _ = await hand.head()
+        return status, "" if status == 101 else (await hand.rest()).decode()
+
+
+async def shake_by_hand(
+    app: App, path: str = "/api", **headers: Any
+) -> tuple[int, str]:
+    """Like `ask_by_hand`, with a WebSocket handshake."""
+    return await ask_by_hand(app, path, **UPGRADE, **headers)
+
+
+async def close_of_browser(
+    app: App, path: str = "/api"
+) -> tuple[int | None, str | None]:
+    """Connect as a page of the same host does; return how the connection was closed."""
+    async with app.serve("127.0.0.1", 0) as serving:
+        url = serving.url(path)
+        origin: Any = url.replace("ws", "http")
+        async with ws_connect(url, proxy=None, origin=origin) as ws:
+            return await Talk(ws).closed()
+
+
+async def happens(event: asyncio.Event) -> None:
+    """Wait for *event*."""
+    async with asyncio.timeout(LIMIT):
+        await event.wait()
+
+
+def refusing(error: BaseException) -> App:
+    """Make an app that raises in `on_connecting`."""
+    app = App()
+
+    @app.client("/api")
+    def api(client: Client) -> None:
+        raise error
+
+    return app
+
+
+class TestWhatIsNoHandshake:
+    """Requests that are no WebSocket handshake."""
+
+    async def test_get_of_a_route(self) -> None:
+        """A plain GET on a WebSocket path is a 426 that says what it is for."""
+        answer = await ask_by_hand(make_app())
+
+        assert answer == (426, "this address is for WebSocket clients")
+
+    async def test_get_of_a_route_names_the_protocol(self) -> None:
+        """A 426 has the header `Upgrade`."""
+        async with (
+            make_app().serve("127.0.0.1", 0) as serving,
+            Hand(serving, request_by_hand()) as hand,
+        ):
+            _, headers = await hand.head()
+
+        assert headers["Upgrade"] == "websocket"
+
+    async def test_head_of_a_route(self) -> None:
+        """The answer to HEAD has no body."""
+        assert await ask_by_hand(make_app(), "/api", "HEAD") == (426, "")
+
+    async def test_unknown_path(self) -> None:
+        """A path that is neither a page nor a route is 404."""
+        assert await ask_by_hand(make_app(), "/other") == (404, "not found")
+
+    async def test_path_that_is_not_utf_8(self) -> None:
+        """A path whose percent-encoding is no UTF-8 is 404."""
+        assert await ask_by_hand(make_app(), "/%ff") == (404, "not found")
+
+    async def test_post(self) -> None:
+        """Other methods than GET and HEAD are 405."""
+        answer = await ask_by_hand(make_app(), "/api", "POST")
+
+        assert answer == (405, "method not allowed")
+
+    async def test_post_names_what_is_allowed(self) -> None:
+        """A 405 has the header `Allow`."""
+        async with (
+            make_app().serve("127.0.0.1", 0) as serving,
+            Hand(serving, request_by_hand(method="POST")) as hand,
+        ):
+            _, headers = await hand.head()
+
+        assert headers["Allow"] == "GET, HEAD"
+
+    async def test_upgrade_of_http_1_0(self) -> None:
+        """A request of HTTP/1.0 can't be an upgrade."""
+        status, _ = await shake_by_hand(make_app(), protocol="HTTP/1.0")
+
+        assert status == 426
+
+    async def test_upgrade_by_post(self) -> None:
+        """An upgrade by another method than GET is 405."""
+        status, _ = await ask_by_hand(make_app(), "/api", "POST", **UPGRADE)
+
+        assert status == 405
+
+    async def test_upgrade_without_a_key(self) -> None:
+        """A handshake that isn't whole is 400."""
+        headers = {**UPGRADE, "Sec-WebSocket-Key": "x"}
+
+        status, _ = await ask_by_hand(make_app(), "/api", "GET", **headers)
+
+        assert status == 400
+
+    @pytest.mark.parametrize("name", ["Host", "Origin"])
+    async def test_header_twice(self, name: str) -> None:
+        """Two Origins or two Hosts are 400."""
+        headers: Any = {name: ["a", "a"]}
+
+        answer = await ask_by_hand(make_app(), **UPGRADE, **headers)
+
+        assert answer == (400, "one Host and one Origin at most")
+
+    async def test_no_hook_runs(self) -> None:
+        """What isn't a WebSocket handshake reaches no hook."""
+        app = refusing(RuntimeError("ran"))
+
+        status, _ = await ask_by_hand(app, "/api", "GET", Upgrade="websocket")
+
+        assert status == 426
+
+
+class TestHandshakeOrder:
+    """The order in which the handshake decides."""
+
+    async def test_good_one(self) -> None:
+        """A handshake that nothing is wrong with is answered with 101."""
+        assert await shake_by_hand(make_app()) == (101, "")
+
+    async def test_foreign_origin_of_an_unknown_path(self) -> None:
+        """The origin is looked at before the path."""
+        answer = await shake_by_hand(make_app(), "/other", Origin="http://evil.example")
+
+        assert answer == (403, "this origin is not allowed")
+
+    async def test_unknown_path(self) -> None:
+        """An unknown path is 404."""
+        assert await shake_by_hand(make_app(), "/other") == (404, "no such path")
+
+    async def test_unknown_path_from_a_browser(self) -> None:
+        """A browser can't read a status: it is let in and closed with 4404."""
+        assert await close_of_browser(make_app(), "/other") == (4404, "no such path")
+
+    async def test_unknown_path_of_a_full_server(self) -> None:
+        """The path is looked at before the number of clients."""
+        app = make_app(max_clients=1)
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            ws_connect(serving.url("/api"), proxy=None),
+        ):
+            request = request_by_hand("/other", **UPGRADE)
+            async with Hand(serving, request) as hand:
+                status, _ = await hand.head()
+
+        assert status == 404
+
+    @pytest.mark.parametrize("headers", [{}, {"Origin": "http://localhost"}])
+    async def test_full_server(self, headers: dict[str, str]) -> None:
+        """Too many clients are HTTP 503, for browsers too; no hook runs."""
+        seen: list[str] = []
+        app = App(max_clients=1)
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            seen.append(client.id)
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            ws_connect(serving.url("/api"), proxy=None),
+        ):
+            request = request_by_hand(**UPGRADE, **headers)
+            async with Hand(serving, request) as hand:
+                status, _ = await hand.head()
+                answer = status, await hand.rest(), len(seen)
+
+        assert answer == (503, b"too many clients", 1)
+
+    async def test_refused_clients_do_not_count(self) -> None:
+        """A client that was refused leaves its place to the next one."""
+        app = App(max_clients=1)
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            if "out" in client.query:
+                raise Refused(403)
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            statuses = []
+            for path in ("/api?out", "/api?out", "/api"):
+                request = request_by_hand(path, **UPGRADE)
+                async with Hand(serving, request) as hand:
+                    statuses.append((await hand.head())[0])
+
+        assert statuses == [403, 403, 101]
+
+    async def test_refusal(self) -> None:
+        """`Refused` in on_connecting is its status, with the reason as text."""
+        app = refusing(Refused(401, "who are you?"))
+
+        assert await shake_by_hand(app) == (401, "who are you?")
+
+    async def test_refusal_without_a_reason(self) -> None:
+        """A refusal without a reason has the status's phrase as text."""
+        assert await shake_by_hand(refusing(Refused(403))) == (403, "Forbidden")
+
+    async def test_refusal_of_a_browser(self) -> None:
+        """A browser that is refused is closed with 4000 + status and the reason."""
+        app = refusing(Refused(401, "who are you?"))
+
+        assert await close_of_browser(app) == (4401, "who are you?")
+
+    async def test_refusal_of_a_browser_with_a_long_reason(self) -> None:
+        """A close reason is cut at 123 bytes, on a character's boundary."""
+        app = refusing(Refused(401, "ä" * 100))
+
+        assert await close_of_browser(app) == (4401, "ä" * 61)
+
+    async def test_bug(self) -> None:
+        """Anything else that on_connecting raises is 500, and its text stays inside."""
+        answer = await shake_by_hand(refusing(RuntimeError("secret")))
+
+        assert answer == (500, "internal error")
+
+    async def test_bug_and_a_browser(self) -> None:
+        """A browser hears of a bug as 1011."""
+        app = refusing(RuntimeError("secret"))
+
+        assert await close_of_browser(app) == (1011, "internal error")
+
+    async def test_bug_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A bug in on_connecting is logged with its traceback."""
+        await shake_by_hand(refusing(RuntimeError("secret")))
+
+        (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+        assert record.message == "on_connecting failed"
+        assert "RuntimeError: secret" in caplog.text
+
+    async def test_refusal_is_no_error(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A refusal is logged at INFO."""
+        caplog.set_level("INFO")
+
+        await shake_by_hand(refusing(Refused(403, "members only")))
+
+        text = "on_connecting raised Refused(403, 'members only')"
+        assert text in caplog.messages
+
+    async def test_cancellation_of_its_own(self) -> None:
+        """A cancellation that on_connecting makes itself is a bug."""
+        answer = await shake_by_hand(refusing(asyncio.CancelledError()))
+
+        assert answer == (500, "internal error")
+
+    async def test_bug_in_init(self, caplog: pytest.LogCaptureFixture) -> None:
+        """What a client's `__init__` raises is 500."""
+        app = App()
+
+        @app.client("/api")
+        class Mine(Client):
+            def __init__(self, *args: Any) -> None:
+                raise RuntimeError("secret")
+
+        assert await shake_by_hand(app) == (500, "internal error")
+
+    async def test_def_hook_of_a_class(self) -> None:
+        """`on_connecting` may be a plain `def`."""
+        app = App()
+
+        @app.client("/api")
+        class Mine(Client):
+            def on_connecting(self) -> None:  # type: ignore[override]
+                raise Refused(402)
+
+        assert await shake_by_hand(app) == (402, "Payment Required")
+
+    async def test_def_hook_that_lets_in(self) -> None:
+        """Where it returns the client is in."""
+        app = App()
+
+        @app.client("/api")
+        class Mine(Client):
+            def on_connecting(self) -> None:  # type: ignore[override]
+                pass
+
+        assert await shake_by_hand(app) == (101, "")
+
+    async def test_hook_that_never_ends(self) -> None:
+        """`on_connecting` has open_timeout seconds; then the connection ends."""
+        app = App()
+        steps: list[str] = []
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            try:
+                await asyncio.Event().wait()
+                yield
+            finally:
+                steps.append("cut")
+
+        async with (
+            app.serve("127.0.0.1", 0, open_timeout=0.05) as serving,
+            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+        ):
+            assert (await hand.rest(), steps) == (b"", ["cut"])
+
+
+class TestWhileTheServerStops:
+    """Handshakes and pages after the stop has begun."""
+
+    @staticmethod
+    @contextlib.asynccontextmanager
+    async def stopping(app: App, *, late: Any = None) -> AsyncIterator[Any]:
+        """Serve *app*, begin the stop while a call holds it up; give the serving.
+
+        *late* is what another client asks before that; the block gets it, too.
+        """
+        is_begun, is_free = asyncio.Event(), asyncio.Event()
+
+        @app.module("stop")
+        @app.method
+        async def wait(request: Any) -> None:
+            is_begun.set()
+            await is_free.wait()
+
+        serving = app.serve("127.0.0.1", 0)
+        await serving.__aenter__()
+        async with ws_connect(serving.url("/api"), proxy=None) as ws:
+            await ws.send('{"module": "stop", "method": "wait", "request_id": 1}')
+            await happens(is_begun)
+            if late is not None:
+                await late(serving)
+            stop = asyncio.create_task(serving.__aexit__(None, None, None))
+            await asyncio.sleep(0)
+            try:
+                yield serving
+            finally:
+                is_free.set()
+                await stop
+
+    async def test_new_handshake(self) -> None:
+        """New handshakes get 503."""
+        async with (
+            self.stopping(make_app()) as serving,
+            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+        ):
+            status, _ = await hand.head()
+            assert (status, await hand.rest()) == (503, b"the server is stopping")
+
+    async def test_page(self) -> None:
+        """Pages are still answered."""
+        app = make_app()
+        app.http("/health")(lambda request: "well")
+
+        async with (
+            self.stopping(app) as serving,
+            Hand(serving, request_by_hand("/health")) as hand,
+        ):
+            assert (await hand.head())[0] == 200
+
+    async def test_hook_that_is_under_way(self) -> None:
+        """A client whose on_connecting ends too late gets 503, and its goodbye."""
+        app, told, is_free = App(), Told(), asyncio.Event()
+        stack = contextlib.AsyncExitStack()
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            if "late" in client.query:
+                told("asked")
+                await is_free.wait()
+            yield
+            told("gone")
+
+        async def late(serving: Any) -> None:
+            request = request_by_hand("/api?late", **UPGRADE)
+            self.hand = await stack.enter_async_context(Hand(serving, request))
+            await told.until("asked")
+
+        async with stack, self.stopping(app, late=late):
+            is_free.set()
+            status, _ = await self.hand.head()
+            self.hand.writer.close()
+            await told.until("gone")
+
+        assert status == 503
+
+
+class TestBytesBeforeTheOpening:
+    """Bytes that arrive with the handshake's request."""
+
+    async def test_call_waits(self) -> None:
+        """Nothing that a client sends before the handshake has ended is acted on."""
+        app = App()
+        steps: list[str] = []
+        is_asked, is_free = asyncio.Event(), asyncio.Event()
+
+        @app.client("/api")
+        async def api(client: Client) -> None:
+            is_asked.set()
+            await is_free.wait()
+            steps.append("in")
+
+        @app.module("entity")
+        @app.method
+        def act(request: Any) -> None:
+            steps.append("call")
+
+        call = b'{"module": "entity", "method": "act", "request_id": 1}'
+        async with app.serve("127.0.0.1", 0) as serving:
+            request = request_by_hand(**UPGRADE) + frame_by_hand(call)
+            async with Hand(serving, request + frame_by_hand(b"hi", 9)) as hand:
+                await happens(is_asked)
+                is_free.set()
+                await hand.head()
+                frames = [await hand.frame(), await hand.frame()]
+
+        assert steps == ["in", "call"]
+        assert frames[1] == (10, b"hi")
+
+    async def test_call_of_a_client_that_is_refused(self) -> None:
+        """A browser that is let in only to be closed can't call anything."""
+        app = refusing(Refused(403, "no"))
+        called: list[str] = []
+
+        @app.module("entity")
+        @app.method
+        def act(request: Any) -> None:
+            called.append("call")
+
+        call = frame_by_hand(b'{"module": "entity", "method": "act"}')
+        request = request_by_hand(Origin="http://localhost", **UPGRADE) + call * 3
+        async with app.serve("127.0.0.1", 0) as serving, Hand(serving, request) as hand:
+            await hand.head()
+            closing = await hand.frame()
+            hand.send(closing[1], 8)
+            rest = await hand.rest()
+
+        assert (closing, rest, called) == ((8, b"\x11\x33no"), b"", [])
+
+
+class TestOrigins:
+    """Which pages' scripts may connect."""
+
+    @staticmethod
+    async def status(origin: str, origins: Any = None, host: str = "localhost") -> int:
+        """Return the status that a handshake gets."""
+        app = make_app(origins=origins)
+        return (await shake_by_hand(app, Origin=origin, Host=host))[0]
+
+    @pytest.mark.parametrize(
+        ("origin", "host"),
+        [
+            ("http://localhost", "localhost"),
+            ("http://LOCALHOST:8008", "localhost:8008"),
+            ("http://example.org", "example.org:80"),
+            ("https://example.org", "example.org:443"),
+            ("https://example.org", "example.org"),
+            ("http://[::1]:8008", "[::1]:8008"),
+        ],
+    )
+    async def test_same_host(self, origin: str, host: str) -> None:
+        """Host and port are compared; a missing port is the Origin's scheme's."""
+        assert await self.status(origin, None, host) == 101
+
+    @pytest.mark.parametrize(
+        ("origin", "host"),
+        [
+            ("http://localhost:5173", "localhost:8008"),
+            ("https://example.org", "example.org:80"),
+            ("http://localhost.evil.example", "localhost"),
+            ("http://localhost@evil.example", "localhost"),
+            ("http://evil.example", ""),
+            ("null", "localhost"),
+            ("null", "null"),
+            ("http://[", "["),
+            ("http://a:port", "a:port"),
+            ("file://", "localhost"),
+            ("", "localhost"),
+        ],
+    )
+    async def test_other_host(self, origin: str, host: str) -> None:
+        """What isn't the same host and port is 403, garbage too."""
+        assert await self.status(origin, None, host) == 403
+
+    @pytest.mark.parametrize(
+        ("origin", "listed"),
+        [
+            ("https://example.org", "https://example.org"),
+            ("http://example.org", "https://example.org"),
+            ("https://example.org", "example.org:443"),
+            ("https://example.org", "example.org"),
+            ("chrome-extension://abc", "chrome-extension://abc"),
+            ("null", "null"),
+        ],
+    )
+    async def test_listed(self, origin: str, listed: str) -> None:
+        """A listed origin passes; schemes aren't compared."""
+        assert await self.status(origin, [listed]) == 101
+
+    @pytest.mark.parametrize("origin", ["null", "http://localhost", "https://a.b:444"])
+    async def test_not_listed(self, origin: str) -> None:
+        """Where there is a list nothing else passes, not even the same host."""
+        assert await self.status(origin, ["https://a.b"]) == 403
+
+    @pytest.mark.parametrize(("origin", "status"), [("http://a.b", 101), ("null", 403)])
+    async def test_every_one(self, origin: str, status: int) -> None:
+        """A star lets every origin in but null."""
+        assert await self.status(origin, "*") == status
+
+    async def test_no_origin(self) -> None:
+        """A request without an Origin passes."""
+        assert (await shake_by_hand(make_app(origins=[])))[0] == 101
+
+    async def test_route_of_its_own(self) -> None:
+        """A route's origins stand instead of the app's."""
+        app = App(origins=["https://a.b"])
+
+        @app.client("/api", origins="*")
+        def api(client: Client) -> None:
+            pass
+
+        assert (await shake_by_hand(app, Origin="http://c.d"))[0] == 101
+
+    async def test_log(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A refused origin is logged with the line to write, once."""
+        app = make_app()
+        headers = {"Origin": "http://localhost:5173", "Host": "localhost:8008"}
+
+        for _ in range(2):
+            await shake_by_hand(app, "/api?token=secret", **headers)
+
+        assert caplog.messages == [
+            "refused origin 'http://localhost:5173' at host 'localhost:8008'; to allow "
+            "it write App(origins=['http://localhost:5173'])"
+        ]
+
+    async def test_log_of_many(self, caplog: pytest.LogCaptureFixture) -> None:
+        """At most 100 different origins are logged."""
+        async with make_app().serve("127.0.0.1", 0) as serving:
+            for number in range(102):
+                headers = {**UPGRADE, "Origin": f"http://{number}.example"}
+                async with Hand(serving, request_by_hand(**headers)) as hand:
+                    await hand.head()
+
+        assert len(caplog.messages) == 100
+
+
+class TestPages:
+    """Pages of `@app.http`."""
+
+    @staticmethod
+    async def page(outcome: Any, method: str = "GET") -> tuple[int, str, bytes]:
+        """Return status, content type and body of a page that returns *outcome*."""
+        app = make_app()
+
+        @app.http("/page")
+        async def page(request: Any) -> Any:
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            Hand(serving, request_by_hand("/page", method)) as hand,
+        ):
+            status, headers = await hand.head()
+            body = await hand.rest()
+        if method == "GET":
+            assert headers["Content-Length"] == str(len(body))
+        return status, headers["Content-Type"], body
+
+    @pytest.mark.parametrize(
+        ("outcome", "content_type", "body"),
+        [
+            ("grün", "text/plain; charset=utf-8", "grün".encode()),
+            ("", "text/plain; charset=utf-8", b""),
+            (b"\0\1", "application/octet-stream", b"\0\1"),
+            (("<p>", "text/html"), "text/html", b"<p>"),
+            ((b"{}", "application/json"), "application/json", b"{}"),
+            ("\ud800", "text/plain; charset=utf-8", b"?"),
+        ],
+    )
+    async def test_body(self, outcome: Any, content_type: str, body: bytes) -> None:
+        """A page returns str, bytes or (body, content type)."""
+        assert await self.page(outcome) == (200, content_type, body)
+
+    @pytest.mark.parametrize("outcome", [None, 42, ("a", "b", "c"), ("a", None)])
+    async def test_anything_else(
+        self, outcome: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Anything else is 500, and a log entry that names the page."""
+        status, _, body = await self.page(outcome)
+
+        assert (status, body) == (500, b"internal error")
+        assert caplog.messages[0].startswith("page 'TestPages.page.<locals>.page' (")
+        assert caplog.messages[0].endswith(
+            f") must return str, bytes or (body, content type): got {outcome!r}"
+        )
+
+    async def test_refusal(self) -> None:
+        """`Refused` in a page is another status."""
+        status, _, body = await self.page(Refused(503, "not well"))
+
+        assert (status, body) == (503, b"not well")
+
+    async def test_bug(self) -> None:
+        """What a page raises is 500, and its text stays inside."""
+        status, _, body = await self.page(RuntimeError("secret"))
+
+        assert (status, body) == (500, b"internal error")
+
+    async def test_head(self) -> None:
+        """HEAD has no body."""
+        assert (await self.page("text", "HEAD"))[2] == b""
+
+    async def test_head_says_the_size(self) -> None:
+        """HEAD has the headers of a GET."""
+        app = make_app()
+        app.http("/page")(lambda request: "text")
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            Hand(serving, request_by_hand("/page", "HEAD")) as hand,
+        ):
+            _, headers = await hand.head()
+
+        assert headers["Content-Length"] == "4"
+
+    async def test_other_method(self) -> None:
+        """Other methods are 405."""
+        assert (await self.page("text", "DELETE"))[0] == 405
+
+    async def test_request(self) -> None:
+        """A page sees path, query and headers; a `def` works too."""
+        app = make_app()
+
+        @app.http("/page")
+        def page(request: Any) -> str:
+            return f"{request.path} {request.query} {request.headers['X-A']}"
+
+        answer = await ask_by_hand(app, "/page/?a=1&a=2&b=", "GET", **{"X-A": "x"})
+
+        assert answer == (200, "/page/ {'a': '2', 'b': ''} x")
+
+    async def test_upgrade(self) -> None:
+        """Upgrades look at routes only."""
+        app = make_app()
+        app.http("/page")(lambda request: "text")
+
+        assert await shake_by_hand(app, "/page") == (404, "no such path")
+
+    async def test_upgrade_to_something_else(self) -> None:
+        """A request that would like HTTP/2 gets its page by HTTP/1.1."""
+        app = make_app()
+        app.http("/page")(lambda request: "text")
+
+        assert await ask_by_hand(app, "/page", "GET", Upgrade="h2c") == (200, "text")
+
+
+class Told:
+    """What happened, in order, and a way to wait for it."""
+
+    def __init__(self) -> None:
+        self.steps: list[Any] = []
+        self.news = asyncio.Event()
+
+    def __call__(self, step: Any) -> None:
+        """Write down what happened."""
+        self.steps.append(step)
+        self.news.set()
+
+    async def until(self, step: Any) -> list[Any]:
+        """Wait until *step* has happened; return all steps so far."""
+        async with asyncio.timeout(LIMIT):
+            while step not in self.steps:
+                self.news.clear()
+                await self.news.wait()
+        return self.steps
+
+
+def telling(told: Told, **options: Any) -> tuple[App, asyncio.Event]:
+    """Make an app whose hooks and calls tell; `?wait=hook` waits in that one."""
+    app, is_free = App(**options), asyncio.Event()
+
+    async def step(client: Client, name: str) -> None:
+        told(name)
+        if client.query.get("wait") == name:
+            try:
+                await is_free.wait()
+            except asyncio.CancelledError:
+                told(f"{name} cut")
+                raise
+            told(f"{name} done")
+
+    @app.client("/api")
+    class Telling(Client):
+        async def on_connecting(self, **params: Any) -> None:
+            self.join("all")
+            await step(self, "connecting")
+
+        async def on_connected(self) -> None:
+            await step(self, "connected")
+
+        async def on_disconnected(self) -> None:
+            told(("disconnected", sorted(self.groups), len(app.to("all").members)))
+            await step(self, "disconnected")
+
+    @app.module("entity")
+    @app.method
+    async def wait(request: Any) -> None:
+        told("call")
+        try:
+            await is_free.wait()
+        finally:
+            told("call ended")
+
+    return app, is_free
+
+
+GONE = ("disconnected", ["all"], 0)
+WAIT = b'{"module": "entity", "method": "wait", "request_id": 1}'
+
+
+class TestHooks:
+    """The hooks of a client, however its connection ends."""
+
+    async def test_order(self) -> None:
+        """The hooks of a connection run in their promised order."""
+        told = Told()
+        app, _ = telling(told)
+
+        async with talking(app) as talk:
+            await talk.send(WAIT)
+            await told.until("call")
+        await told.until("disconnected")
+
+        assert told.steps == [
+            *("connecting", "connected", "call", "call ended"),
+            *(GONE, "disconnected"),
+        ]
+
+    async def test_reset_before_the_request(self) -> None:
+        """A connection that ends before its request is whole reaches no hook."""
+        told = Told()
+        app, _ = telling(told)
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            Hand(serving, b"GET /api HTTP/1.1\r\n") as hand,
+        ):
+            hand.reset()
+
+        assert told.steps == []
+
+    async def test_reset_in_on_connecting(self) -> None:
+        """`on_disconnected` runs though the connection never opened."""
+        told = Told()
+        app, is_free = telling(told)
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            request = request_by_hand("/api?wait=connecting", **UPGRADE)
+            async with Hand(serving, request) as hand:
+                await told.until("connecting")
+                hand.reset()
+                is_free.set()
+                await told.until("disconnected")
+
+        gone: Any = ("disconnected", [], 0)
+        assert told.steps == ["connecting", "connecting done", gone, "disconnected"]
+
+    async def test_stop_in_on_connecting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A client whose on_connecting was cut off hears no goodbye."""
+        monkeypatch.setattr(wsappy, "CLOSE_GRACE", 0.01)
+        told = Told()
+        app, _ = telling(told)
+
+        async with (
+            contextlib.AsyncExitStack() as stack,
+            app.serve("127.0.0.1", 0) as serving,
+        ):
+            request = request_by_hand("/api?wait=connecting", **UPGRADE)
+            await stack.enter_async_context(Hand(serving, request))
+            await told.until("connecting")
+
+        assert told.steps == ["connecting", "connecting cut"]
+
+    async def test_reset_in_on_connected(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """`on_connected` is cancelled when the connection ends; nothing is logged."""
+        told = Told()
+        app, _ = telling(told)
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            request = request_by_hand("/api?wait=connected", **UPGRADE)
+            async with Hand(serving, request) as hand:
+                await told.until("connected")
+                hand.reset()
+                await told.until("disconnected")
+
+        assert told.steps == [
+            *("connecting", "connected", "connected cut"),
+            *(GONE, "disconnected"),
+        ]
+        assert caplog.messages == []
+
+    async def test_reset_with_a_handler_running(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """`on_disconnected` runs after the calls have ended."""
+        told = Told()
+        app, _ = telling(told)
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+        ):
+            hand.send(WAIT)
+            await told.until("call")
+            hand.reset()
+            await told.until("disconnected")
+
+        assert told.steps[2:] == ["call", "call ended", GONE, "disconnected"]
+        assert caplog.messages == []
+
+    async def test_reset_in_a_close(self) -> None:
+        """A connection that is reset in the closing handshake ends like any other."""
+        told = Told()
+        app, _ = telling(told)
+
+        @app.module("entity")
+        @app.method
+        def leave(request: Any) -> Any:
+            return request.client.close(4000)
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+        ):
+            await told.until("connected")
+            hand.send(b'{"module": "entity", "method": "leave"}')
+            await hand.head()
+            closing = await hand.frame()
+            hand.reset()
+            await told.until("disconnected")
+
+        assert closing == (8, b"\x0f\xa0")
+        assert told.steps == ["connecting", "connected", GONE, "disconnected"]
+
+    async def test_stop(self) -> None:
+        """At a stop the client is closed with 1001 before its on_disconnected runs."""
+        told = Told()
+        app, _ = telling(told)
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            ws = await ws_connect(serving.url("/api"), proxy=None)
+            await told.until("connected")
+        closed = await Talk(ws).closed()
+
+        assert closed == (1001, "the server is stopping")
+        assert told.steps == ["connecting", "connected", GONE, "disconnected"]
+
+    async def test_goodbye_that_takes_too_long(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At a stop on_disconnected gets 2 s; then it is cut off and named."""
+        monkeypatch.setattr(wsappy, "GOODBYE_GRACE", 0.01)
+        told = Told()
+        app, _ = telling(told)
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            url = serving.url("/api?wait=disconnected")
+            ws = await ws_connect(url, proxy=None)
+            await told.until("connected")
+        await ws.wait_closed()
+
+        assert told.steps[-1] == "disconnected cut"
+        assert caplog.messages == ["on_disconnected failed"]
+
+    async def test_bug_in_on_disconnected(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What on_disconnected raises is logged."""
+        app = App()
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            yield
+            raise RuntimeError("secret")
+
+        async with talking(app):
+            pass
+
+        assert caplog.messages == ["on_disconnected failed"]
+
+    async def test_hook_that_swallows_its_cancellation(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A hook that can't be stopped is named and left behind."""
+        monkeypatch.setattr(wsappy, "CANCEL_GRACE", 0.01)
+        app = App()
+        is_free, is_gone = asyncio.Event(), asyncio.Event()
+
+        @app.client("/api")
+        class Deaf(Client):
+            async def on_connected(self) -> None:
+                while not is_free.is_set():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await is_free.wait()
+
+            async def on_disconnected(self) -> None:
+                is_gone.set()
+
+        async with talking(app) as talk:
+            await talk.ws.close()
+            await happens(is_gone)
+            is_free.set()
+
+        (record,) = caplog.records
+        assert record.message.startswith("<Task cancelling name='on_connected'")
+        assert record.message.endswith(
+            "did not end when it was cancelled; it is left behind"
+        )
+
+
+class TestGeneratorForm:
+    """Client functions that yield."""
+
+    async def test_block_spans_the_yield(self) -> None:
+        """An `async with` may span the yield: both halves run in one task."""
+        told = Told()
+        app = App()
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            async with asyncio.timeout(LIMIT):
+                told(asyncio.current_task())
+                yield
+                told(asyncio.current_task())
+            told("end")
+
+        async with talking(app):
+            pass
+
+        await told.until("end")
+        assert told.steps[0] is told.steps[1]
+
+    async def test_connection_that_never_opened(self) -> None:
+        """What follows the yield runs in the same task, too, if it never opened."""
+        told = Told()
+        app = App()
+        is_free = asyncio.Event()
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            async with asyncio.timeout(LIMIT):
+                told("asked")
+                await is_free.wait()
+                yield
+            told("end")
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+        ):
+            await told.until("asked")
+            hand.reset()
+            is_free.set()
+            await told.until("end")
+
+        assert told.steps == ["asked", "end"]
+
+
+class TestOnConnecting:
+    """What can be done before the connection is open."""
+
+    async def test_push_and_join(self) -> None:
+        """`push` and join take effect when the connection opens, in their order."""
+        app = App()
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            client.push("chat", "first")
+            client.join("all")
+            app.to("all").push("chat", "lost")
+            client.push("chat", "second", n=2)
+
+        async with talking(app) as talk:
+            events = [await talk.receive() for _ in range(2)]
+            app.to("all").push("chat", "third")
+            events.append(await talk.receive())
+
+        assert [each["event"] for each in events] == ["first", "second", "third"]
+
+    async def test_leave(self) -> None:
+        """`leave` takes effect in its order, too."""
+        app = App()
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            client.join("a")
+            client.join("b")
+            client.leave("a")
+
+        async with talking(app) as talk:
+            await talk.call("$.ping")
+            counts = len(app.to("a").members), len(app.to("b").members)
+
+        assert counts == (0, 1)
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            (
+                "call",
+                "client must be open to be called; call it in on_connected",
+            ),
+            (
+                "close",
+                "client must be open to be closed; raise Refused(403) in on_connecting",
+            ),
+        ],
+    )
+    async def test_what_needs_an_open_connection(self, name: str, text: str) -> None:
+        """`call` and close raise RuntimeError."""
+        app = App()
+        errors: list[str] = []
+
+        @app.client("/api")
+        async def api(client: Client) -> None:
+            attempt = client.close() if name == "close" else client.call("ui", "ask")
+            try:
+                await attempt
+            except RuntimeError as exc:
+                errors.append(str(exc))
+
+        await shake_by_hand(app)
+
+        assert errors == [text]
+
+
+class TestOnConnected:
+    """The hook that runs when the connection is open."""
+
+    @staticmethod
+    def app(hook: Any) -> App:
+        """Make an app whose on_connected is *hook*."""
+        app = App()
+
+        @app.client("/api")
+        class Mine(Client):
+            async def on_connected(self) -> None:
+                await hook(self)
+
+        @app.module("entity")
+        @app.method
+        def get(request: Any) -> str:
+            return "got"
+
+        return app
+
+    async def test_calls_are_held(self) -> None:
+        """Calls that arrive meanwhile are held, `$` calls are not."""
+        is_free = asyncio.Event()
+
+        async def hook(client: Client) -> None:
+            await is_free.wait()
+            client.push("chat", "welcome")
+
+        async with talking(self.app(hook)) as talk:
+            await talk.send({"module": "entity", "method": "get", "request_id": 1})
+            events = [await talk.call("$.ping", 2)]
+            is_free.set()
+            events += [await talk.receive(), await talk.receive()]
+
+        assert [each["event"] for each in events] == ["result", "welcome", "result"]
+        assert [each["request_id"] for each in events] == [2, None, 1]
+
+    async def test_answers_are_not_held(self) -> None:
+        """`on_connected` may call the client and wait for the answer."""
+
+        async def hook(client: Client) -> None:
+            client.push("chat", "welcome", await client.call("ui", "name"))
+
+        async with talking(self.app(hook)) as talk:
+            call = await talk.receive()
+            await talk.send({**call, "event": "result", "data": {"name": "Ada"}})
+            welcome = await talk.receive()
+
+        assert welcome["data"] == {"name": "Ada"}
+
+    async def test_refusal(self) -> None:
+        """`Refused` closes with 4000 + status, and held calls never run."""
+
+        async def hook(client: Client) -> None:
+            raise Refused(429, "later")
+
+        async with talking(self.app(hook)) as talk:
+            assert await talk.closed() == (4429, "later")
+
+    @pytest.mark.parametrize(
+        "error", [RuntimeError("secret"), asyncio.CancelledError()]
+    )
+    async def test_bug(
+        self, error: BaseException, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Anything else closes with 1011, and is logged."""
+
+        async def hook(client: Client) -> None:
+            raise error
+
+        async with talking(self.app(hook)) as talk:
+            assert await talk.closed() == (1011, "internal error")
+        assert caplog.messages == ["on_connected failed"]
+
+
+class TestRawMessages:
+    """Routes with an on_message of their own."""
+
+    @staticmethod
+    def echo(hook: Any = None) -> tuple[App, Told]:
+        """Make an app that sends back what comes, after *hook*."""
+        app, told = App(), Told()
+
+        @app.client("/api")
+        class Echo(Client):
+            async def on_message(self, message: str | bytes) -> None:
+                if hook is not None:
+                    await hook(self, message)
+                await self.connection.send(message)
+
+            async def on_disconnected(self) -> None:
+                told("gone")
+
+        return app, told
+
+    async def test_types(self) -> None:
+        """Text arrives as str, binary as bytes, whatever they hold."""
+        messages = ["grün", b"\xff", "", b"", "not JSON"]
+
+        async with talking(self.echo()[0]) as talk:
+            for message in messages:
+                await talk.send(message)
+            answers = [await talk.ws.recv() for _ in messages]
+
+        assert answers == messages
+
+    async def test_order(self) -> None:
+        """They are taken one at a time, in order."""
+        told = Told()
+
+        async def hook(client: Client, message: Any) -> None:
+            told(f"begin {message}")
+            await asyncio.sleep(0)
+            told(f"end {message}")
+
+        async with talking(self.echo(hook)[0]) as talk:
+            for message in "ab":
+                await talk.send(message)
+            await talk.ws.recv()
+            await talk.ws.recv()
+
+        assert told.steps == ["begin a", "end a", "begin b", "end b"]
+
+    async def test_text_that_is_not_utf_8(self) -> None:
+        """Text that isn't UTF-8 is the end of the connection: 1007."""
+        app, _ = self.echo()
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+        ):
+            await hand.head()
+            hand.send(b"\xff")
+            closing = await hand.frame()
+
+        assert closing == (8, b"\x03\xefinvalid start byte at position 0")
+
+    @pytest.mark.parametrize(
+        "error", [RuntimeError("secret"), asyncio.CancelledError(), Refused(403)]
+    )
+    async def test_bug(self, error: BaseException) -> None:
+        """If on_message raises the connection is closed with 1011."""
+
+        async def hook(client: Client, message: Any) -> None:
+            raise error
+
+        app, told = self.echo(hook)
+        async with talking(app) as talk:
+            for _ in range(3):
+                await talk.send("x" * 60_000)
+            closed = await talk.closed()
+        await told.until("gone")
+
+        assert closed == (1011, "internal error")
+
+    async def test_client_that_is_gone(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A client that goes while on_message sends is no error."""
+        is_gone = asyncio.Event()
+
+        async def hook(client: Client, message: Any) -> None:
+            told("begun")
+            with contextlib.suppress(asyncio.CancelledError):
+                await is_gone.wait()
+
+        app, told = self.echo(hook)
+        async with talking(app) as talk:
+            await talk.send("x")
+            await told.until("begun")
+            talk.ws.transport.abort()
+            await told.until("gone")
+
+        assert caplog.messages == []
+
+    async def test_messages_wait_for_on_connected(self) -> None:
+        """`on_message` isn't called before on_connected has ended."""
+        told, app = Told(), App()
+        is_free = asyncio.Event()
+
+        @app.client("/api")
+        class Mine(Client):
+            async def on_connected(self) -> None:
+                await is_free.wait()
+                told("connected")
+
+            async def on_message(self, message: str | bytes) -> None:
+                told(message)
+
+        async with talking(app) as talk:
+            await talk.send("x")
+            await (await talk.ws.ping())
+            is_free.set()
+            steps = await told.until("x")
+
+        assert steps == ["connected", "x"]
+
+    @pytest.mark.parametrize("message", ["", "ü" * 30_000])
+    async def test_slow_hook(self, message: str) -> None:
+        """While on_message is slow reading stops, so that memory stays bounded."""
+        is_free, sizes = asyncio.Event(), []
+
+        async def hook(client: Client, message: Any) -> None:
+            await is_free.wait()
+            sizes.append(client.connection.raw.size)  # type: ignore[union-attr]
+
+        async def flood(hand: Hand) -> None:
+            for _ in range(200):
+                hand.send(message.encode())
+                await hand.writer.drain()
+
+        app, _ = self.echo(hook)
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+        ):
+            await hand.head()
+            flooding = asyncio.create_task(flood(hand))
+            for _ in range(50):
+                await asyncio.sleep(0)
+            is_free.set()
+            header = 2 if not message else 4
+            frame = header + len(message.encode())
+            async with asyncio.timeout(LIMIT):
+                await hand.reader.readexactly(200 * frame)
+            await flooding
+
+        assert len(sizes) == 200
+        assert max(sizes) < 2**18
+
+    async def test_hook_that_never_waits(self) -> None:
+        """A flood of messages gives the loop a turn after at most 5 ms."""
+        app, loop = App(), asyncio.get_running_loop()
+        told = Told()
+
+        @app.client("/api")
+        class Busy(Client):
+            async def on_message(self, message: str | bytes) -> None:
+                loop.call_soon(told, f"turn after {message!s}")
+                time.sleep(0.002)  # noqa: ASYNC251
+                told(message)
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            flood = b"".join(frame_by_hand(each.encode()) for each in "abcdefghij")
+            async with Hand(serving, request_by_hand(**UPGRADE) + flood):
+                steps = await told.until("j")
+
+        assert steps.index("turn after a") < steps.index("j")
+
+
+# --- 6. Clients and groups ---------------------------------------------------
+
+
+class TestClientAttributes:
+    """What a client knows of its connection."""
+
+    @staticmethod
+    async def seen(path: str = "/api", **options: Any) -> Client:
+        """Connect to a route and return its client."""
+        app = App()
+        clients: list[Client] = []
+
+        @app.client("/api")
+        @app.client("/rooms/{room}/{number:int}")
+        def api(client: Client) -> None:
+            client.mine = "mine"  # type: ignore[attr-defined]
+            clients.append(client)
+
+        async with talking(app, path, **options):
+            return clients[0]
+
+    async def test_path(self) -> None:
+        """`path` is what the client asked for, without the query."""
+        assert (await self.seen("/api/?token=secret")).path == "/api/"
+
+    async def test_params(self) -> None:
+        """`params` are converted."""
+        client = await self.seen("/rooms/a%20b/42")
+
+        assert client.params == {"room": "a b", "number": 42}
+
+    async def test_query(self) -> None:
+        """`query` has the last value of a repeated name."""
+        client = await self.seen("/api?a=1&a=2&b=&c=%C3%BC&d=%FF")
+
+        assert client.query == {"a": "2", "b": "", "c": "ü", "d": "\ufffd"}
+
+    async def test_headers(self) -> None:
+        """`headers` are those of the handshake."""
+        client = await self.seen(additional_headers={"X-Token": "x"})
+
+        assert client.headers["x-token"] == "x"
+
+    async def test_remote(self) -> None:
+        """`remote` is host and port of the peer."""
+        client = await self.seen()
+
+        assert client.remote == ("127.0.0.1", client.connection.remote_address[1])
+
+    async def test_remote_of_a_unix_socket(self, tmp_path: Any) -> None:
+        """`remote` is None on a Unix socket."""
+        app, remotes = App(), []
+        app.client("/api")(lambda client: remotes.append(client.remote))
+
+        async with (
+            app.serve(unix=str(tmp_path / "socket")),
+            unix_connect(str(tmp_path / "socket"), "ws://localhost/api"),
+        ):
+            pass
+
+        assert remotes == [None]
+
+    async def test_id(self) -> None:
+        """`id` is a string, distinct for each connection."""
+        one, other = await self.seen(), await self.seen()
+
+        assert type(one.id) is str
+        assert one.id != other.id
+
+    async def test_the_rest(self) -> None:
+        """It has `app`, `server`, `groups`, `handlers`, and room for one's own."""
+        client = await self.seen()
+
+        assert client.server is client.app
+        assert (client.groups, client.handlers) == (set(), None)
+        assert client.mine == "mine"  # type: ignore[attr-defined]
+
+    async def test_before_init(self) -> None:
+        """All attributes are set before `__init__` runs."""
+        app, paths = App(), []
+
+        @app.client("/api")
+        class Mine(Client):
+            def __init__(self, server: Any, connection: Any, handlers: Any) -> None:
+                paths.append(self.path)
+                super().__init__(server, connection, handlers)
+
+        async with talking(app):
+            pass
+
+        assert paths == ["/api"]
+
+
+def client_app(hook: Any, **options: Any) -> App:
+    """Make an app whose method `do.it` calls *hook* with the client."""
+    app = make_app(**options)
+
+    @app.module("do")
+    @app.method
+    async def it(request: Any) -> Any:
+        return await hook(request.client)
+
+    return app
+
+
+class TestProcessMessage:
+    """The hook that wraps every call."""
+
+    async def test_super(self) -> None:
+        """`super().process_message` returns what the handler returned."""
+        told = Told()
+        app = App()
+
+        @app.client("/api")
+        class Mine(Client):
+            async def process_message(self, request: Any) -> Any:
+                result = await super().process_message(request)
+                told((request.method, result))
+                return result
+
+        @app.module("do")
+        @app.method
+        async def it(request: Any) -> int:
+            return 42
+
+        async with talking(app) as talk:
+            assert result_of(await talk.call("do.it")) == 42
+
+        assert told.steps == [("it", 42)]
+
+
+class TestPush:
+    """Pushes to one client."""
+
+    async def test_shape(self) -> None:
+        """A push has null for method and request_id."""
+
+        async def hook(client: Client) -> None:
+            client.push("chat", "message", {"a": 1}, b=2)
+
+        async with talking(client_app(hook)) as talk:
+            assert await talk.call("do.it") == {
+                "request_id": None,
+                "module": "chat",
+                "method": None,
+                "event": "message",
+                "data": {"a": 1, "b": 2},
+            }
+
+    @pytest.mark.parametrize(
+        ("data", "written"), [(None, {}), ([1], [1]), ("text", "text"), (0, 0)]
+    )
+    async def test_data(self, data: Any, written: Any) -> None:
+        """Without fields the data may be any JSON; None is an empty object."""
+
+        async def hook(client: Client) -> None:
+            await client.push("chat", "message", data)
+
+        async with talking(client_app(hook)) as talk:
+            assert (await talk.call("do.it"))["data"] == written
+
+    async def test_data_that_can_not_be_written(self) -> None:
+        """What can't be written as JSON is a TypeError."""
+        errors: list[type] = []
+
+        async def hook(client: Client) -> None:
+            try:
+                client.push("chat", "message", object())
+            except TypeError as exc:
+                errors.append(type(exc))
+
+        async with talking(client_app(hook)) as talk:
+            await talk.call("do.it")
+
+        assert errors == [TypeError]
+
+    async def test_from_a_thread(self) -> None:
+        """A worker thread may push."""
+        app = make_app()
+
+        @app.module("do")
+        @app.method(thread=True)
+        def it(request: Any) -> None:
+            request.client.push("chat", "message", name=threading.current_thread().name)
+
+        async with talking(app) as talk:
+            assert (await talk.call("do.it"))["data"] == {"name": "wsappy"}
+
+    async def test_own_send_message(self) -> None:
+        """A push whose data is an object passes an overridden send_message."""
+        app = App()
+
+        @app.client("/api")
+        class Mine(Client):
+            async def on_connected(self) -> None:
+                self.push("chat", "one", {"a": 1})
+                self.push("chat", "two", [1])
+                self.push("chat", "three", {"module": "x"})
+
+            def send_message(self, *parts: Any, **data: Any) -> Any:
+                return super().send_message(*parts, **data, seen=True)
+
+        async with talking(app) as talk:
+            events = [(await talk.receive())["data"] for _ in range(3)]
+
+        assert events == [{"a": 1, "seen": True}, [1], {"module": "x"}]
+
+    async def test_to_a_client_that_is_gone(self) -> None:
+        """A push to a client that is gone is dropped."""
+        app, told = App(), Told()
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            yield
+            await client.push("chat", "goodbye")
+            told("pushed")
+
+        async with talking(app):
+            pass
+
+        assert await told.until("pushed") == ["pushed"]
+
+
+class TestCallToTheClient:
+    """Calls that the server makes."""
+
+    @staticmethod
+    async def answered(answer: Any, **options: Any) -> Any:
+        """Let a handler call the client, and answer it; return what came of it."""
+
+        async def hook(client: Client) -> Any:
+            try:
+                return await client.call("ui", "confirm", text="Delete?")
+            except Error as exc:
+                return exc.as_data()
+
+        async with talking(client_app(hook, **options)) as talk:
+            call = await talk.call("do.it", "mine")
+            for event in answer:
+                await talk.send({"request_id": call["request_id"], **event})
+            return call, result_of(await talk.receive())
+
+    async def test_shape(self) -> None:
+        """The call has the protocol's shape, reversed."""
+        call, _ = await self.answered([{"event": "result"}])
+
+        assert call == {
+            "module": "ui",
+            "method": "confirm",
+            "data": {"text": "Delete?"},
+            "request_id": 1,
+        }
+
+    async def test_result(self) -> None:
+        """It returns the data of the result, in a handler of the same client too."""
+        events = [{"event": "result", "data": [1]}]
+
+        _, result = await self.answered(events, max_in_flight=1)
+
+        assert result == [1]
+
+    async def test_error(self) -> None:
+        """`call` raises the `Error` that the client answers."""
+        data = {"code": "no", "message": "never", "details": [1], "retry": True}
+
+        _, result = await self.answered([{"event": "error", "data": data}])
+
+        assert result == data
+
+    async def test_other_events(self) -> None:
+        """Events before the terminal one are passed over, a second answer dropped."""
+        last = {"event": "result", "data": 1}
+
+        _, result = await self.answered([{"event": "item"}, last, {**last, "data": 2}])
+
+        assert result == 1
+
+    async def test_no_answer(self) -> None:
+        """`call` raises TimeoutError where the client doesn't answer in time."""
+
+        async def hook(client: Client) -> str:
+            try:
+                await client.call("ui", "confirm", timeout=0.01)
+            except TimeoutError:
+                return "late"
+            return ""
+
+        async with talking(client_app(hook)) as talk:
+            await talk.call("do.it")
+            assert result_of(await talk.receive()) == "late"
+
+    @pytest.mark.parametrize("is_polite", [True, False])
+    async def test_client_that_goes(self, is_polite: bool) -> None:
+        """`call` raises ConnectionClosed at once when the client goes."""
+        app, told = App(), Told()
+
+        @app.client("/api")
+        class Mine(Client):
+            async def on_connected(self) -> None:
+                told(asyncio.create_task(self.ask()))
+
+            async def ask(self) -> None:
+                try:
+                    await self.call("ui", "confirm", timeout=None)
+                except wsappy.ConnectionClosed:
+                    told("closed")
+
+        async with talking(app) as talk:
+            await talk.receive()
+            if is_polite:
+                await talk.ws.close()
+            else:
+                talk.ws.transport.abort()
+            await told.until("closed")
+
+        assert told.steps[1:] == ["closed"]
+
+    async def test_client_that_is_gone(self) -> None:
+        """`call` raises ConnectionClosed where the client is gone already."""
+        app, told = App(), Told()
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            yield
+            try:
+                await client.call("ui", "confirm")
+            except wsappy.ConnectionClosed:
+                told("closed")
+
+        async with talking(app):
+            pass
+
+        assert await told.until("closed") == ["closed"]
+
+
+class TestClose:
+    """Closing from the server's side."""
+
+    @staticmethod
+    def app(told: Told, *arguments: Any) -> App:
+        """Make an app whose method `do.it` closes the client, twice."""
+
+        async def hook(client: Client) -> None:
+            await client.close(*arguments)
+            await client.close()
+            told("under way")
+
+        return client_app(hook)
+
+    @pytest.mark.parametrize(
+        ("arguments", "closed"),
+        [
+            ((), (1000, "")),
+            ((1001, "moving"), (1001, "moving")),
+            ((1014,), (1014, "")),
+            ((4999, "ä" * 61), (4999, "ä" * 61)),
+        ],
+    )
+    async def test_from_a_handler(self, arguments: Any, closed: Any) -> None:
+        """From a handler close doesn't wait for that handler; the second is a no-op."""
+        told = Told()
+
+        async with talking(self.app(told, *arguments)) as talk:
+            await talk.send({"module": "do", "method": "it"})
+            assert await talk.closed() == closed
+
+        assert told.steps == ["under way"]
+
+    @pytest.mark.parametrize(
+        ("code", "reason", "size"),
+        [
+            (1002, "", 0),
+            (1005, "", 0),
+            (999, "", 0),
+            (5000, "", 0),
+            (1000, "ä" * 62, 124),
+        ],
+    )
+    async def test_what_is_not_allowed(self, code: int, reason: str, size: int) -> None:
+        """Other codes, and longer reasons, are a ValueError."""
+
+        async def hook(client: Client) -> str:
+            with pytest.raises(ValueError) as info:  # noqa: PT011
+                await client.close(code, reason)
+            return str(info.value)
+
+        async with talking(client_app(hook)) as talk:
+            text = result_of(await talk.call("do.it"))
+
+        assert text == (
+            f"code and reason of a close must be what RFC 6455 allows: got {code} and "
+            f"{size} bytes; write 1000 or 4000 to 4999, and at most 123 bytes"
+        )
+
+    async def test_from_on_connected(self) -> None:
+        """From on_connected close doesn't wait for that hook."""
+        app, told = App(), Told()
+
+        @app.client("/api")
+        class Mine(Client):
+            async def on_connected(self) -> None:
+                await self.close(4000, "no")
+                told("under way")
+
+        async with talking(app) as talk:
+            assert await talk.closed() == (4000, "no")
+
+        assert told.steps == ["under way"]
+
+    async def test_from_on_message(self) -> None:
+        """From on_message close doesn't wait for that hook."""
+        app, told = App(), Told()
+
+        @app.client("/api")
+        class Mine(Client):
+            async def on_message(self, message: str | bytes) -> None:
+                await self.close(4000, "no")
+                told("under way")
+
+        async with talking(app) as talk:
+            await talk.send("x")
+            assert await talk.closed() == (4000, "no")
+
+        assert told.steps == ["under way"]
+
+    async def test_from_on_disconnected(self) -> None:
+        """From on_disconnected close is a no-op."""
+        app, told = App(), Told()
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            yield
+            await client.close()
+            told("closed")
+
+        async with talking(app):
+            pass
+
+        assert await told.until("closed") == ["closed"]
+
+    async def test_from_elsewhere(self) -> None:
+        """From another task close waits for the end of the connection."""
+        app = App()
+        clients: list[Client] = []
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            clients.append(client)
+
+        async with talking(app) as talk:
+            await talk.call("$.ping")
+            await clients[0].close(4000)
+            state = clients[0].connection.state
+
+        assert state is websockets.State.CLOSED
+
+
+class TestGroups:
+    """Groups in one process."""
+
+    @staticmethod
+    def app(**options: Any) -> App:
+        """Make an app whose clients join the groups of their query."""
+        app = App(**options)
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            for name in client.query.get("in", "all").split(","):
+                client.join(name)
+
+        @app.module("do")
+        @app.method
+        def say(request: Any, group: str) -> None:
+            app.to(group).without(request.client).push("chat", "said")
+
+        @app.module("do")
+        @app.method
+        def leave(request: Any, group: str) -> None:
+            request.client.leave(group)
+            request.client.leave(group)
+
+        return app
+
+    async def test_shape(self) -> None:
+        """A push to a group names the group."""
+        app = self.app()
+
+        async with talking(app, "/api?in=room:42") as talk:
+            app.to("room:42").push("chat", "message", text="hi")
+            text = await talk.ws.recv()
+
+        assert text == (
+            '{"request_id":null,"module":"chat","method":null,"event":"message",'
+            '"data":{"text":"hi"},"group":"room:42"}'
+        )
+
+    async def test_members(self) -> None:
+        """`members` are the clients in the group, `without` is all of them but one."""
+        app = self.app()
+
+        async with talking(app) as one, talking(app) as other:
+            await one.call("$.ping")
+            await other.call("$.ping")
+            group = app.to("all")
+            some = group.without(next(iter(group.members)))
+            counts = len(group.members), len(some.members)
+
+        assert counts == (2, 1)
+
+    async def test_without(self) -> None:
+        """`without` leaves the client out that spoke."""
+        app = self.app()
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            connect = functools.partial(ws_connect, serving.url("/api"), proxy=None)
+            async with connect() as one, connect() as other:
+                speaker, hearer = Talk(one), Talk(other)
+                first = await speaker.call("do.say", group="all")
+                heard = await hearer.receive()
+
+        assert (first["event"], heard["event"]) == ("result", "said")
+
+    async def test_leave(self) -> None:
+        """A client that left hears nothing more; leaving twice is fine."""
+        app = self.app()
+
+        async with talking(app, "/api?in=a,b") as talk:
+            await talk.call("do.leave", group="a")
+            app.to("a").push("chat", "a")
+            app.to("b").push("chat", "b")
+            event = (await talk.receive())["event"]
+
+        assert event == "b"
+
+    async def test_disconnect(self) -> None:
+        """A client that is gone is in no group, and can't join one."""
+        app, told = App(), Told()
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            client.join("a")
+            yield
+            client.join("b")
+            client.leave("a")
+            told((client.groups, app.to("a").members, app.to("b").members))
+
+        async with talking(app) as talk:
+            await talk.call("$.ping")
+
+        assert told.steps == [({"a"}, frozenset(), frozenset())]
+
+    async def test_names(self) -> None:
+        """`groups` names the groups that a client is in."""
+        app = self.app()
+
+        async with talking(app, "/api?in=a,b,c") as talk:
+            await talk.call("do.leave", group="c")
+            (client,) = app.to("a").members
+            groups = client.groups
+
+        assert groups == {"a", "b"}
+
+    async def test_order(self) -> None:
+        """Pushes to groups and to the client keep their order."""
+        app = self.app()
+
+        async with talking(app) as talk:
+            await talk.call("$.ping")
+            (client,) = app.to("all").members
+            for number in range(50):
+                target: Any = client if number % 2 else app.to("all")
+                target.push("chat", "n", number)
+            numbers = [(await talk.receive())["data"] for _ in range(50)]
+
+        assert numbers == list(range(50))
+
+    async def test_encoded_once(self) -> None:
+        """A push is encoded once for all of its members."""
+        encoded: list[Any] = []
+
+        def dumps(message: Any) -> bytes:
+            encoded.append(message["event"])
+            return json.dumps(message).encode()
+
+        app = self.app(dumps=dumps)
+        async with app.serve("127.0.0.1", 0) as serving:
+            connect = functools.partial(ws_connect, serving.url("/api"), proxy=None)
+            async with connect() as one, connect() as other:
+                app.to("all").push("chat", "message")
+                texts = {await one.recv(), await other.recv()}
+
+        assert (encoded, len(texts)) == (["message"], 1)
+
+    async def test_await(self) -> None:
+        """A push to a group may be awaited, and waits for nobody."""
+        app = self.app()
+
+        async with talking(app) as talk:
+            await app.to("all").push("chat", "message")
+            event = (await talk.receive())["event"]
+
+        assert event == "message"
+
+    async def test_nobody(self) -> None:
+        """A push to an empty group, or before the app is served, goes nowhere."""
+        app = self.app()
+
+        await app.to("nobody").push("chat", "message")
+
+        assert app.to("nobody").members == frozenset()
+
+    async def test_data_that_can_not_be_written(self) -> None:
+        """What can't be written as JSON is a TypeError, members or not."""
+        with pytest.raises(TypeError):
+            self.app().to("all").push("chat", "message", object())
+
+    async def test_from_a_thread(self) -> None:
+        """A thread may push to a group."""
+        app = self.app()
+
+        async with talking(app) as talk:
+            await asyncio.to_thread(app.to("all").push, "chat", "message")
+            event = (await talk.receive())["event"]
+
+        assert event == "message"
+
+    async def test_compression(self) -> None:
+        """Members with compression get the push, too."""
+        app = self.app()
+
+        async with (
+            app.serve("127.0.0.1", 0, compression="deflate") as serving,
+            ws_connect(serving.url("/api"), proxy=None) as ws,
+        ):
+            app.to("all").push("chat", "message")
+            event = (await Talk(ws).receive())["event"]
+
+        assert event == "message"
+
+    async def test_member_that_does_not_read(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A member with more than max_backlog bytes waiting is closed with 4508."""
+        monkeypatch.setattr(wsappy, "SLOW_GRACE", 0.01)
+        app = self.app(max_backlog=2**16)
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+        ):
+            await hand.head()
+            (client,) = app.to("all").members
+            for _ in range(400):
+                app.to("all").push("chat", "message", "x" * 2**16)
+                await asyncio.sleep(0)
+            await client.connection.wait_closed()
+
+        assert str(client.connection.protocol.close_sent) == (
+            "4508 (private use) it reads too slowly"
+        )
+
+
+class TestFlushing:
+    """What is sent outside of a read goes out when the loop's turn has ended."""
+
+    async def test_two_clients_in_one_turn(self) -> None:
+        """Pushes to several clients in one turn all go out."""
+        app = App()
+        clients: list[Client] = []
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            clients.append(client)
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            url = serving.url("/api")
+            async with ws_connect(url) as one, ws_connect(url) as two:
+                for client in clients:
+                    client.push("m", "hello")
+
+                events = [json.loads(await each.recv())["event"] for each in (one, two)]
+
+        assert events == ["hello", "hello"]
+
+
+# --- 7. App ------------------------------------------------------------------
+
+
+def names_of(app: App) -> list[tuple[str, str, str]]:
+    """Return the rows of the one table, without their handlers."""
+    return list(app.routes)
+
+
+class TestMethodForms:
+    """Every way to register a handler ends in the same row."""
+
+    def test_module_above_method(self) -> None:
+        """`@app.module` may stand above `@app.method`."""
+        app = make_app()
+
+        @app.module("entity")
+        @app.method("get")
+        def find(request: Request) -> None: ...
+
+        assert app.routes == {("/api", "entity", "get"): find}
+
+    def test_method_above_module(self) -> None:
+        """`@app.method` may stand above `@app.module`."""
+        app = make_app()
+
+        @app.method("get")
+        @app.module("entity")
+        def find(request: Request) -> None: ...
+
+        assert app.routes == {("/api", "entity", "get"): find}
+
+    def test_method_above_two_modules(self) -> None:
+        """Each module below a method gets it."""
+        app = make_app()
+
+        @app.method
+        @app.module("a")
+        @app.module("b")
+        def get(request: Request) -> None: ...
+
+        app.prepare()
+
+        assert names_of(app) == [("/api", "b", "get"), ("/api", "a", "get")]
+
+    def test_bare_method(self) -> None:
+        """The name of a method defaults to the function's."""
+        app = make_app()
+
+        @app.module("entity")
+        @app.method
+        def get(request: Request) -> None: ...
+
+        assert names_of(app) == [("/api", "entity", "get")]
+
+    def test_method_called_without_a_name(self) -> None:
+        """Parentheses without a name are the same as none."""
+        app = make_app()
+
+        @app.module("entity")
+        @app.method(timeout=None)
+        async def get(request: Request) -> None: ...
+
+        assert names_of(app) == [("/api", "entity", "get")]
+
+    def test_method_of_a_module(self) -> None:
+        """A `Module` that decorates nothing marks and registers at once."""
+        app = make_app()
+        entity = app.module("entity")
+
+        @entity.method
+        def get(request: Request) -> None: ...
+
+        assert app.routes == {("/api", "entity", "get"): get}
+
+    def test_class(self) -> None:
+        """A class is instantiated once; its marked methods are registered."""
+        app = make_app()
+
+        @app.module("entity")
+        class Entities:
+            @app.method
+            def get(self, request: Request) -> None: ...
+
+            @app.method("find")
+            @staticmethod
+            def search(request: Request) -> None: ...
+
+            def helper(self, request: Request) -> None: ...
+
+        assert names_of(app) == [("/api", "entity", "get"), ("/api", "entity", "find")]
+
+    def test_bare_module_on_a_class(self) -> None:
+        """The name of a class's module defaults to the class's, less `Handler`."""
+        app = make_app()
+
+        @app.module
+        class EntityHandler:
+            @app.method
+            def get(self, request: Request) -> None: ...
+
+        assert names_of(app) == [("/api", "entity", "get")]
+
+    def test_instance(self) -> None:
+        """An instance keeps its state."""
+        app = make_app()
+
+        class Entities:
+            @app.method
+            def get(self, request: Request) -> None: ...
+
+        entities = app.module("entity")(Entities())
+
+        assert app.routes == {("/api", "entity", "get"): entities.get}
+
+    def test_overridden_method(self) -> None:
+        """A marked method that a subclass overrides belongs to a module, too."""
+        app = make_app()
+
+        class Base:
+            @app.method
+            def get(self, request: Request) -> None: ...
+
+        @app.module("entity")
+        class Entities(Base):
+            @app.method
+            def get(self, request: Request) -> None: ...
+
+        app.prepare()
+
+        assert names_of(app) == [("/api", "entity", "get")]
+
+    def test_include_in_two_apps(self) -> None:
+        """A `Module` of another file may belong to several apps."""
+        entity, apps = Module("entity"), [make_app(), make_app()]
+        for app in apps:
+            app.include(entity)
+
+        @entity.method("get")
+        def get(request: Request) -> None: ...
+
+        assert [names_of(app) for app in apps] == [[("/api", "entity", "get")]] * 2
+
+    def test_include_behind_its_methods(self) -> None:
+        """A `Module` may be full when it is included."""
+        app, entity = make_app(), Module("entity")
+        entity.method("get")(lambda request: None)
+
+        app.include(entity)
+
+        assert names_of(app) == [("/api", "entity", "get")]
+
+    def test_clients(self) -> None:
+        """`clients` limits a module to those routes."""
+        app = make_app()
+        app.client("/admin")(lambda client: None)
+
+        @app.module("entity", clients=["/admin"])
+        @app.method
+        def drop(request: Request) -> None: ...
+
+        assert names_of(app) == [("/admin", "entity", "drop")]
+
+
+class TestMistakes:
+    """What is wrong raises at the decorator, with a text that says what to write."""
+
+    def test_method_of_no_function(self) -> None:
+        """A method is a function."""
+        with pytest.raises(TypeError) as caught:
+            App().method(5)  # type: ignore[call-overload]
+
+        assert str(caught.value) == (
+            "method must decorate a function: got 5; write @app.method('name') above a "
+            "def"
+        )
+
+    def test_method_of_a_builtin(self) -> None:
+        """A function that can't be marked is none of users' own."""
+        with pytest.raises(TypeError) as caught:
+            App().method("len")(len)
+
+        assert str(caught.value) == (
+            "method must decorate a function: got <built-in function len>; write "
+            "@app.method('name') above a def"
+        )
+
+    @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "5"])
+    def test_timeout(self, timeout: Any) -> None:
+        """A timeout is a positive number."""
+        with pytest.raises(ValueError, match="timeout") as caught:
+            App().method(timeout=timeout)(lambda request: None)
+
+        assert str(caught.value) == (
+            f"timeout must be a number: expected at least 0.001, got {timeout!r}; "
+            f"write timeout=30.0"
+        )
+
+    def test_module_of_a_function_without_a_name(self) -> None:
+        """Only a class gives its module a name."""
+        app = App()
+
+        @app.method
+        def get(request: Request) -> None: ...
+
+        with pytest.raises(TypeError) as caught:
+            app.module(get)
+
+        assert str(caught.value) == (
+            f"module of handler {describe(get)} must have a name; write "
+            f"@app.module('name')"
+        )
+
+    def test_class_without_methods(self) -> None:
+        """A module has a method."""
+
+        class Nothing: ...
+
+        with pytest.raises(TypeError) as caught:
+            App().module("entity")(Nothing)
+
+        assert str(caught.value) == (
+            "module 'entity' must have a method: "
+            "'TestMistakes.test_class_without_methods.<locals>.Nothing' has none; mark "
+            "one with @app.method"
+        )
+
+    def test_second_class_without_methods(self) -> None:
+        """A class whose marked methods are all overridden has none."""
+        entity = App().module("entity")
+
+        @entity
+        class Some:
+            @App().method
+            def get(self, request: Request) -> None: ...
+
+        class Empty(Some):
+            get = None  # type: ignore[assignment]
+
+        with pytest.raises(TypeError) as caught:
+            entity(Empty)
+
+        assert str(caught.value) == (
+            "module 'entity' must have a method: "
+            "'TestMistakes.test_second_class_without_methods.<locals>.Empty' has none; "
+            "mark one with @app.method"
+        )
+
+    def test_clients_as_text(self) -> None:
+        """`clients` is a list of paths."""
+        with pytest.raises(TypeError) as caught:
+            App().module("entity", clients="/api")
+
+        assert str(caught.value) == (
+            "clients must be a list of paths: got '/api'; write ['/api']"
+        )
+
+    def test_include_of_no_module(self) -> None:
+        """Only a `Module` can be included."""
+        with pytest.raises(TypeError) as caught:
+            App().include("entity")  # type: ignore[arg-type]
+
+        assert str(caught.value) == (
+            "module must be a Module: got 'entity'; write app.include(Module('entity'))"
+        )
+
+    def test_method_without_a_module(self) -> None:
+        """A marked handler that belongs to no module shows at start-up."""
+        app = make_app()
+
+        @app.method
+        def get(request: Request) -> None: ...
+
+        with pytest.raises(TypeError) as caught:
+            app.prepare()
+
+        assert str(caught.value) == (
+            f"handler {describe(get)} belongs to no module; write @app.module('name') "
+            f"above it or above its class"
+        )
+
+    def test_module_without_a_method(self) -> None:
+        """A function in a module that nobody marked shows at start-up."""
+        app = make_app()
+
+        @app.module("entity")
+        def get(request: Request) -> None: ...
+
+        with pytest.raises(TypeError) as caught:
+            app.prepare()
+
+        assert str(caught.value) == (
+            f"handler {describe(get)} has @app.module('entity') and no method; write "
+            f"@app.method('name') below it"
+        )
+
+    def test_client_of_another_kind(self) -> None:
+        """A client is a `Client` subclass, `def`, `async def` or with one `yield`."""
+
+        def api(client: Client) -> Iterator[None]:
+            yield
+
+        with pytest.raises(TypeError) as caught:
+            App().client("/api")(api)
+
+        assert str(caught.value) == (
+            f"client of path '/api' must be a subclass of Client or a function: got "
+            f"{api!r}; write async def api(client)"
+        )
+
+    def test_client_function_with_a_strange_parameter(self) -> None:
+        """A client function takes what its path has."""
+
+        def api(client: Client, room: str) -> None: ...
+
+        with pytest.raises(TypeError) as caught:
+            App().client("/rooms/{key}")(api)
+
+        assert str(caught.value) == (
+            f"client function {describe(api)} must take the client and parameters of "
+            f"path '/rooms/{{key}}': missing a required argument: 'room'; write "
+            f"def api(client, key)"
+        )
+
+    def test_client_function_with_another_type(self) -> None:
+        """A path parameter's annotation is its converter's type."""
+        app = App()
+
+        @app.client("/rooms/{key:int}")
+        def api(client: Client, key: str) -> None: ...
+
+        with pytest.raises(TypeError) as caught:
+            app.prepare()
+
+        assert str(caught.value) == (
+            f"parameter 'key' of client function {describe(api)} must have the type of "
+            f"path '/rooms/{{key:int}}': expected int, got <class 'str'>; "
+            f"write key: int"
+        )
+
+    def test_origins_as_text(self) -> None:
+        """One origin is a list of one."""
+        with pytest.raises(TypeError) as caught:
+            App(origins="https://example.org")
+
+        assert str(caught.value) == (
+            "origins must be None for the same host, a list, or '*': got "
+            "'https://example.org'; write origins=['https://example.org']"
+        )
+
+    @pytest.mark.parametrize(
+        ("options", "text"),
+        [
+            ({"timeout": 0}, "at least 0.001, got 0; write timeout=30.0"),
+            ({"max_in_flight": None}, "at least 1, got None; write max_in_flight=100"),
+            ({"max_backlog": -1}, "at least 0, got -1; write max_backlog=1048576"),
+            ({"max_clients": "5"}, "at least 1, got '5'; write max_clients=1000"),
+            ({"grace": -0.5}, "at least 0, got -0.5; write grace=10.0"),
+        ],
+    )
+    def test_numbers(self, options: dict[str, Any], text: str) -> None:
+        """Every number has its least value."""
+        with pytest.raises(ValueError, match="must be a number") as caught:
+            App(**options)
+
+        (name,) = options
+        assert str(caught.value) == f"{name} must be a number: expected {text}"
+
+    def test_error_of_no_exception(self) -> None:
+        """`@app.error` is given a class of exceptions."""
+        with pytest.raises(TypeError) as caught:
+            App().error(5)  # type: ignore[arg-type]
+
+        assert str(caught.value) == (
+            "error must be given a class of exceptions: got 5; write "
+            "@app.error(KeyError)"
+        )
+
+    def test_error_with_async_def(self) -> None:
+        """The function of `@app.error` is a plain def."""
+
+        async def missing(request: Request, exc: KeyError) -> Error:
+            return Error("x")
+
+        with pytest.raises(TypeError) as caught:
+            App().error(KeyError)(missing)
+
+        assert str(caught.value) == (
+            f"error function {describe(missing)} must be a plain def: got an async def"
+        )
+
+    def test_second_error_function(self) -> None:
+        """An exception has one function."""
+        app = App()
+
+        def first(request: Request, exc: KeyError) -> Error:
+            return Error("x")
+
+        app.error(KeyError)(first)
+
+        with pytest.raises(ValueError, match="clashes") as caught:
+            app.error(KeyError)(first)
+
+        assert str(caught.value) == (
+            f"error function {describe(first)} clashes with {describe(first)}: both "
+            f"are for KeyError; write one for both"
+        )
+
+    def test_lifespan_of_another_kind(self) -> None:
+        """A lifespan is an async generator function."""
+
+        async def life(app: App) -> None: ...
+
+        with pytest.raises(TypeError) as caught:
+            App().lifespan(life)
+
+        assert str(caught.value) == (
+            f"lifespan must be an async generator function: got {describe(life)}; "
+            f"write async def with one yield"
+        )
+
+    def test_second_lifespan(self) -> None:
+        """An app has one lifespan."""
+        app = App()
+
+        async def life(app: App) -> AsyncIterator[None]:
+            yield
+
+        app.lifespan(life)
+
+        with pytest.raises(ValueError, match="clashes") as caught:
+            app.lifespan(life)
+
+        assert str(caught.value) == (
+            f"lifespan {describe(life)} clashes with {describe(life)}: both are for "
+            f"the app; write one for both"
+        )
+
+    def test_page_with_parameters(self) -> None:
+        """A page's path has no parameters."""
+        with pytest.raises(ValueError, match="page") as caught:
+            App().http("/items/{id}")
+
+        assert str(caught.value) == (
+            "page '/items/{id}' must have no parameters; use the query"
+        )
+
+    def test_second_page(self) -> None:
+        """A path has one page."""
+        app = App()
+
+        def page(request: Any) -> str:
+            return ""
+
+        app.http("/")(page)
+
+        with pytest.raises(ValueError, match="clashes") as caught:
+            app.http("/")(page)
+
+        assert str(caught.value) == (
+            f"page {describe(page)} clashes with {describe(page)}: both are for '/'; "
+            f"write one for both"
+        )
+
+    @pytest.mark.parametrize(
+        ("option", "instead"),
+        [
+            ("process_request", "@app.client and @app.http"),
+            ("create_connection", "a subclass of Client"),
+            ("origins", "App(origins=[...])"),
+            ("max_queue", "App(max_in_flight=...)"),
+        ],
+    )
+    def test_reserved_option(self, option: str, instead: str) -> None:
+        """What wsappy itself needs is a TypeError that names the `App` option."""
+        with pytest.raises(TypeError) as caught:
+            App().serve(**{option: None})  # type: ignore[arg-type]
+
+        assert str(caught.value) == (
+            f"option {option!r} of websockets.serve is wsappy's own; write {instead}"
+        )
+
+
+def is_allowed(origin: str, host: str, origins: Any) -> bool:
+    """Ask a new app about an origin."""
+    headers = Headers({"Origin": origin, "Host": host})
+    return App().allows_origin(headers, origins)
+
+
+class TestOriginOptions:
+    """Host and port of an `Origin` are compared; its scheme has a default port."""
+
+    @pytest.mark.parametrize(
+        ("origin", "host", "origins"),
+        [
+            ("http://example.org", "example.org", None),
+            ("HTTP://EXAMPLE.org", "Example.ORG:80", None),
+            ("https://example.org", "example.org", None),
+            ("https://example.org:443", "example.org", None),
+            ("http://[::1]:8008", "[::1]:8008", None),
+            ("http://localhost:5173", "x", ["localhost:5173"]),
+            ("http://localhost", "x", ["https://localhost"]),
+            ("https://localhost", "x", ["http://localhost/"]),
+            ("chrome-extension://abc", "x", ["chrome-extension://abc"]),
+            ("http://anything", "x", "*"),
+            ("null", "x", ["null"]),
+        ],
+    )
+    def test_allowed(self, origin: str, host: str, origins: Any) -> None:
+        """The same host and port may come in."""
+        assert is_allowed(origin, host, origins)
+
+    @pytest.mark.parametrize(
+        ("origin", "host", "origins"),
+        [
+            ("http://example.org", "example.org:8008", None),
+            ("https://example.org", "example.org:80", None),
+            ("http://example.org.evil.net", "example.org", None),
+            ("http://example.org:8008@evil.net", "example.org:8008", None),
+            ("http://[bad", "[bad", None),
+            ("http://example.org:x", "example.org:x", None),
+            ("", "", None),
+            ("null", "null", None),
+            ("null", "x", "*"),
+            ("http://example.org", "example.org", []),
+        ],
+    )
+    def test_refused(self, origin: str, host: str, origins: Any) -> None:
+        """Another host or port may not, nor what is no origin, nor `null` unlisted."""
+        assert not is_allowed(origin, host, origins)
+
+    def test_no_origin(self) -> None:
+        """What isn't a browser has no `Origin`, and passes."""
+        assert App(origins=[]).allows_origin(Headers(), [])
+
+    def test_log(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Each refused origin is logged once, with the line to write."""
+        app = App()
+        headers = Headers({"Origin": "http://localhost:5173", "Host": "localhost:8008"})
+
+        for _ in range(2):
+            app.allows_origin(headers, None)
+
+        assert caplog.messages == [
+            "refused origin 'http://localhost:5173' at host 'localhost:8008'; to allow "
+            "it write App(origins=['http://localhost:5173'])"
+        ]
+
+    def test_log_is_bounded(self, caplog: pytest.LogCaptureFixture) -> None:
+        """At most 100 different origins are logged."""
+        app = App()
+
+        for number in range(150):
+            app.allows_origin(Headers({"Origin": f"http://{number}.net"}), None)
+
+        assert len(caplog.messages) == 100
+
+
+class TestClientForms:
+    """A route is a class, a function or an async generator function."""
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    async def test_function(self, is_async: bool) -> None:
+        """A function gets the client and the path parameters that it names."""
+        app = App()
+
+        def greet(client: Client, key: int) -> None:
+            client.push("chat", "hello", id=key)
+
+        async def greet_async(client: Client, key: int) -> None:
+            greet(client, key)
+
+        app.client("/rooms/{room}/{key:int}")(greet_async if is_async else greet)
+
+        async with talking(app, "/rooms/a/7") as talk:
+            push = await talk.receive()
+
+        assert push == {
+            "request_id": None,
+            "module": "chat",
+            "method": None,
+            "event": "hello",
+            "data": {"id": 7},
+        }
+
+    async def test_generator(self) -> None:
+        """What follows the `yield` runs as `on_disconnected`, in the same task."""
+        app, seen = App(), []
+
+        @app.client("/{room}")
+        async def visit(client: Client, room: str) -> AsyncIterator[None]:
+            task = asyncio.current_task()
+            yield
+            seen.append((room, asyncio.current_task() is task))
+
+        async with talking(app, "/a"):
+            pass
+
+        assert seen == [("a", True)]
+
+    async def test_bound_method(self) -> None:
+        """A method of an object is a function, too."""
+        seen = []
+
+        class Door:
+            def enter(self, client: Client) -> None:
+                seen.append(client.path)
+
+        app = App()
+        app.client("/api")(Door().enter)
+
+        async with talking(app):
+            pass
+
+        assert seen == ["/api"]
+
+    async def test_function_that_returns(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Returning anything but None lets nobody in."""
+        app = App()
+
+        @app.client("/api")
+        def enter(client: Client) -> bool:
+            return True
+
+        with pytest.raises(websockets.InvalidStatus) as caught:
+            async with talking(app):
+                pass
+
+        assert caught.value.response.status_code == 500
+        assert caplog.records[0].exc_info is not None
+        assert str(caplog.records[0].exc_info[1]) == (
+            f"client function {describe(enter)} must return None: got True; raise "
+            f"Refused(403) to keep a client out"
+        )
+
+
+class TestServe:
+    """`App.serve` opens the port inside a running loop."""
+
+    async def test_url(self) -> None:
+        """The URL has the literal address and the port that is open."""
+        async with make_app().serve("127.0.0.1", 0) as serving:
+            url = serving.url("/api")
+
+            assert url == f"ws://127.0.0.1:{serving.port}/api"
+
+    async def test_all_addresses_have_one_port(self) -> None:
+        """With port 0 all of a host's addresses get the same port."""
+        hosts: Any = ["127.0.0.1", "::1"]
+
+        async with make_app().serve(hosts, 0) as serving:
+            assert serving.server is not None
+            ports = [each.getsockname()[1] for each in serving.server.sockets]
+
+        assert ports == [ports[0], ports[0]]
+
+    async def test_port_that_is_taken_at_another_address(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A port that isn't free everywhere is tried again."""
+        app, free = make_app(), wsappy.free_port
+        async with app.serve("127.0.0.1", 0) as other:
+            ports = [other.port]
+
+            async def taken_first(host: str) -> int:
+                return ports.pop() if ports else await free(host)
+
+            monkeypatch.setattr(wsappy, "free_port", taken_first)
+            async with app.serve("127.0.0.1", 0) as serving:
+                port = serving.port
+
+            assert port not in (0, other.port)
+
+    async def test_port_in_use(self) -> None:
+        """A port in use is an OSError in words."""
+        app = make_app()
+        async with app.serve("127.0.0.1", 0) as other:
+            port = other.port
+            with pytest.raises(OSError, match="cannot listen") as caught:
+                await app.serve("127.0.0.1", port).__aenter__()
+
+        assert caught.value.strerror == (
+            f"cannot listen on 127.0.0.1:{port}: Address already in use"
+        )
+
+    async def test_ipv6(self) -> None:
+        """An IPv6 address stands in brackets."""
+        async with make_app().serve("::1", 0) as serving:
+            assert serving.url() == f"ws://[::1]:{serving.port}/"
+
+    async def test_unix(self, tmp_path: pathlib.Path) -> None:
+        """A Unix socket takes the place of host and port; clients have no address."""
+        app, path, remotes = make_app(), str(tmp_path / "socket"), []
+
+        @app.client("/unix")
+        def enter(client: Client) -> None:
+            remotes.append(client.remote)
+
+        async with app.serve(unix=path) as serving:
+            async with unix_connect(path, "ws://localhost/unix"):
+                pass
+            where = (serving.port, serving.url("/unix"))
+
+        assert (where, remotes) == ((0, f"ws+unix://{path}:/unix"), [None])
+
+    async def test_socket(self) -> None:
+        """A socket that is open already can be handed in."""
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            port = sock.getsockname()[1]
+            async with make_app().serve(sock=sock) as serving:
+                assert serving.url("/api") == f"ws://127.0.0.1:{port}/api"
+
+    async def test_tls(self, tmp_path: pathlib.Path) -> None:
+        """`ssl` goes to the library, and the URL says so."""
+        files = [tmp_path / "key.pem", tmp_path / "cert.pem"]
+        make_certificate(*files)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(files[1], files[0])
+        trust = ssl.create_default_context(cafile=files[1])
+
+        async with make_app().serve("127.0.0.1", 0, ssl=context) as serving:
+            url = serving.url("/api")
+            async with ws_connect(url, ssl=trust, proxy=None) as ws:
+                answer = await Talk(ws).call("a.b")
+
+        assert (url[:6], answer["event"]) == ("wss://", "error")
+
+    async def test_before_it_is_entered(self) -> None:
+        """The port is known once serving has been entered."""
+        serving = make_app().serve("localhost", 0)
+
+        with pytest.raises(RuntimeError) as caught:
+            serving.url("/api")
+
+        assert str(caught.value) == ("serving must be entered; write async with")
+
+    async def test_too_many_clients(self) -> None:
+        """One client more than `max_clients` gets HTTP 503."""
+        app = make_app(max_clients=1)
+
+        async with talking_server(app) as (serving, _):
+            with pytest.raises(websockets.InvalidStatus) as caught:
+                await ws_connect(serving.url("/api"), proxy=None)
+
+        assert caught.value.response.status_code == 503
+        assert caught.value.response.body == b"too many clients"
+
+    async def test_page_at_a_bad_path(self) -> None:
+        """A path that isn't UTF-8 has no page."""
+        assert App().find_page("/%ff") is None
+
+    async def test_connection_that_comes_late(self) -> None:
+        """A connection that came in during the end is aborted with the sockets."""
+        async with make_app().serve("127.0.0.1", 0) as serving:
+            reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+            while not serving.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+            assert serving.server is not None
+            await serving.close_sockets(serving.server)
+
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+
+    async def test_lifespan(self) -> None:
+        """The lifespan begins before the port opens and ends after it closes."""
+        app, seen = make_app(), list[Any]()
+        serving = app.serve("127.0.0.1", 0)
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            seen.append(serving.server)
+            yield
+            assert serving.server is not None
+            seen.append(serving.server.is_serving())
+
+        async with serving:
+            pass
+
+        assert seen == [None, False]
+
+
+def make_certificate(key: pathlib.Path, certificate: pathlib.Path) -> None:
+    """Write a self-signed certificate of 127.0.0.1."""
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    extra = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command.split(), *extra, *files], check=True, capture_output=True)  # noqa: S603
+
+
+class _Steps:
+    """An app whose handlers say that they began, and go on when they are told to."""
+
+    def __init__(self, **options: Any) -> None:
+        self.app = make_app(**options)
+        self.began = asyncio.Event()
+        self.go_on = asyncio.Event()
+        self.seen: list[str] = []
+        module = self.app.module("a")
+        module.method(self.wait)
+        module.method(self.stream)
+        module.method(self.swallow)
+        module.method(thread=True)(self.block)
+        self.thread_ends = threading.Event()
+
+    async def wait(self, request: Request) -> str:
+        self.began.set()
+        await self.go_on.wait()
+        return "done"
+
+    async def stream(self, request: Request) -> AsyncIterator[int]:
+        self.began.set()
+        yield 1
+        await self.go_on.wait()
+
+    async def swallow(self, request: Request) -> None:
+        self.began.set()
+        while not self.go_on.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.go_on.wait()
+
+    def block(self, request: Request) -> None:
+        self.app.in_loop(self.began.set)
+        self.thread_ends.wait(LIMIT)
+
+
+async def begin_stop(serving: Any) -> asyncio.Task[None]:
+    """Begin the end of a server; it waits for the calls that are under way."""
+    stop = asyncio.create_task(serving.stack.aclose())
+    while not serving.is_stopping:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    return stop
+
+
+STOPPED = ("overloaded", "the server is stopping")
+
+
+class TestStop:
+    """A server ends in order: calls, clients, sockets, lifespan."""
+
+    async def test_new_handshakes(self) -> None:
+        """New handshakes get 503 while calls have their grace."""
+        steps = _Steps()
+        async with talking_server(steps.app) as (serving, talk):
+            await talk.send({"module": "a", "method": "wait", "request_id": 1})
+            await steps.began.wait()
+            stop = await begin_stop(serving)
+
+            with pytest.raises(websockets.InvalidStatus) as caught:
+                await ws_connect(serving.url("/api"), proxy=None)
+
+            steps.go_on.set()
+            await stop
+        assert caught.value.response.status_code == 503
+        assert caught.value.response.body == b"the server is stopping"
+
+    async def test_pages(self) -> None:
+        """Pages are still answered while calls have their grace."""
+        steps = _Steps()
+        steps.app.http("/health")(lambda request: "stopping")
+        async with talking_server(steps.app) as (serving, talk):
+            await talk.send({"module": "a", "method": "wait", "request_id": 1})
+            await steps.began.wait()
+            stop = await begin_stop(serving)
+
+            reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            answer = await reader.read()
+
+            writer.close()
+            steps.go_on.set()
+            await stop
+        assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"stopping")  # noqa: PT018
+
+    async def test_new_calls(self) -> None:
+        """New calls are `overloaded`, to be tried again."""
+        steps = _Steps()
+        async with talking_server(steps.app) as (serving, talk):
+            await talk.send({"module": "a", "method": "wait", "request_id": 1})
+            await steps.began.wait()
+            stop = await begin_stop(serving)
+
+            answer = await talk.call("a.wait", 2)
+
+            steps.go_on.set()
+            await stop
+        assert answer["data"] == {
+            "code": "overloaded",
+            "message": "the server is stopping",
+            "retry": True,
+        }
+
+    async def test_unfinished_calls(self) -> None:
+        """A call that ends within the grace has its result, before 1001."""
+        steps = _Steps()
+        async with talking_server(steps.app) as (serving, talk):
+            await talk.send({"module": "a", "method": "wait", "request_id": 1})
+            await steps.began.wait()
+            stop = await begin_stop(serving)
+
+            steps.go_on.set()
+            answer = await talk.receive()
+
+            await stop
+            closed = await talk.closed()
+        assert result_of(answer) == "done"
+        assert closed == (1001, "the server is stopping")
+
+    async def test_call_behind_on_connected(self) -> None:
+        """A call that is held while `on_connected` runs has its grace, too."""
+        steps = _Steps()
+
+        @steps.app.client("/slow")
+        class Slow(Client):
+            async def on_connected(self) -> None:
+                steps.began.set()
+                await steps.go_on.wait()
+
+        async with talking_server(steps.app, "/slow") as (serving, talk):
+            await talk.send({"module": "a", "method": "wait", "request_id": 1})
+            await talk.send("x")
+            await talk.receive()
+            stop = await begin_stop(serving)
+
+            steps.go_on.set()
+            answer = await talk.receive()
+
+            await stop
+        assert result_of(answer) == "done"
+
+    async def test_streams(self) -> None:
+        """Streams end at once with `overloaded`."""
+        steps = _Steps()
+        async with talking_server(steps.app) as (serving, talk):
+            await talk.call("a.stream")
+            stop = await begin_stop(serving)
+
+            answer = await talk.receive()
+
+            await stop
+        assert error_of(answer) == STOPPED
+
+    async def test_after_the_grace(self) -> None:
+        """What is left after the grace is cancelled and ends with `overloaded`."""
+        steps = _Steps(grace=0)
+        async with talking_server(steps.app) as (serving, talk):
+            await talk.send({"module": "a", "method": "wait", "request_id": 1})
+            await steps.began.wait()
+
+            await serving.stack.aclose()
+
+            assert error_of(await talk.receive()) == STOPPED
+
+    async def test_own_response_after_the_grace(self) -> None:
+        """A `send_message` of the application's own sends that last answer, too."""
+        steps = _Steps(grace=0)
+
+        @steps.app.client("/own")
+        class Own(Client):
+            async def send_message(self, *head: Any, **data: Any) -> None:
+                await asyncio.sleep(0)
+                await super().send_message(*head, **data, own=True)
+
+        async with talking_server(steps.app, "/own") as (serving, talk):
+            await talk.send({"module": "a", "method": "wait", "request_id": 1})
+            await steps.began.wait()
+
+            await serving.stack.aclose()
+
+            assert (await talk.receive())["data"]["own"] is True
+
+    async def test_on_disconnected(self) -> None:
+        """Each client's `on_disconnected` runs, before the lifespan ends."""
+        steps = _Steps()
+
+        @steps.app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            yield
+            steps.seen.append("lifespan")
+
+        @steps.app.client("/bye")
+        class Bye(Client):
+            async def on_disconnected(self) -> None:
+                await asyncio.sleep(0)
+                steps.seen.append("client")
+
+        async with talking_server(steps.app, "/bye") as (serving, _):
+            await serving.stack.aclose()
+
+        assert steps.seen == ["client", "lifespan"]
+
+    async def test_cancelled_stop(self) -> None:
+        """A stop whose grace is cancelled still closes every client."""
+        steps = _Steps()
+        async with talking_server(steps.app) as (serving, talk):
+            await talk.send({"module": "a", "method": "wait", "request_id": 1})
+            await steps.began.wait()
+            stop = await begin_stop(serving)
+
+            stop.cancel()
+
+            assert error_of(await talk.receive()) == STOPPED
+            assert await talk.closed() == (1001, "the server is stopping")
+            with pytest.raises(asyncio.CancelledError):
+                await stop
+
+
+class TestHostileStop:
+    """Nobody can hold a stop for longer than the grace and 4 s."""
+
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Shorten every limit of the end."""
+        for name in ("CLOSE_GRACE", "CANCEL_GRACE", "GOODBYE_GRACE", "LAST_GRACE"):
+            monkeypatch.setattr(wsappy, name, 0.05)
+
+    async def test_handler_that_swallows_its_cancellation(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A handler that can't be stopped is answered, named and left behind."""
+        steps = _Steps(grace=0)
+        async with talking_server(steps.app) as (serving, talk):
+            await talk.send({"module": "a", "method": "swallow", "request_id": 1})
+            await steps.began.wait()
+
+            await serving.stack.aclose()
+
+            answer = await talk.receive()
+        steps.go_on.set()
+        assert error_of(answer) == STOPPED
+        assert caplog.messages == [
+            "handler 'a.swallow' did not end when it was cancelled; it is left behind"
+        ]
+
+    async def test_thread_that_does_not_return(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A thread can't be stopped: it is named and left behind."""
+        steps = _Steps(grace=0)
+        async with talking_server(steps.app) as (serving, talk):
+            await talk.send({"module": "a", "method": "block", "request_id": 1})
+            await steps.began.wait()
+
+            await serving.stack.aclose()
+
+            answer = await talk.receive()
+        steps.thread_ends.set()
+        assert error_of(answer) == STOPPED
+        assert caplog.messages == [
+            "handler 'a.block' did not end when it was cancelled; it is left behind"
+        ]
+
+    async def test_hook_that_swallows_its_cancellation(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A hook that can't be stopped is named by its path, less the query."""
+        steps = _Steps(grace=0)
+
+        @steps.app.client("/bye")
+        class Bye(Client):
+            async def on_disconnected(self) -> None:
+                while not steps.go_on.is_set():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await steps.go_on.wait()
+
+        async with talking_server(steps.app, "/bye?token=secret") as (serving, _):
+            await serving.stack.aclose()
+
+            steps.go_on.set()
+            await asyncio.wait(serving.lives)
+        assert caplog.messages == [
+            "a hook of a client at '/bye' did not end in time; it is left behind"
+        ]
+
+    async def test_half_open_handshake(self) -> None:
+        """A peer that sends half a request is aborted."""
+        async with make_app().serve("127.0.0.1", 0) as serving:
+            reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+            writer.write(b"GET /api HTT")
+            while not serving.lives:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+            await serving.stack.aclose()
+
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+        assert not serving.lives
+
+    async def test_on_connecting_that_hangs(self) -> None:
+        """A handshake under way is cancelled."""
+        app, began = App(), asyncio.Event()
+
+        @app.client("/api")
+        async def enter(client: Client) -> None:
+            began.set()
+            await asyncio.Event().wait()
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            visit = asyncio.create_task(connect_to(serving))
+            await began.wait()
+
+            await serving.stack.aclose()
+
+            with pytest.raises((OSError, websockets.InvalidMessage)):
+                await visit
+        assert not serving.lives
+
+    async def test_peer_that_does_not_read(self) -> None:
+        """A peer that never answers the close is aborted."""
+        async with make_app().serve("127.0.0.1", 0) as serving:
+            reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+            writer.write(
+                b"GET /api HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+                b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+            )
+            await reader.readuntil(b"\r\n\r\n")
+
+            await serving.stack.aclose()
+
+            writer.close()
+        assert not serving.lives
+
+
+async def connect_to(serving: Any) -> ClientConnection:
+    """Connect to a server in a task of its own."""
+    return await ws_connect(serving.url("/api"), proxy=None)
+
+
+@contextlib.asynccontextmanager
+async def talking_server(
+    app: App, path: str = "/api"
+) -> AsyncIterator[tuple[Any, Talk]]:
+    """Serve an app and connect to it; give both."""
+    async with (
+        app.serve("127.0.0.1", 0) as serving,
+        ws_connect(serving.url(path), proxy=None) as ws,
+    ):
+        yield serving, Talk(ws)
+
+
+def run_with(app: App, visit: Callable[[str], Awaitable[None]], **options: Any) -> None:
+    """Run an app until SIGTERM, which comes when *visit* to the URL has returned."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+
+    async def visit_and_stop() -> None:
+        try:
+            async with asyncio.timeout(LIMIT):
+                await visit(f"ws://127.0.0.1:{port}")
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    @app.lifespan
+    async def life(app: App) -> AsyncIterator[None]:
+        task = asyncio.create_task(visit_and_stop())
+        yield
+        await task
+
+    app.run("127.0.0.1", port, **options)
+
+
+async def connect_soon(url: str) -> ClientConnection:
+    """Connect as soon as the server listens."""
+    while True:
+        with contextlib.suppress(OSError):
+            return await ws_connect(url, proxy=None)
+        await asyncio.sleep(0)
+
+
+class TestRun:
+    """`App.run` serves until a signal, in a loop of its own."""
+
+    def test_signal(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Start-up prints one line for each route; SIGTERM ends it, politely."""
+        app = make_app()
+        app.client("/rooms/{room}")(lambda client: None)
+        urls = []
+
+        async def visit(url: str) -> None:
+            urls.extend([f"{url}/api", f"{url}/rooms/{{room}}"])
+            await (await connect_soon(f"{url}/api")).close()
+
+        run_with(app, visit)
+
+        assert capsys.readouterr().out.splitlines() == urls
+
+    def test_signal_while_it_starts(self) -> None:
+        """A signal ends a start that hangs."""
+        app, seen = make_app(), []
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            os.kill(os.getpid(), signal.SIGINT)
+            try:
+                await asyncio.Event().wait()
+                yield
+            finally:
+                seen.append("ended")
+
+        app.run("127.0.0.1", 0)
+
+        assert seen == ["ended"]
+
+    def test_second_signal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A second signal leaves at once with 130."""
+        app = make_app()
+        codes: list[int] = []
+        monkeypatch.setattr(os, "_exit", codes.append)
+
+        async def visit(url: str) -> None:
+            await (await connect_soon(f"{url}/api")).close()
+            os.kill(os.getpid(), signal.SIGINT)
+
+        run_with(app, visit)
+
+        assert codes == [130]
+
+    def test_signal_handlers(self) -> None:
+        """The signals belong to their former handlers again."""
+        before = [signal.getsignal(each) for each in wsappy.STOP_SIGNALS]
+
+        async def visit(url: str) -> None: ...
+
+        run_with(make_app(), visit)
+
+        assert [signal.getsignal(each) for each in wsappy.STOP_SIGNALS] == before
+
+    def test_port_in_use(self) -> None:
+        """A port in use is one line and exit code 1."""
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+
+            with pytest.raises(SystemExit) as caught:
+                make_app().run("127.0.0.1", port)
+
+        assert caught.value.code == (
+            f"cannot listen on 127.0.0.1:{port}: Address already in use"
+        )
+
+    def test_unknown_host(self) -> None:
+        """A host that has no address is one line, too."""
+        with pytest.raises(SystemExit) as caught:
+            make_app().run("no.such.host.invalid", 8008)
+
+        assert str(caught.value.code).startswith(
+            "cannot listen on no.such.host.invalid:8008: [Errno "
+        )
+
+    def test_task_that_swallows_its_cancellation(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A task of users' own that can't be stopped is named and left behind."""
+        monkeypatch.setattr(wsappy, "LAST_GRACE", 0.05)
+        app, tasks = make_app(), []
+
+        async def swallow() -> None:
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.Event().wait()
+
+        async def visit(url: str) -> None:
+            tasks.append(asyncio.create_task(swallow(), name="endless"))
+            await asyncio.sleep(0)
+
+        run_with(app, visit)
+
+        named = [each for each in caplog.messages if "'endless'" in each]
+        assert [each[-38:] for each in named] == [
+            "did not end in time; it is left behind"
+        ]
+        tasks[0]._log_destroy_pending = False  # type: ignore[attr-defined]
+        tasks[0].get_coro().close()
+
+    async def test_inside_a_loop(self) -> None:
+        """Inside a running loop it names `serve`."""
+        with pytest.raises(RuntimeError) as caught:
+            make_app().run()
+
+        assert str(caught.value) == (
+            "run must be called in the main thread and outside of a loop; write async "
+            "with app.serve(host, port)"
+        )
+
+    def test_no_route(self) -> None:
+        """Without a route the port isn't opened."""
+        with pytest.raises(ValueError, match="no route") as caught:
+            App().run("127.0.0.1", 0)
+
+        assert str(caught.value) == (
+            "no route is registered; write @app.client('/api')"
+        )
+
+
+SCRIPT = """
+import asyncio, contextlib, threading
+from wsappy import App
+
+app = App(grace=0)
+
+@app.client("/api")
+class Api(__import__("wsappy").Client):
+    async def on_disconnected(self):
+        {hook}
+
+entity = app.module("a")
+
+@entity.method
+async def swallow(request):
+    await request.response("began")
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+@entity.method(thread=True)
+def block(request):
+    request.response("began")
+    threading.Event().wait()
+
+@entity.method
+async def executor(request):
+    await request.response("began")
+    await asyncio.to_thread(threading.Event().wait)
+
+app.run("127.0.0.1", 0, {options})
+"""
+
+
+def start_server(hook: str = "pass", options: str = "") -> tuple[Any, str]:
+    """Start a server in a process of its own; return it and its URL."""
+    script = SCRIPT.format(hook=hook, options=options)
+    command = [sys.executable, "-c", script]
+    process = subprocess.Popen(  # noqa: S603
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+class TestProcess:
+    """A process ends with the exit code of its signal, whatever it left behind."""
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_exit_code(self, number: int) -> None:
+        """The exit code after a signal is 0, and nothing is printed."""
+        process, _ = start_server()
+
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=LIMIT)
+
+        assert (process.returncode, errors) == (0, "")
+
+    @pytest.mark.parametrize("method", ["swallow", "block", "executor"])
+    async def test_what_can_not_be_stopped(self, method: str) -> None:
+        """What can't be stopped doesn't hold the process."""
+        process, url = start_server()
+        async with ws_connect(url, proxy=None) as ws:
+            await Talk(ws).call(f"a.{method}")
+
+            process.send_signal(signal.SIGTERM)
+            answer = await Talk(ws).receive()
+        process.communicate(timeout=LIMIT)
+
+        assert (error_of(answer), process.returncode) == (STOPPED, 0)
+
+    async def test_second_signal(self) -> None:
+        """A second signal leaves at once with 130, in a handler that blocks, too."""
+        process, url = start_server("__import__('time').sleep(60)")
+        async with ws_connect(url, proxy=None) as ws:
+            process.send_signal(signal.SIGTERM)
+            await Talk(ws).closed()
+
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=LIMIT)
+
+        assert process.returncode == 130
+
+
+TYPED = """
+from collections.abc import AsyncIterator
+from typing import Any, assert_type
+
+from wsappy import App, Client, Error, Module, Request, handler_method
+
+app = App()
+entity = Module("entity")
+
+
+def get(request: Request, item_id: int) -> dict[str, Any]:
+    return {}
+
+
+def missing(request: Request, exc: KeyError) -> Error:
+    return Error("not_found", str(exc))
+
+
+async def life(app: App) -> AsyncIterator[None]:
+    yield
+
+
+def page(request: Any) -> str:
+    return ""
+
+
+async def enter(client: Client, room: str) -> None: ...
+
+
+class Room(Client): ...
+
+
+class Entities: ...
+
+
+Item = dict[str, Any]
+request = Request("", "", {}, None, 1)
+assert_type(app.method("get")(get)(request, item_id=1), Item)
+assert_type(app.method(get)(request, item_id=1), Item)
+assert_type(app.module("a")(get)(request, item_id=1), Item)
+assert_type(app.module("a", clients=["/api"])(get)(request, item_id=1), Item)
+assert_type(app.module("a"), Module)
+assert_type(app.module(), Module)
+assert_type(app.module(Entities), type[Entities])
+assert_type(app.module("a")(Entities), type[Entities])
+assert_type(app.module("a")(Entities()), Entities)
+assert_type(app.module(Entities()), Entities)
+assert_type(entity.method(get)(request, item_id=1), Item)
+assert_type(entity.method(timeout=1.0)(get)(request, item_id=1), Item)
+assert_type(entity.method("get", thread=True)(page)(1), str)
+assert_type(app.client("/rooms")(Room), type[Room])
+app.client("/rooms/{room}")(enter)
+assert_type(app.error(KeyError)(missing)(request, KeyError()), Error)
+assert_type(app.lifespan(life)(app), AsyncIterator[None])
+assert_type(app.http("/")(page)(1), str)
+assert_type(app.method("page")(page)(1), str)
+assert_type(handler_method(page)(1), str)
+
+
+@app.module("typed")
+@app.method
+def find(request: Request, name: str) -> int:
+    return 1
+
+
+assert_type(find(request, "x"), int)
+find(request, 5)  # type: ignore[arg-type]
+"""
+
+
+class TestTypes:
+    """Every decorator gives back exactly the type that it got."""
+
+    def test_mypy(self, tmp_path: pathlib.Path) -> None:
+        """`mypy --strict` accepts a file of `assert_type`s."""
+        (tmp_path / "typed.py").write_text(TYPED)
+        root = str(pathlib.Path(wsappy.__file__).parent)
+        options = ["--strict", "--config-file=", f"--cache-dir={root}/.mypy_cache"]
+        command = [sys.executable, "-m", "mypy", *options, "typed.py"]
+
+        result = subprocess.run(  # noqa: S603
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "MYPYPATH": root},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+        assert result.stdout == "Success: no issues found in 1 source file\n"
+
+
+# --- 8. The classic API ------------------------------------------------------
+
+
+class EntityHandler(Handler):
+    """The handler of the seed document, and the other kinds of methods."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data = [{"id": 42, "name": "a"}, {"id": 15, "name": "b"}]
+
+    @handler_method
+    def get(self, request: Request, item_id: int) -> Any:
+        """Find items."""
+        items = list(filter(lambda x: x["id"] == item_id, self.data))
+        yield from request.response("result", items=items)
+
+    @handler_method
+    async def find(self, request: Request) -> str:
+        """Answer as a coroutine."""
+        await request.response("result", found=True)
+        return "dropped"
+
+    @handler_method
+    def plain(self, request: Request) -> None:
+        """Answer as a function."""
+        request.response("result", plain=True)
+
+    @handler_method
+    def news(self, request: Request) -> Any:
+        """Push."""
+        yield from self.send_message(request.client, request.id, "news", text="hi")
+
+    @handler_method
+    def later(self, request: Request) -> Any:
+        """Answer after a turn of the loop."""
+        yield from self.helper()
+        yield from request.response("result")
+
+    def helper(self) -> Any:
+        """Wait; it isn't marked."""
+        pause: Any = asyncio.sleep(0)
+        yield from pause
+
+    @handler_method
+    def broken(self, request: Request) -> Any:
+        """Fail."""
+        yield from request.response("progress")
+        raise KeyError
+
+    def hidden(self, request: Request) -> None:
+        """Be out of reach."""
+
+
+@contextlib.asynccontextmanager
+async def classic_talk(server: Server, path: str = "/api") -> AsyncIterator[Talk]:
+    """Run a classic server and connect to it."""
+    await server.run("127.0.0.1", 0)
+    assert server.serving is not None
+    async with ws_connect(server.serving.url(path), proxy=None) as ws:
+        yield Talk(ws)
+    await server.serving.__aexit__()
+
+
+def make_classic(
+    client: Any = Client, request: Any = Request, **options: Any
+) -> Server:
+    """Make a classic server with the seed's handler."""
+    return Server(request, {"api": client}, {"entity": EntityHandler()}, **options)
+
+
+class TestClassicMethods:
+    """The handlers of wsappy 0.1.3 run on the same table."""
+
+    @pytest.mark.parametrize(
+        ("method", "data", "result"),
+        [
+            ("get", {"item_id": 42}, {"items": [{"id": 42, "name": "a"}]}),
+            ("find", {}, {"found": True}),
+            ("plain", {}, {"plain": True}),
+            ("later", {}, {}),
+        ],
+    )
+    async def test_kinds(self, method: str, data: Any, result: Any) -> None:
+        """A generator, `async def` and `def` answer what they send themselves."""
+        async with classic_talk(make_classic()) as talk:
+            answer = await talk.call(f"entity.{method}", **data)
+
+        assert result_of(answer) == result
+
+    async def test_handler_send_message(self) -> None:
+        """`Handler.send_message` writes `method` null."""
+        async with classic_talk(make_classic()) as talk:
+            answer = await talk.call("entity.news")
+
+        assert answer == {
+            "request_id": 1,
+            "module": "entity",
+            "method": None,
+            "event": "news",
+            "data": {"text": "hi"},
+        }
+
+    async def test_exception(self) -> None:
+        """An exception alone adds `error`."""
+        async with classic_talk(make_classic()) as talk:
+            await talk.call("entity.broken")
+
+            assert error_of(await talk.receive()) == ("internal", "internal error")
+
+    @pytest.mark.parametrize("name", ["hidden", "__init__", "get_module_name"])
+    async def test_unmarked(self, name: str) -> None:
+        """A method that is not marked can't be called from outside."""
+        async with classic_talk(make_classic()) as talk:
+            answer = await talk.call(f"entity.{name}")
+
+        assert error_of(answer) == ("unknown_method", "no such module or method")
+
+
+class TestClassicServer:
+    """The server of wsappy 0.1.3 with its two ways to name handlers."""
+
+    def test_seed(self) -> None:
+        """The server of the seed document runs as it stands there."""
+        server = Server(Request, {"api": Client}, {"entity": EntityHandler()})
+        loop = asyncio.get_event_loop_policy().get_event_loop()
+        loop.run_until_complete(server.run("127.0.0.1", 0))
+        assert server.serving is not None
+
+        loop.run_until_complete(server.serving.__aexit__())
+
+        loop.close()
+        asyncio.set_event_loop(None)
+
+    async def test_handlers_of_a_path(self) -> None:
+        """The later form gives each path its own handlers."""
+        handlers = {"other": EntityHandler()}
+        server = Server(Request, {"api": (Client, handlers), "bare": (Client, {})})
+
+        assert names_of(server.app) == [
+            ("/api", "other", name)
+            for name in ("broken", "find", "get", "later", "news", "plain")
+        ]
+
+    def test_outside_the_main_thread(self) -> None:
+        """In another thread no loop is set."""
+        servers: list[Server] = []
+        thread = threading.Thread(target=lambda: servers.append(make_classic()))
+        thread.start()
+        thread.join()
+
+        assert names_of(servers[0].app)[0] == ("/api", "entity", "broken")
+
+    async def test_client_arguments(self) -> None:
+        """A client is made as `factory(server, connection, handlers)`."""
+        seen = []
+
+        class Own(Client):
+            def __init__(self, server: Any, connection: Any, handlers: Any) -> None:
+                seen.extend([server, connection is self.connection, handlers])
+                super().__init__(server, connection, handlers)
+
+        server = make_classic(Own)
+        async with classic_talk(server):
+            pass
+
+        assert seen == [server, True, server.handlers]
+
+    async def test_encoder_and_decoder(self) -> None:
+        """JSON encoder and decoder classes are those of the `json` module."""
+
+        class Encoder(json.JSONEncoder):
+            def default(self, o: Any) -> Any:
+                return f"<{type(o).__name__}>"
+
+        class Decoder(json.JSONDecoder):
+            def decode(self, s: str, *args: Any) -> Any:
+                return json.loads(s.replace("old", "entity"))
+
+        server = make_classic(json_encoder=Encoder, json_decoder=Decoder)
+        server.handlers["entity"].data = [{"id": 1, "name": {1, 2}}]  # type: ignore[index]
+        async with classic_talk(server) as talk:
+            answer = await talk.call("old.get", item_id=1)
+
+        assert result_of(answer) == {"items": [{"id": 1, "name": "<set>"}]}
+
+
+class _GeneratorClient(Client):
+    """A client whose hooks are plain generators, as they were in 2018."""
+
+    seen: typing.ClassVar[list[str]] = []
+
+    def on_connected(self) -> Any:
+        pause: Any = asyncio.sleep(0)
+        yield from pause
+        self.seen.append("connected")
+
+    def process_message(self, request: Request) -> Any:
+        self.seen.append(f"{request.module}.{request.method}")
+        work: Any = super().process_message(request)
+        yield from work
+
+    def send_message(self, *head: Any, **data: Any) -> Any:
+        self.seen.append(f"sent {head[3]}")
+        yield from super().send_message(*head, **data)
+
+    def on_disconnected(self) -> Any:
+        pause: Any = asyncio.sleep(0)
+        yield from pause
+        self.seen.append("disconnected")
+
+
+class _PlainClient(Client):
+    """A client whose hooks are plain functions."""
+
+    seen: typing.ClassVar[list[str]] = []
+
+    def on_connected(self) -> Any:
+        self.seen.append("connected")
+
+    def process_message(self, request: Request) -> Any:
+        self.seen.append(f"{request.module}.{request.method}")
+        return super().process_message(request)
+
+    def send_message(self, *head: Any, **data: Any) -> Any:
+        self.seen.append(f"sent {head[3]}")
+        return super().send_message(*head, **data)
+
+    def on_disconnected(self) -> Any:
+        self.seen.append("disconnected")
+
+
+class _AsyncClient(Client):
+    """A client whose hooks are `async def`."""
+
+    seen: typing.ClassVar[list[str]] = []
+
+    async def on_connected(self) -> None:
+        self.seen.append("connected")
+
+    async def process_message(self, request: Request) -> Any:
+        self.seen.append(f"{request.module}.{request.method}")
+        return await super().process_message(request)
+
+    async def send_message(self, *head: Any, **data: Any) -> None:
+        self.seen.append(f"sent {head[3]}")
+        await super().send_message(*head, **data)
+
+    async def on_disconnected(self) -> None:
+        self.seen.append("disconnected")
+
+
+class TestClassicHooks:
+    """Hooks may be plain generators, `async def` or `def`; they see every message."""
+
+    @pytest.mark.parametrize("kind", [_GeneratorClient, _PlainClient, _AsyncClient])
+    async def test_hooks(self, kind: Any) -> None:
+        """Every hook runs, and `send_message` sends what the handler answers."""
+        kind.seen.clear()
+        async with classic_talk(make_classic(kind)) as talk:
+            await talk.call("entity.get", item_id=42)
+
+        assert kind.seen == [
+            "connected",
+            "entity.get",
+            "sent result",
+            "disconnected",
+        ]
+
+    @pytest.mark.parametrize("kind", [_GeneratorClient, _PlainClient, _AsyncClient])
+    async def test_errors(self, kind: Any) -> None:
+        """`send_message` sends the errors of the framework, too."""
+        kind.seen.clear()
+        async with classic_talk(make_classic(kind)) as talk:
+            await talk.call("entity.unknown")
+            await talk.send("nonsense")
+            await talk.receive()
+
+        assert kind.seen == [
+            "connected",
+            "entity.unknown",
+            "sent error",
+            "sent error",
+            "disconnected",
+        ]
+
+    @pytest.mark.parametrize("kind", [_GeneratorClient, _PlainClient, _AsyncClient])
+    async def test_decorators(self, kind: Any) -> None:
+        """Clients of the decorator API may have the same hooks."""
+        kind.seen.clear()
+        app = App()
+        app.client("/api")(kind)
+        app.module("entity")(EntityHandler())
+
+        async with talking(app) as talk:
+            await talk.call("entity.find")
+
+        assert kind.seen == [
+            "connected",
+            "entity.find",
+            "sent result",
+            "disconnected",
+        ]
+
+
+class _GeneratorRequest(Request):
+    """A request whose `response` is a plain generator."""
+
+    def response(self, event: str, data: Any = None, /, **fields: Any) -> Any:
+        yield from super().response(event, data, **fields, own=self.id)
+
+
+class _AsyncRequest(Request):
+    """A request with an `__init__` and a `response` of its own."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.own = self.id
+
+    async def response(self, event: str, data: Any = None, /, **fields: Any) -> None:  # type: ignore[override]
+        await super().response(event, data, **fields, own=self.own)
+
+
+class _PlainRequest(Request):
+    """A request whose `response` is a plain function."""
+
+    def response(self, event: str, data: Any = None, /, **fields: Any) -> Any:
+        return super().response(event, data, **fields, own=self.id)
+
+
+class TestClassicRequests:
+    """An overridden `Request.response` is used for every answer."""
+
+    @pytest.mark.parametrize("kind", [_GeneratorRequest, _AsyncRequest, _PlainRequest])
+    async def test_answer(self, kind: Any) -> None:
+        """It sends what a handler answers."""
+        async with classic_talk(make_classic(request=kind)) as talk:
+            answer = await talk.call("entity.get", 7, item_id=1)
+
+        assert result_of(answer) == {"items": [], "own": 7}
+
+    @pytest.mark.parametrize("kind", [_GeneratorRequest, _AsyncRequest, _PlainRequest])
+    async def test_error(self, kind: Any) -> None:
+        """It sends the errors of the framework."""
+        async with classic_talk(make_classic(request=kind)) as talk:
+            answer = await talk.call("entity.get", 7)
+
+        assert (answer["data"]["code"], answer["data"]["own"]) == ("bad_data", 7)

@@ -1,0 +1,3867 @@
+"""A decorator-driven micro-framework for JSON APIs over WebSockets.
+
+    from wsappy import App
+
+    app = App()
+    items = [{"id": 42, "name": "a"}, {"id": 15, "name": "b"}, {"id": 30, "name": "c"}]
+
+    @app.client("/api")
+    async def api(client):
+        \"\"\"Everyone may come in.\"\"\"
+
+    @app.module("entity")
+    @app.method("get")
+    def get(request, item_id: int):
+        return {"items": [item for item in items if item["id"] == item_id]}
+
+    if __name__ == "__main__":
+        app.run("localhost", 8008)
+
+A client sends calls, the server answers them with events; both are JSON objects:
+
+    {"module": "entity", "method": "get", "data": {"item_id": 42}, "request_id": 1}
+    {"request_id": 1, "module": "entity", "method": "get",
+     "event": "result", "data": {"items": [{"id": 42, "name": "a"}]}}
+
+The file follows one message from bytes in to bytes out:
+
+    1. Errors          what a handler may raise, and the framework's own codes
+    2. Messages        decode and encode the two shapes
+    3. Routes          paths, parameters, the checks at registration, the one table
+    4. Calls           find, check, run, answer
+    5. Connections     bytes from the socket to messages, messages to the socket
+    6. Clients         one object for each connection, and the groups they join
+    7. App             what users decorate with, and the server's life
+    8. The classic API the class-based server of wsappy 0.1.3
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import contextvars
+import errno
+import functools
+import http
+import inspect
+import json
+import logging
+import os
+import queue
+import re
+import signal
+import sys
+import threading
+import time
+import types
+import typing
+import urllib.parse
+import uuid
+import warnings
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar, overload
+
+# The one place where the oldest versions stand, beside `install_requires`.
+REQUIREMENTS = "python -m pip install 'orjson>=3.10' 'websockets>=17,<18'"
+
+
+def check_versions() -> None:
+    """Raise ImportError where a package is older than `REQUIREMENTS` says."""
+    for name, floor in re.findall(r"(\w+)>=([\d.]+)", REQUIREMENTS):
+        version = sys.modules[name].__version__
+        found, least = (map(int, re.findall(r"\d+", each)) for each in (version, floor))
+        if list(found) < list(least):
+            raise ImportError(f"{name} {version} is too old")
+
+
+try:
+    import orjson
+    from websockets.asyncio.server import Server as WebSocketServer
+    from websockets.asyncio.server import ServerConnection, serve
+    from websockets.datastructures import Headers
+    from websockets.exceptions import ConnectionClosed
+    from websockets.frames import CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
+    from websockets.http11 import Request as HandshakeRequest
+    from websockets.http11 import Response as HandshakeResponse
+    from websockets.protocol import CONNECTING, OPEN, Event
+    from websockets.server import ServerProtocol
+
+    check_versions()
+except ImportError as exc:
+    raise ImportError(
+        f"wsappy needs orjson and websockets ({exc}); write: {REQUIREMENTS}"
+    ) from exc
+
+__version__ = "0.2.0"
+__all__ = [
+    "App",
+    "Client",
+    "ConnectionClosed",
+    "Error",
+    "Handler",
+    "Module",
+    "Refused",
+    "Request",
+    "Server",
+    "handler_method",
+]
+
+LOGGER = logging.getLogger("wsappy")
+
+# Seconds that one turn of the loop may take for dispatch or a stream.
+TURN = 0.005
+# Seconds after which a `def` handler is named as blocking, and between two such lines.
+BLOCKING, BLOCKING_SILENCE = 0.1, 60.0
+# Bad messages in a row that close a connection with 4400 (protocol, section 1).
+MAX_BAD_MESSAGES = 16
+# Refused origins that are logged, one line for each.
+MAX_LOGGED_ORIGINS = 100
+# Seconds that a cancelled call gets to end, and the hook that says goodbye.
+CANCEL_GRACE, GOODBYE_GRACE = 1.0, 2.0
+# Seconds that the closing handshake gets when the server stops, or drops a slow client.
+CLOSE_GRACE = SLOW_GRACE = 1.0
+# Bytes of a connection's answers that are joined before they are written.
+WRITE_SIZE = 2**16
+# Bytes that may arrive behind the handshake's request (RFC 6455, section 4.1: none).
+MAX_EARLY = 2**16
+# Fragments of one message: what `websockets` allows by default.
+MAX_FRAGMENTS = 4096
+# Workers that run `thread=True` handlers: the number that the standard library takes.
+MAX_THREADS = min(32, (os.cpu_count() or 1) + 4)
+
+# Eager tasks came with Python 3.12; without them a task waits for the loop's next turn.
+HAS_EAGER_TASKS = sys.version_info >= (3, 12)
+TASK_OPTIONS: dict[str, Any] = {"eager_start": True} if HAS_EAGER_TASKS else {}
+# On Windows nothing but Ctrl+C reaches a console program.
+STOP_SIGNALS = (
+    [signal.SIGINT] if sys.platform == "win32" else [signal.SIGINT, signal.SIGTERM]
+)
+
+monotonic = time.monotonic
+Target = TypeVar("Target")
+Function = TypeVar("Function", bound=Callable[..., Any])
+JSON = Any
+NOTHING: Mapping[str, Any] = types.MappingProxyType({})
+
+# --- 1. Errors ---------------------------------------------------------------
+
+
+def check_string(what: str, value: object, example: str) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a string: got {value!r}; write {example}")
+
+
+class Error(Exception):
+    """An answer that says what went wrong; raise it in a handler.
+
+    Args:
+        code: What a program reads: `not_found`, `forbidden`, or any string of yours.
+        message: What a person reads.
+        details: Any JSON, or None for none.
+        retry: Whether the same call may succeed later.
+
+    Raises:
+        TypeError: If *code* or *message* is no string.
+    """
+
+    def __init__(
+        self, code: str, message: str = "", *, details: JSON = None, retry: bool = False
+    ) -> None:
+        check_string("code of an Error", code, "Error('not_found', 'no item 7')")
+        check_string("message of an Error", message, "Error('not_found', 'no item 7')")
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+        self.details = details
+        self.retry = retry
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}" if self.message else self.code
+
+    def as_data(self) -> dict[str, JSON]:
+        """Return the `data` of the `error` event (protocol, section 3)."""
+        data: dict[str, JSON] = {"code": self.code, "message": self.message}
+        if self.details is not None:
+            data["details"] = self.details
+        if self.retry:
+            data["retry"] = True
+        return data
+
+    @classmethod
+    def from_data(cls, data: JSON) -> Self:
+        """Make the error that an `error` event from the other side tells of."""
+        if not isinstance(data, dict):
+            data = {"message": str(data)}
+        code, message = str(data.get("code", "internal")), str(data.get("message", ""))
+        retry = data.get("retry") is True
+        return cls(code, message, details=data.get("details"), retry=retry)
+
+
+class Refused(Exception):  # noqa: N818
+    """A connection that isn't let in; raise it in `on_connecting`.
+
+    Args:
+        status: HTTP status, 401 to 499 or 500 to 507, as `http.HTTPStatus` has it.
+        message: Text for the client; cut at 123 bytes where it becomes a close reason.
+
+    Raises:
+        TypeError: If *message* is no string.
+        ValueError: If *status* is another one.
+    """
+
+    def __init__(self, status: int, message: str = "") -> None:
+        if status not in set(http.HTTPStatus) or not 401 <= status <= 507:
+            raise ValueError(
+                f"status of Refused must be an HTTP status: expected 401 to 499 or 500 "
+                f"to 507, got {status!r}; write Refused(403, 'members only')"
+            )
+        check_string("message of Refused", message, "Refused(403, 'members only')")
+        super().__init__(status, message)
+        self.status = int(status)
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.message}".rstrip()
+
+    @property
+    def close_code(self) -> int:
+        """The close code that stands for the status (protocol, section 8)."""
+        return 4000 + self.status
+
+
+def cut_reason(text: str) -> str:
+    """Cut *text* at 123 bytes, the room in a close frame (RFC 6455, section 5.5)."""
+    return text.encode(errors="replace")[:123].decode(errors="ignore")
+
+
+UNKNOWN_METHOD = Error("unknown_method", "no such module or method")
+INTERNAL = Error("internal", "internal error")
+TIMEOUT = Error("timeout", "the call took too long", retry=True)
+CANCELLED = Error("cancelled", "the caller cancelled the call")
+OVERLOADED = Error("overloaded", "too many unfinished calls", retry=True)
+STOPPING = Error("overloaded", "the server is stopping", retry=True)
+
+# --- 2. Messages -------------------------------------------------------------
+
+MIN_REQUEST_ID, MAX_REQUEST_ID = -(2**63), 2**63 - 1
+MAX_REQUEST_ID_LENGTH = 128
+BAD_ID = "request_id must be a string of at most 128 characters or a 64 bit integer"
+TERMINAL = frozenset({"result", "error"})
+# The keys of an event, in the order of the protocol.
+EVENT_KEYS = ("request_id", "module", "method", "event", "data")
+
+
+def is_request_id(value: object) -> bool:
+    """Tell whether *value* may be a `request_id` (protocol, section 1)."""
+    if type(value) is int:
+        return MIN_REQUEST_ID <= value <= MAX_REQUEST_ID
+    if type(value) is str:
+        return len(value) <= MAX_REQUEST_ID_LENGTH
+    return value is None
+
+
+class Reading(NamedTuple):
+    """What a message is: `call`, `event`, `push`, or `bad` for the reason *why*."""
+
+    kind: str
+    request_id: str | int | None
+    why: str = ""
+
+
+def classify(message: JSON) -> Reading:
+    """Read a message by the table of the protocol, section 1, from the top."""
+    if not isinstance(message, dict):
+        return Reading("bad", None, "a message must be a JSON object")
+    request_id, items = message.get("request_id"), message.get("items")
+    if not is_request_id(request_id):
+        return Reading("bad", None, BAD_ID)
+    if not isinstance(message.get("event", ""), str):
+        return Reading("bad", None, "event must be a string")
+    if items is not None and (type(items) is not int or items < 1):
+        return Reading("bad", request_id, "items must be an integer of at least 1")
+    if "event" in message:
+        return Reading("push" if request_id is None else "event", request_id)
+    return classify_call(message, request_id)
+
+
+def classify_call(message: dict[str, JSON], request_id: str | int | None) -> Reading:
+    for key in ("module", "method"):
+        if not isinstance(message.get(key), str):
+            return Reading("bad", request_id, f"{key} must be a string")
+    if not isinstance(message.get("data"), dict | None):
+        return Reading("bad", request_id, "data must be an object")
+    return Reading("call", request_id)
+
+
+def name_of(message: JSON, key: str) -> str | None:
+    """Return the string under *key*, or None; for the answer to a bad message."""
+    value = message.get(key) if isinstance(message, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def message_of(*values: JSON) -> dict[str, JSON]:
+    """Return an event of its `request_id`, `module`, `method`, `event` and `data`."""
+    return dict(zip(EVENT_KEYS, values, strict=True))
+
+
+def merge(data: JSON, fields: dict[str, JSON]) -> JSON:
+    """Return `dict(data, **fields)`, or *data* as it is where there are no fields.
+
+    Raises:
+        TypeError: If there are fields and *data* is no mapping.
+    """
+    data = {} if data is None else data
+    if fields and not isinstance(data, Mapping):
+        raise TypeError(
+            f"data must be a mapping where fields are given: expected a dict, got "
+            f"{data!r}; write data={{...}}, or leave the fields out"
+        )
+    return {**data, **fields} if fields else data
+
+
+def plain_of(value: Any) -> JSON:
+    """Return what orjson can write for a pydantic model, or an array that it can't."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    # Arrays that aren't contiguous, or hold strings, say.
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError
+
+
+# Tried only where plain `orjson.dumps` refuses: it costs two thirds more.
+dumps_all = functools.partial(
+    orjson.dumps,
+    default=plain_of,
+    option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS,
+)
+
+
+class Codec:
+    """The JSON codec of an application.
+
+    `decode` raises ValueError for what it can't read. `encode` is tried first, then
+    `encode_all`, which raises TypeError for what it can't write.
+
+    Args:
+        loads: Takes bytes; those that aren't JSON never reach it.
+        dumps: Returns bytes or str; None is orjson, with numpy and pydantic models.
+    """
+
+    def __init__(
+        self, loads: Callable[..., JSON], dumps: Callable[..., Any] | None
+    ) -> None:
+        self.loads = loads
+        self.dumps = dumps or dumps_all
+        self.decode = loads if loads is orjson.loads else self._decode_checked
+        self.encode = orjson.dumps if dumps is None else self._encode_checked
+        self.encode_all = self._encode_checked
+
+    def _decode_checked(self, payload: bytes) -> JSON:
+        # The standard library takes UTF-16, NaN and halves of surrogate pairs, too.
+        orjson.loads(payload)
+        message = run(self.loads, payload)
+        if type(message) is Failure:
+            raise ValueError("not readable") from message.exc
+        return message
+
+    def _encode_checked(self, value: JSON) -> bytes:
+        payload = run(self.dumps, value)
+        if isinstance(payload, str):
+            payload = run(str.encode, payload)
+        if type(payload) is Failure:
+            raise TypeError(str(payload.exc)) from payload.exc
+        if not isinstance(payload, bytes):
+            raise TypeError(f"dumps must return bytes or str: got {payload!r}")
+        return payload
+
+    def write(self, message: dict[str, JSON]) -> bytes:
+        """Encode a message; raises TypeError for what can't be written."""
+        try:
+            return self.encode(message)
+        except TypeError:
+            return self.encode_all(message)
+
+
+# --- 3. Routes ---------------------------------------------------------------
+
+
+class Converter(NamedTuple):
+    """What a parameter of a path takes: a text of that *pattern*, given to *type*."""
+
+    type: type
+    pattern: str
+
+
+NUMBER = "-?[0-9]{1,18}"
+CONVERTERS = {
+    "str": Converter(str, ".+"),
+    "int": Converter(int, NUMBER),
+    "float": Converter(float, NUMBER + r"(\.[0-9]{1,18})?"),
+    "uuid": Converter(uuid.UUID, "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"),
+    "path": Converter(str, ".*"),
+}
+PARAMETER = re.compile(r"\{([^{}:]*)(?::([^{}]*))?\}")
+
+
+class Segment(NamedTuple):
+    """What stands between two slashes: a text, or a parameter as `{int}`."""
+
+    text: str
+    name: str = ""
+    converter: str = ""
+
+    def accepts(self, text: str) -> bool:
+        """Tell whether it stands for a segment from outside."""
+        if not self.name:
+            return text == self.text
+        return bool(re.fullmatch(CONVERTERS[self.converter].pattern, text, re.DOTALL))
+
+    def convert(self, text: str) -> Any:
+        """Return the value of a parameter."""
+        return CONVERTERS[self.converter].type(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A path with its parameters: `/rooms/{room}`, `/files/{rest:path}`.
+
+    Attributes:
+        text: As it was registered.
+        segments: Its segments, without that behind a trailing slash.
+    """
+
+    text: str
+    segments: tuple[Segment, ...]
+
+    @property
+    def shape(self) -> tuple[str, ...]:
+        """What two paths that can't be told apart have in common."""
+        return tuple(each.text for each in self.segments)
+
+    @property
+    def converters(self) -> dict[str, str]:
+        """The parameters by name, with their converters."""
+        return {each.name: each.converter for each in self.segments if each.name}
+
+    def match(self, segments: list[str]) -> dict[str, Any] | None:
+        """Return the parameters' values for a split path, or None for another path."""
+        last = len(self.segments) - 1
+        if "path" in self.converters.values() and len(segments) >= last:
+            segments = [*segments[:last], "/".join(segments[last:])]
+        else:
+            segments = without_trailing_slash(segments)
+        if len(segments) != len(self.segments):
+            return None
+        pairs = list(zip(self.segments, segments, strict=True))
+        if not all(own.accepts(text) for own, text in pairs):
+            return None
+        return {own.name: own.convert(text) for own, text in pairs if own.name}
+
+
+def without_trailing_slash(segments: list[str]) -> list[str]:
+    return segments[:-1] if segments[-1:] == [""] else segments
+
+
+def split_path(path: str) -> list[str] | None:
+    """Split a path from outside at `/` and decode it; None where that isn't UTF-8."""
+    try:
+        return [
+            urllib.parse.unquote(each, errors="strict")
+            for each in path.partition("?")[0].removeprefix("/").split("/")
+        ]
+    except UnicodeDecodeError:
+        return None
+
+
+def parse_query(path: str) -> dict[str, str]:
+    """Return the query of a path from outside; the last value of a repeated name."""
+    query = path.partition("?")[2]
+    return dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
+
+
+def parse_path(text: str) -> Path:
+    """Read a path as users write it; raises ValueError for what can't be one."""
+    if not isinstance(text, str) or not text.startswith("/"):
+        raise ValueError(f"path must start with '/': got {text!r}; write '/api'")
+    parts = without_trailing_slash(text[1:].split("/"))
+    path = Path(text, tuple(parse_segment(text, each) for each in parts))
+    names = [each.name for each in path.segments if each.name]
+    if len(names) > len(path.converters):
+        raise ValueError(f"path {text!r} names a parameter twice; rename one of them")
+    if any(each.converter == "path" for each in path.segments[:-1]):
+        raise ValueError(
+            f"path {text!r} goes on behind its path parameter; write that last"
+        )
+    return path
+
+
+def parse_segment(path: str, text: str) -> Segment:
+    if not set(text) & set("{}?#"):
+        return Segment(text)
+    parameter = PARAMETER.fullmatch(text)
+    name, converter = parameter.groups("str") if parameter else ("", "")
+    # `on_connecting` gets the parameters by name, behind its own `self`.
+    if not name.isidentifier() or name == "self":
+        raise ValueError(
+            f"segment {text!r} of path {path!r} must be a text or one parameter; write "
+            f"'/rooms/{{room}}'"
+        )
+    if converter not in CONVERTERS:
+        raise ValueError(
+            f"converter of path {path!r} must be known: expected one of "
+            f"{', '.join(CONVERTERS)}, got {converter!r}; write '{{{name}}}'"
+        )
+    return Segment(f"{{{converter}}}", name, converter)
+
+
+def layers_of(function: Any) -> list[Any]:
+    """Return a function and all that it wraps; the last one is the plain function."""
+    for name in ("__func__", "__wrapped__", "func"):
+        if hasattr(function, name):
+            return [function, *layers_of(getattr(function, name))]
+    is_plain = inspect.isroutine(function) or not callable(function)
+    return [function] if is_plain else [function, type(function).__call__]
+
+
+def describe(function: object) -> str:
+    """Name a function for an error text: `get` at `app.py`, line 12."""
+    inner = layers_of(function)[-1]
+    code = getattr(inner, "__code__", None)
+    file = code and os.path.basename(code.co_filename)
+    name = getattr(inner, "__qualname__", inner)
+    return f"{name!r} ({file}:{code.co_firstlineno})" if code else repr(name)
+
+
+TYPE_NAMES = {
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "a boolean",
+    types.NoneType: "null",
+    list: "a list",
+    dict: "an object",
+}
+# All of these, and what else a codec may make of JSON.
+ANYTHING = frozenset[type]({object, *TYPE_NAMES})
+PLAIN_TYPES: dict[Any, frozenset[type]] = {
+    **{kind: frozenset({kind}) for kind in TYPE_NAMES},
+    # An integer will do for a float, and is passed as it came.
+    float: frozenset({float, int}),
+    list[Any]: frozenset({list}),
+    dict[str, Any]: frozenset({dict}),
+    **dict.fromkeys((Any, object, inspect.Parameter.empty), ANYTHING),
+}
+
+
+def plain_types(annotation: object) -> frozenset[type] | None:
+    """Return the exact JSON types that *annotation* allows, or None for pydantic."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [plain_types(each) for each in typing.get_args(annotation)]
+        accepted = [each for each in members if each is not None]
+        return frozenset().union(*accepted) if accepted == members else None
+    try:
+        return PLAIN_TYPES.get(annotation)
+    except TypeError:  # not hashable: Literal[[]]
+        return None
+
+
+def resolve(function: object, name: str, annotation: object) -> Any:
+    """Return an annotation as an object, reading a string in the function's module.
+
+    One at a time: the annotation of the request, or of the return, may name what is
+    imported for type checkers only.
+
+    Raises:
+        TypeError: If a name in it can't be found.
+    """
+    holder = types.SimpleNamespace(__annotations__={name: annotation})
+    known = getattr(layers_of(function)[-1], "__globals__", {})
+    options = {"globalns": known, "include_extras": True}
+    hints = run(typing.get_type_hints, holder, options)
+    return checked(hints, function, name, annotation)[name]
+
+
+def checked(outcome: Any, function: object, name: str, annotation: object) -> Any:
+    """Return what came of an annotation; raises TypeError for a `Failure`."""
+    if type(outcome) is not Failure:
+        return outcome
+    is_missing = isinstance(outcome.exc, ImportError)
+    remedy = "python -m pip install pydantic" if is_missing else "a type of its module"
+    why = str(outcome.exc).partition("\n")[0]
+    raise TypeError(
+        f"annotation {annotation!r} of parameter {name!r} of {describe(function)} "
+        f"can't be checked: {why}; write {remedy}"
+    ) from outcome.exc
+
+
+def fault_of(name: str, message: str) -> dict[str, str]:
+    return {"argument": name, "message": message}
+
+
+class Validator:
+    """Checks and converts one argument with pydantic, as strictly as JSON allows.
+
+    Raises:
+        ImportError: If pydantic isn't installed.
+        Exception: Whatever, if it can't check the annotation.
+    """
+
+    def __init__(self, annotation: Any, name: str) -> None:
+        from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
+
+        self.name = name
+        self.invalid = ValidationError
+        # The look-up raises where pydantic has put off a type that it can't resolve.
+        self.validate = TypeAdapter(annotation).validator.validate_json
+
+    def convert(self, value: JSON, faults: list[dict[str, str]]) -> Any:
+        """Return the converted *value*; what is wrong with it is added to *faults*.
+
+        Raises:
+            Error: `internal`, if a validator of the application's fails.
+        """
+        # Strictness in JSON differs from that in Python: a date is a string there.
+        try:
+            payload = orjson.dumps(value, default=str)
+        except TypeError as exc:
+            faults.append(fault_of(self.name, str(exc)))
+            return None
+        outcome = run(self.validate, payload, {"strict": True})
+        if type(outcome) is not Failure:
+            return outcome
+        if not isinstance(outcome.exc, self.invalid):
+            log_failure(f"check of argument {self.name!r}", outcome.exc)
+            raise Error(*INTERNAL.args)
+        for fault in outcome.exc.errors(include_url=False, include_input=False):
+            argument = ".".join(map(str, (self.name, *fault["loc"])))
+            faults.append(fault_of(argument, fault["msg"]))
+        return None
+
+
+def expected(accepted: frozenset[type]) -> str:
+    """Say in words which types an argument may have."""
+    hidden = {int} if float in accepted else set()
+    names = [text for kind, text in TYPE_NAMES.items() if kind in accepted - hidden]
+    return "expected " + " or ".join(names)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What `@app.method` and `@handler_method` leave on a function."""
+
+    name: str
+    timeout: float | None = None
+    has_timeout: bool = False
+    in_thread: bool = False
+    is_classic: bool = False
+
+
+def kind_of(function: Callable[..., Any], mark: Mark) -> str:
+    """Return how a handler runs: `inline`, `task`, `stream` or `thread`."""
+    is_generator = inspect.isgeneratorfunction(function)
+    if inspect.isasyncgenfunction(function) or (is_generator and not mark.is_classic):
+        return "stream"
+    if is_generator or inspect.iscoroutinefunction(function):
+        return "task"
+    return "thread" if mark.in_thread else "inline"
+
+
+class Method:
+    """One row of the table: a handler, how it runs and what it takes.
+
+    Everything that can be known at registration is worked out here, so that a call
+    costs two comparisons of sets and one look-up for each annotated argument.
+
+    Attributes:
+        annotations: The arguments it names, with their annotations.
+        required: Those without a default.
+        takes_rest: Whether it has `**kwargs`.
+        reserved: Keys of data that Python would take for parameters that aren't theirs.
+        types: The exact JSON types of each argument; none where pydantic decides.
+        validators: How pydantic checks arguments; filled by `prepare`.
+        paths: The routes it is limited to, by their shapes; None for every one.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        function: Any,
+        mark: Mark,
+        clients: Sequence[str] | None = None,
+    ) -> None:
+        self.module = module
+        self.method = mark.name
+        self.function = function
+        self.kind = kind_of(function, mark)
+        self.is_classic = mark.is_classic
+        self.timeout = mark.timeout
+        self.has_timeout = mark.has_timeout
+        check_mark(function, mark, self.kind)
+        parameters = list(inspect.signature(function).parameters.values())
+        check_signature(function, parameters)
+        named = [each for each in parameters[1:] if each.kind is not each.VAR_KEYWORD]
+        required = [each.name for each in named if each.default is each.empty]
+        self.annotations = {each.name: each.annotation for each in named}
+        self.required = frozenset(required)
+        self.takes_rest = len(named) < len(parameters) - 1
+        by_position = map(names_by_position, layers_of(function))
+        self.reserved = frozenset[str]().union(*by_position) - self.annotations.keys()
+        self.types = dict.fromkeys(self.annotations, ANYTHING)
+        self.validators: dict[str, Validator] = {}
+        self.paths: dict[tuple[str, ...], str] | None = None
+        if clients is not None:
+            self.paths = {parse_path(each).shape: each for each in clients}
+        self.silent_until = 0.0
+
+    def __repr__(self) -> str:
+        return f"{self.module}.{self.method}"
+
+    def clashes(self, other: Method) -> bool:
+        """Tell whether some route could have both under one name."""
+        if (self.module, self.method) != (other.module, other.method):
+            return False
+        if self.paths is None or other.paths is None:
+            return True
+        return not self.paths.keys().isdisjoint(other.paths)
+
+    def prepare(self) -> None:
+        """Resolve the annotations; raises TypeError for one that can't be checked."""
+        for name, annotation in self.annotations.items():
+            resolved = resolve(self.function, name, annotation)
+            accepted = plain_types(resolved)
+            self.types[name] = accepted or frozenset()
+            if accepted is None:
+                made = run(Validator, resolved, {"name": name})
+                self.validators[name] = checked(made, self.function, name, annotation)
+
+    def bind(self, data: dict[str, JSON]) -> dict[str, Any]:
+        """Return the handler's arguments for *data*, or raise `Error("bad_data")`."""
+        accepted = self.types
+        try:
+            for name, value in data.items():
+                if type(value) not in accepted[name]:
+                    break
+            else:
+                if len(data) == len(accepted) or self.required <= data.keys():
+                    return data
+        except KeyError:
+            pass
+        return self._bind_slowly(data)
+
+    def _bind_slowly(self, data: dict[str, JSON]) -> dict[str, Any]:
+        faults = [
+            fault_of(name, "missing") for name in sorted(self.required - data.keys())
+        ]
+        arguments = {}
+        for name, value in data.items():
+            accepted = self.types.get(name, ANYTHING)
+            is_known = name in self.types or self.takes_rest
+            if name in self.validators:
+                arguments[name] = self.validators[name].convert(value, faults)
+            elif name in self.reserved or not is_known:
+                faults.append(fault_of(name, "unknown"))
+            elif accepted.isdisjoint((object, type(value))):
+                faults.append(fault_of(name, expected(accepted)))
+            else:
+                arguments[name] = value
+        if faults:
+            first = f"{faults[0]['argument']}: {faults[0]['message']}"
+            raise Error("bad_data", first, details=faults)
+        return arguments
+
+
+def names_by_position(function: Any) -> tuple[str, ...]:
+    """Return the parameters that a function takes by position, and by name as well."""
+    code = getattr(function, "__code__", None)
+    return code.co_varnames[code.co_posonlyargcount : code.co_argcount] if code else ()
+
+
+def check_mark(function: Callable[..., Any], mark: Mark, kind: str) -> None:
+    if mark.in_thread and kind != "thread":
+        raise TypeError(
+            f"handler {describe(function)} has thread=True, which is for a plain def; "
+            f"leave it out"
+        )
+    if mark.has_timeout and kind == "inline":
+        raise TypeError(
+            f"handler {describe(function)} has a timeout, but a def runs to its end; "
+            f"write async def, or add thread=True"
+        )
+
+
+def check_signature(function: object, parameters: list[inspect.Parameter]) -> None:
+    """Refuse a handler whose arguments can't come by name."""
+    if not parameters or parameters[0].kind > inspect.Parameter.POSITIONAL_OR_KEYWORD:
+        raise TypeError(
+            f"handler {describe(function)} takes no request; write it as the first one"
+        )
+    for each in parameters[1:]:
+        if each.kind in (each.VAR_POSITIONAL, each.POSITIONAL_ONLY):
+            raise TypeError(
+                f"handler {describe(function)} takes {each.name!r} by position, but "
+                f"arguments come by name; write it behind the /, without a *"
+            )
+
+
+def check_name(kind: str, name: object) -> None:
+    check_string(f"name of a {kind}", name, f"@app.{kind}('name')")
+    if str(name).startswith("$"):
+        raise ValueError(
+            f"name of a {kind} must not start with '$': got {name!r}; write it without"
+        )
+
+
+@dataclass(eq=False, slots=True)
+class Route:
+    """A path, the class of its clients, and the methods that can be called there.
+
+    Attributes:
+        factory: Makes a client: `factory(server, connection, handlers)`.
+        origins: Which origins browsers may come from; see `App`.
+        is_ordered: Whether it runs one call at a time.
+        server: What the classic API gives its clients.
+        handlers: What the classic API gives its clients.
+        methods: The methods by `(module, method)`.
+    """
+
+    path: Path
+    factory: Callable[..., Client]
+    origins: str | Sequence[str] | None
+    is_ordered: bool = False
+    server: object = None
+    handlers: object = None
+    methods: dict[tuple[str, str], Method] = field(
+        default_factory=lambda: dict(CONTROLS)
+    )
+
+    def offer(self, method: Method) -> None:
+        """Take a method, unless it is limited to other routes."""
+        if method.paths is None or self.path.shape in method.paths:
+            self.methods[method.module, method.method] = method
+
+
+class Table:
+    """The one table: every (path, module, method) with its handler."""
+
+    def __init__(self) -> None:
+        self.routes: dict[tuple[str, ...], Route] = {}
+        self.methods: list[Method] = []
+
+    def add_route(self, route: Route) -> None:
+        """Add a route; raises ValueError for a path that can't be told from another."""
+        other = self.routes.setdefault(route.path.shape, route)
+        if other is not route:
+            raise ValueError(
+                f"path {route.path.text!r} clashes with {other.path.text!r}, which is "
+                f"registered; write another"
+            )
+        for method in self.methods:
+            route.offer(method)
+
+    def add_method(self, method: Method) -> None:
+        """Add a method; raises ValueError where a route would have two of its name."""
+        for other in self.methods:
+            if method.clashes(other):
+                raise ValueError(
+                    f"handler {describe(method.function)} clashes with "
+                    f"{describe(other.function)}: both are {str(method)!r}; write "
+                    f"another name, or clients=[...] for both"
+                )
+        self.methods.append(method)
+        for route in self.routes.values():
+            route.offer(method)
+
+    def find(self, path: str) -> tuple[Route, dict[str, Any]] | None:
+        """Return the route of a path from outside with its parameters' values."""
+        segments = split_path(path)
+        if segments is None:
+            return None
+        literal = self.routes.get(tuple(without_trailing_slash(segments)))
+        if literal is not None and not literal.path.converters:
+            return literal, {}
+        for route in self.routes.values():
+            params = route.path.match(segments)
+            if params is not None:
+                return route, params
+        return None
+
+    def prepare(self) -> None:
+        """Check what only the whole can show; raises TypeError or ValueError."""
+        if not self.routes:
+            raise ValueError("no route is registered; write @app.client('/api')")
+        for method in self.methods:
+            method.prepare()
+            for shape, path in (method.paths or {}).items():
+                if shape not in self.routes:
+                    raise ValueError(
+                        f"handler {describe(method.function)} is limited to the route "
+                        f"{path!r}, which isn't registered; write @app.client({path!r})"
+                    )
+
+    def rows(self) -> dict[tuple[str, str, str], Callable[..., Any]]:
+        """Return every (path, module, method) with its handler."""
+        return {
+            (route.path.text, *names): method.function
+            for route in self.routes.values()
+            for names, method in route.methods.items()
+            if names not in CONTROLS
+        }
+
+
+# --- 4. Calls ----------------------------------------------------------------
+
+
+class Failure:
+    """What `run` returns for users' code that raised."""
+
+    __slots__ = ("exc",)
+
+    def __init__(self, exc: BaseException) -> None:
+        self.exc = exc
+
+
+def run(
+    function: Callable[..., Any], argument: Any, keywords: Mapping[str, Any] = NOTHING
+) -> Any:
+    """Run users' code of any kind: handlers, hooks, pages, codecs.
+
+    Returns:
+        What it returned, a coroutine for an `async def`; or a `Failure`.
+    """
+    try:
+        return function(argument, **keywords)
+    except Exception as exc:  # noqa: BLE001
+        return Failure(exc)
+
+
+@types.coroutine
+def settle(outcome: Any) -> Generator[Any, Any, Any]:
+    """Await what `run` returned, if it has to be awaited; each step goes through `run`.
+
+    Returns:
+        The result, or a `Failure`. A cancellation passes through.
+    """
+    if not inspect.isawaitable(outcome):
+        return outcome
+    steps = as_coroutine(outcome)
+    step, value = steps.send, None
+    while True:
+        outcome = run(step, value)
+        if type(outcome) is Failure:
+            exc = outcome.exc
+            return exc.value if isinstance(exc, StopIteration) else outcome
+        try:
+            value, step = (yield outcome), steps.send
+        except BaseException as exc:  # noqa: BLE001
+            value, step = exc, steps.throw
+
+
+def as_coroutine(awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
+    """Return what a task can run: awaitables that are no coroutine are wrapped."""
+    return awaitable if inspect.iscoroutine(awaitable) else forward(awaitable)
+
+
+async def forward(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def log_failure(what: str, exc: BaseException) -> None:
+    LOGGER.error("%s failed", what, exc_info=exc)
+
+
+class Sent:
+    """What `push` and `response` return: awaiting it waits while the client is behind.
+
+    The message was queued already. Works with `await` and with `yield from`.
+    """
+
+    __slots__ = ("connection",)
+
+    def __init__(self, connection: Connection | None) -> None:
+        self.connection = connection
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        if self.connection is not None and self.connection.paused:
+            yield from self.connection.writable().__await__()
+
+    __iter__ = __await__
+
+
+class Request:
+    """One call, as its handler gets it.
+
+    Attributes:
+        client: The `Client` that called.
+        module: Name of the module.
+        method: Name of the method.
+        data: The arguments as they came, a dict.
+        id: The caller's `request_id`: a string, an integer, or None.
+    """
+
+    __slots__ = (
+        "_credit",
+        "_is_cut",
+        "_is_ended",
+        "_method",
+        "_more",
+        "_size",
+        "_timer",
+        "client",
+        "data",
+        "id",
+        "method",
+        "module",
+    )
+
+    def __init__(
+        self,
+        module: str,
+        method: str,
+        data: JSON,
+        client: Any,
+        id: str | int | None,  # noqa: A002
+    ) -> None:
+        self.module = module
+        self.method = method
+        self.data: dict[str, JSON] = data
+        self.client: Client = client
+        self.id = id
+        self._is_ended = self._is_cut = False
+        self._method: Method | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._credit: int | None = None
+        self._more: asyncio.Future[None] | None = None
+        self._size = 0
+
+    def __repr__(self) -> str:
+        # Quoted: the names come from outside, and this stands in logs.
+        return repr(f"{self.module}.{self.method}")
+
+    async def _spend(self) -> None:
+        """Wait for the credit of one item, where the caller gives any."""
+        while self._credit == 0:
+            self._more = asyncio.get_running_loop().create_future()
+            await self._more
+        if self._credit is not None:
+            self._credit -= 1
+
+    def _earn(self, items: int) -> None:
+        if self._credit is not None:
+            self._credit += items
+            if self._more is not None and not self._more.done():
+                self._more.set_result(None)
+
+    def response(self, event: str, data: JSON = None, /, **fields: JSON) -> Sent:
+        """Queue an event of this call; `result` and `error` end it.
+
+        Args:
+            event: Name of the event.
+            data: Any JSON, or a mapping that *fields* are added to.
+            **fields: Keys of the event's data.
+
+        Returns:
+            An awaitable that waits while the client is behind.
+
+        Raises:
+            RuntimeError: If the call has ended.
+            ValueError: If *event* is `error` and `code` or `message` is missing.
+            TypeError: If the data can't be written as JSON.
+        """
+        data = merge(data, fields)
+        if self._is_ended and not self._is_cut:
+            raise RuntimeError(
+                f"call {self!r} has ended, but {event!r} is sent; send nothing behind "
+                f"'result' or 'error'"
+            )
+        if event == "error" and not {"code", "message"} <= set(data or ()):
+            raise ValueError(
+                f"data of an error must have code and message: got {data!r}; raise "
+                f"Error('not_found', 'no item 7')"
+            )
+        if self._is_cut:
+            return Sent(None)
+        answer: Sent = self.client.connection.calls.respond(self, event, data)
+        return answer
+
+
+def head_of(request: Request) -> tuple[str | int | None, str, str]:
+    """Return what every event of a call begins with."""
+    return request.id, request.module, request.method
+
+
+# Requests of this class are made without running any of its code.
+new_request = functools.partial(object.__new__, Request)
+
+
+class Calls:
+    """The calls of one connection: reads messages, runs handlers, sends their answers.
+
+    It does no I/O. The connection gives it whole messages, and sends what it is told.
+
+    Attributes:
+        unfinished: Calls whose tasks haven't ended; a thread counts until it returns.
+        waiting: Calls that haven't begun: `on_connected` runs, or the route is ordered.
+        is_gated: Whether anything but the plain case may hold; then `admit` decides.
+    """
+
+    def __init__(self, app: App, route: Route, connection: Connection) -> None:
+        self.app = app
+        self.route = route
+        self.connection = connection
+        self.loop = connection.loop
+        self.codec = app.codec
+        self.decode = app.codec.decode
+        self.encode = app.codec.encode
+        self.methods = route.methods
+        self.bad_messages = 0
+        self.unfinished: dict[asyncio.Future[Any], Request] = {}
+        self.senders: set[asyncio.Task[Any]] = set()
+        self.waiting: collections.deque[Request] = collections.deque()
+        self.waiting_size = 0
+        self.asked: dict[str | int | None, asyncio.Future[JSON]] = {}
+        self.last_id = 0
+        self.is_starting = self.is_stopping = False
+        self.is_held = True
+
+    def attend(self, client: Client) -> None:
+        """Take the client that the calls are of."""
+        self.client = client
+        kind = type(client)
+        self.wraps = kind.process_message is not Client.process_message
+        self.sends_itself = (
+            kind.send_message is not Client.send_message
+            or self.app.request_class.response is not Request.response
+        )
+        self.set_gate()
+
+    def set_gate(self) -> None:
+        """Work out again whether a plain call may begin at once."""
+        self.is_gated = (
+            self.is_held
+            or self.is_stopping
+            or self.wraps
+            or self.route.is_ordered
+            or self.app.request_class is not Request
+        )
+
+    # From a message to a call
+
+    def receive(self, payload: bytes, is_text: bool) -> None:
+        """Take one whole message: a plain call here, the others in `receive_other`."""
+        try:
+            message = self.decode(payload)
+            module, method = message["module"], message["method"]
+            request_id, data = message.get("request_id"), message.get("data")
+        except ValueError:
+            self.receive_unreadable(payload, is_text)
+            return
+        except (LookupError, TypeError, AttributeError):
+            self.receive_other(message, len(payload))
+            return
+        if (
+            type(module) is not str
+            or type(method) is not str
+            or (type(data) is not dict and data is not None)
+            or "event" in message
+            or "items" in message
+            or not (
+                MIN_REQUEST_ID <= request_id <= MAX_REQUEST_ID
+                if type(request_id) is int
+                else is_request_id(request_id)
+            )
+            or self.is_gated
+        ):
+            self.receive_other(message, len(payload))
+            return
+        request = new_request()
+        request.client, request.module, request.method = self.client, module, method
+        request.data, request.id = data or {}, request_id
+        request._is_ended = request._is_cut = False
+        request._credit = None
+        self.bad_messages = 0
+        self.begin(request)
+
+    def receive_unreadable(self, payload: bytes, is_text: bool) -> None:
+        """Answer what isn't JSON; text that isn't UTF-8 ends the connection."""
+        if not is_text or self.connection.read_text(payload) is not None:
+            why = "a message must be a JSON object"
+            self.receive_bad(None, Reading("bad", None, why))
+
+    def receive_other(self, message: JSON, size: int) -> None:
+        """Take a message by the whole table: bad ones, events, calls behind a gate."""
+        reading = classify(message)
+        if reading.kind == "bad":
+            self.receive_bad(message, reading)
+        elif reading.kind == "call":
+            self.bad_messages = 0
+            self.admit(self.make_request(message), size)
+        elif reading.kind == "push" or reading.request_id not in self.asked:
+            self.app.counts[f"dropped_{reading.kind}"] += 1
+        else:
+            settle_answer(self.asked[reading.request_id], message)
+
+    def make_request(self, message: dict[str, JSON]) -> Request:
+        """Make the request of a call; its attributes are set before `__init__` runs."""
+        kind = self.app.request_class
+        parts = (message["module"], message["method"], message.get("data") or {})
+        request: Request = kind.__new__(kind)
+        Request.__init__(request, *parts, self.client, message.get("request_id"))
+        request._credit = message.get("items")
+        if kind.__init__ is not Request.__init__:
+            init: Any = request.__init__  # type: ignore[misc]
+            outcome = run(functools.partial(init, *parts, self.client), request.id)
+            if type(outcome) is Failure:
+                log_failure(f"{kind.__name__}.__init__", outcome.exc)
+        return request
+
+    def receive_bad(self, message: JSON, reading: Reading) -> None:
+        module: Any = name_of(message, "module")
+        method: Any = name_of(message, "method")
+        request = Request(module, method, {}, self.client, reading.request_id)
+        self.send_error(request, Error("bad_message", reading.why))
+        self.bad_messages += 1
+        if self.bad_messages == MAX_BAD_MESSAGES:
+            self.connection.shut(4400, f"{MAX_BAD_MESSAGES} bad messages in a row")
+
+    # From a call to its handler
+
+    def admit(self, request: Request, size: int) -> None:
+        """Begin a call, let it wait, or refuse it."""
+        if request.module == "$":
+            self.begin(request)
+        elif self.is_stopping:
+            self.send_error(request, STOPPING)
+        elif self.is_held or (self.route.is_ordered and self.unfinished):
+            self.hold(request, size)
+        else:
+            self.begin_any(request)
+
+    def hold(self, request: Request, size: int) -> None:
+        limit = self.connection.protocol.max_message_size
+        is_full = limit is not None and self.waiting_size + size > limit
+        if is_full or self.has_reached_limit(len(self.waiting)):
+            self.send_error(request, OVERLOADED)
+            return
+        request._size = size
+        self.waiting_size += size
+        self.waiting.append(request)
+
+    def has_reached_limit(self, waiting: int = 0) -> bool:
+        return len(self.unfinished) + waiting >= self.app.max_in_flight
+
+    def release(self) -> None:
+        """Begin the waiting calls that need wait no longer."""
+        while self.waiting and not (
+            self.connection.paused or (self.route.is_ordered and self.unfinished)
+        ):
+            request = self.waiting.popleft()
+            self.waiting_size -= request._size
+            self.begin_any(request)
+
+    def begin_any(self, request: Request) -> None:
+        if not self.wraps:
+            self.begin(request)
+        elif self.has_reached_limit():
+            self.send_error(request, OVERLOADED)
+        else:
+            request._method = self.methods.get((request.module, request.method))
+            self.follow(request, run(self.client.process_message, request))
+
+    def begin(self, request: Request) -> None:
+        """Find the method of a call and begin it."""
+        method = self.methods.get((request.module, request.method))
+        request._method = method
+        if method is None:
+            self.send_error(request, UNKNOWN_METHOD)
+        elif len(self.unfinished) >= self.app.max_in_flight and request.module != "$":
+            self.send_error(request, OVERLOADED)
+        else:
+            try:
+                arguments = method.bind(request.data)
+            except Error as exc:
+                self.send_error(request, exc)
+                return
+            if method.kind == "inline" and not self.connection.is_behind_task:
+                self.run_inline(request, method, arguments)
+            else:
+                BEGIN[method.kind](self, request, method, arguments)
+
+    def run_inline(self, request: Request, method: Method, arguments: JSON) -> None:
+        began = monotonic()
+        outcome = run(method.function, request, arguments)
+        if monotonic() - began > BLOCKING:
+            warn_blocking(method)
+        is_plain = type(outcome) in PLAIN_RESULTS and not method.is_classic
+        if is_plain and not request._is_ended:
+            self.emit(request, "result", outcome)
+        else:
+            self.follow(request, outcome)
+
+    def begin_behind(self, request: Request, method: Method, arguments: JSON) -> None:
+        """Run a `def` behind a task of the same read, which has yet to begin."""
+        self.loop.call_soon(self.run_inline, request, method, arguments)
+        # What follows waits, or it would get past the checks of `Connection.read`.
+        self.connection.halt(b"")
+
+    def begin_task(self, request: Request, method: Method, arguments: JSON) -> None:
+        self.follow(request, run(method.function, request, arguments))
+
+    def begin_stream(self, request: Request, method: Method, arguments: JSON) -> None:
+        self.follow(request, self.send_items(request, method, arguments))
+
+    def begin_thread(self, request: Request, method: Method, arguments: JSON) -> None:
+        self.keep(request, THREADS.run(method.function, request, arguments))
+
+    async def perform(self, request: Request) -> JSON:
+        """Run a call's handler and return its result, for `Client.process_message`.
+
+        Raises:
+            Error: If there is no such method, the data is bad, or the handler says so.
+        """
+        method = self.methods.get((request.module, request.method))
+        request._method = method
+        if method is None:
+            raise Error(*UNKNOWN_METHOD.args)
+        arguments = method.bind(request.data)
+        if method.kind == "stream":
+            return await self.send_items(request, method, arguments)
+        if method.kind == "thread":
+            outcome = await THREADS.run(method.function, request, arguments)
+            if type(outcome) is Failure:
+                raise outcome.exc
+            return outcome
+        result = method.function(request, **arguments)
+        return await result if inspect.isawaitable(result) else result
+
+    def follow(self, request: Request, outcome: Any) -> None:
+        """Conclude a call, or run what its handler returned to be awaited."""
+        if type(outcome) is Failure or not inspect.isawaitable(outcome):
+            self.conclude(request, outcome)
+            return
+        self.is_starting = True
+        task = asyncio.Task(as_coroutine(outcome), loop=self.loop, **TASK_OPTIONS)
+        self.is_starting = False
+        # An eager task may have ended already.
+        go_on = self.end if task.done() else self.keep
+        go_on(request, task)
+
+    def keep(self, request: Request, task: asyncio.Future[Any]) -> None:
+        """Hold a call that is under way, until `finish`."""
+        self.unfinished[task] = request
+        self.connection.is_behind_task = not HAS_EAGER_TASKS
+        method = request._method
+        timeout = self.app.timeout
+        if method is not None and (method.has_timeout or method.kind == "stream"):
+            timeout = method.timeout
+        request._timer = None
+        if timeout is not None:
+            request._timer = self.loop.call_later(timeout, self.cut, task, TIMEOUT)
+        task.add_done_callback(self.finish)
+
+    def finish(self, task: asyncio.Future[Any]) -> None:
+        request = self.unfinished.pop(task)
+        if request._timer is not None:
+            request._timer.cancel()
+        self.end(request, task)
+        if self.waiting:
+            self.release()
+
+    def end(self, request: Request, task: asyncio.Future[Any]) -> None:
+        """Conclude a call whose task is done, unless it was cut."""
+        outcome = outcome_of(task)
+        if not request._is_cut:
+            self.conclude(request, outcome)
+        elif type(outcome) is Failure and isinstance(outcome.exc, Exception):
+            log_failure(f"handler {request!r}, which was cut off,", outcome.exc)
+
+    def cut(self, task: asyncio.Future[Any], error: Error) -> None:
+        """End an unfinished call from outside: answer it at once, cancel its task."""
+        request = self.unfinished[task]
+        if not request._is_ended:
+            self.send_error(request, error)
+        request._is_ended = request._is_cut = True
+        # A thread can't be stopped: it counts as unfinished until it returns.
+        if isinstance(task, asyncio.Task):
+            task.cancel()
+
+    def cancel(self, request_id: str | int) -> bool:
+        """Cut every unfinished call of that id; tell whether there was one."""
+        held = [each for each in self.waiting if each.id == request_id]
+        for request in held:
+            self.waiting.remove(request)
+            self.waiting_size -= request._size
+            self.send_error(request, CANCELLED)
+        tasks = [
+            task
+            for task, request in self.unfinished.items()
+            if request.id == request_id and not request._is_ended
+        ]
+        for task in tasks:
+            self.cut(task, CANCELLED)
+        return bool(held or tasks)
+
+    # From a handler's outcome to its answer
+
+    def conclude(self, request: Request, outcome: Any) -> None:
+        """Send the terminal event that the outcome of a handler calls for."""
+        if type(outcome) is Failure:
+            self.fail(request, outcome.exc)
+        elif request._is_ended:
+            if outcome is not None:
+                LOGGER.warning(
+                    "what handler %r returned behind its end is dropped", request
+                )
+        elif request._method is not None and request._method.is_classic:
+            return
+        elif outcome is not None or request.id is not None:
+            self.emit(request, "result", {} if outcome is None else outcome)
+
+    def fail(self, request: Request, exc: BaseException) -> None:
+        error = self.error_of(request, exc)
+        if request._is_ended:
+            LOGGER.warning("handler %r raised behind its end: %s", request, error)
+        else:
+            self.send_error(request, error)
+
+    def error_of(self, request: Request, exc: BaseException) -> Error:
+        """Turn what a handler raised into an `Error`; what isn't expected is logged."""
+        if isinstance(exc, Error):
+            return exc
+        for kind in type(exc).__mro__:
+            if kind in self.app.errors:
+                outcome = run(functools.partial(self.app.errors[kind], request), exc)
+                if isinstance(outcome, Error):
+                    return outcome
+                name = describe(self.app.errors[kind])
+                LOGGER.error("%s for @app.error returned no Error: %r", name, outcome)
+                break
+        log_failure(f"handler {request!r}", exc)
+        return INTERNAL
+
+    def send_error(self, request: Request, error: Error) -> None:
+        self.app.counts[f"error {error.code}"] += 1
+        self.emit(request, "error", error.as_data())
+
+    def emit(self, request: Request, event: str, data: JSON) -> None:
+        """Send an event of the framework's; what JSON can't hold becomes `internal`."""
+        if self.sends_itself:
+            work = self.send_itself(request, event, data)
+            sender = asyncio.Task(work, loop=self.loop, **TASK_OPTIONS)
+            self.senders.add(sender)
+            sender.add_done_callback(self.senders.discard)
+            return
+        message = {
+            "request_id": request.id,
+            "module": request.module,
+            "method": request.method,
+            "event": event,
+            "data": data,
+        }
+        try:
+            payload = self.encode(message)
+        except TypeError:
+            try:
+                payload = self.codec.encode_all(message)
+            except TypeError as exc:
+                self.send_internal(request, data, exc)
+                return
+        if event in TERMINAL:
+            request._is_ended = True
+        self.connection.post(payload)
+
+    def send_internal(self, request: Request, data: JSON, exc: BaseException) -> None:
+        LOGGER.error(
+            "handler %r: its %s can't be written as JSON: %s",
+            request,
+            type(data).__name__,
+            exc,
+        )
+        request._is_ended = True
+        error = message_of(*head_of(request), "error", INTERNAL.as_data())
+        # The standard library's writer takes every name and id that a client can send.
+        self.connection.post(json.dumps(error).encode())
+
+    async def send_itself(self, request: Request, event: str, data: JSON) -> None:
+        """Send an event through the application's own `response` or `send_message`."""
+        is_cut = request._is_cut
+        # This event is the framework's own word, even for a call that was cut off.
+        request._is_ended = request._is_cut = False
+        if isinstance(data, dict) and all(type(key) is str for key in data):
+            outcome = await settle(run(request.response, event, data))
+        else:
+            respond = functools.partial(request.response, event)
+            outcome = await settle(run(respond, data))
+        request._is_cut = is_cut
+        request._is_ended = request._is_ended or event in TERMINAL
+        if type(outcome) is Failure:
+            self.send_internal(request, data, outcome.exc)
+
+    def respond(self, request: Request, event: str, data: JSON) -> Any:
+        """Queue an event that a handler sends; a worker thread may call it too."""
+        client = self.client
+        if (
+            type(client).send_message is not Client.send_message
+            and isinstance(data, dict)
+            and not data.keys() & SEND_PARAMETERS
+        ):
+            request._is_ended = request._is_ended or event in TERMINAL
+            return client.send_message(*head_of(request), event, **data)
+        payload = self.codec.write(message_of(*head_of(request), event, data))
+        request._is_ended = request._is_ended or event in TERMINAL
+        return self.connection.queue(payload)
+
+    async def send_items(
+        self, request: Request, method: Method, arguments: dict[str, Any]
+    ) -> None:
+        """Send what a stream yields; its `finally` blocks run however it ends."""
+        items = method.function(request, **arguments)
+        if not inspect.isasyncgen(items):
+            items = as_async(items)
+        turn = monotonic() + TURN
+        async with contextlib.aclosing(items):
+            async for item in items:
+                await request._spend()
+                if request._is_ended:
+                    return
+                self.emit(request, "item", item)
+                if self.connection.paused:
+                    await self.connection.writable()
+                elif monotonic() < turn:
+                    continue
+                await asyncio.sleep(0)
+                turn = monotonic() + TURN
+
+    async def ask(
+        self,
+        module: str,
+        method: str,
+        data: JSON,
+        timeout: float | None,  # noqa: ASYNC109
+    ) -> JSON:
+        """Call the client and return its result; what `Client.call` does."""
+        self.last_id += 1
+        request_id = self.last_id
+        message = {"module": module, "method": method, "data": data}
+        payload = self.codec.write({**message, "request_id": request_id})
+        answer = self.asked[request_id] = self.loop.create_future()
+        try:
+            async with asyncio.timeout(timeout):
+                await self.connection.queue(payload)
+                return await answer
+        finally:
+            del self.asked[request_id]
+
+    def stop(self) -> None:
+        """Refuse new calls from now on, and end the streams."""
+        self.is_stopping = True
+        self.set_gate()
+        for task, request in list(self.unfinished.items()):
+            if request._method is not None and request._method.kind == "stream":
+                self.cut(task, STOPPING)
+
+    def cut_off(self) -> None:
+        """Answer every call that is left, now that the server's grace has ended."""
+        while self.waiting:
+            self.send_error(self.waiting.popleft(), STOPPING)
+        for task in list(self.unfinished):
+            self.cut(task, STOPPING)
+
+    def abandon(self) -> list[asyncio.Future[Any]]:
+        """Cancel everything, now that the client is gone; return what must end."""
+        self.waiting.clear()
+        for task, request in list(self.unfinished.items()):
+            request._is_ended = True
+            self.cut(task, CANCELLED)
+        for sender in self.senders:
+            sender.cancel()
+        for answer in self.asked.values():
+            if not answer.done():
+                answer.set_exception(self.connection.close_exc)
+        return [*self.unfinished, *self.senders]
+
+
+# What a handler returns that is its result as it stands.
+PLAIN_RESULTS = frozenset({dict, list, str, int, float, bool})
+# Names of the parameters of a `send_message` written for wsappy 0.1.3.
+SEND_PARAMETERS = frozenset({"self", "request_id", "module", "method", "event"})
+BEGIN: dict[str, Callable[[Calls, Request, Method, JSON], object]] = {
+    "inline": Calls.begin_behind,
+    "task": Calls.begin_task,
+    "stream": Calls.begin_stream,
+    "thread": Calls.begin_thread,
+}
+
+
+def cancel_call(request: Request, request_id: str | int) -> JSON:
+    """End an unfinished call of the client's."""
+    is_cancelled = request.client.connection.calls.cancel(request_id)
+    return None if request.id is None else {"cancelled": is_cancelled}
+
+
+def give_credit(request: Request, request_id: str | int, items: int) -> None:
+    """Let a stream send that many items more; an unknown id is no error."""
+    if items < 1:
+        message = "expected an integer of at least 1"
+        raise Error(
+            "bad_data", f"items: {message}", details=[fault_of("items", message)]
+        )
+    for each in request.client.connection.calls.unfinished.values():
+        if each.id == request_id:
+            each._earn(items)
+
+
+def answer_ping(request: Request) -> None:
+    """Answer: browsers can't see WebSocket pings."""
+
+
+# What every route has beside the application's methods.
+CONTROLS: dict[tuple[str, str], Method] = {
+    ("$", name): Method("$", function, Mark(name))
+    for name, function in (
+        ("cancel", cancel_call),
+        ("more", give_credit),
+        ("ping", answer_ping),
+    )
+}
+for control in CONTROLS.values():
+    control.prepare()
+
+
+def settle_answer(answer: asyncio.Future[JSON], message: dict[str, JSON]) -> None:
+    """Settle a call to the other side by one of its events."""
+    data = message.get("data")
+    if message["event"] not in TERMINAL or answer.done():
+        return
+    if message["event"] == "result":
+        answer.set_result(data)
+    else:
+        answer.set_exception(Error.from_data(data))
+
+
+async def as_async(items: Iterable[Any]) -> AsyncIterator[Any]:
+    """Make an asynchronous generator of a plain one."""
+    with contextlib.closing(items):  # type: ignore[type-var]
+        for item in items:
+            yield item
+
+
+def outcome_of(task: asyncio.Future[Any]) -> Any:
+    """Return the result of a task that is done, or a `Failure`."""
+    if task.cancelled():
+        return Failure(asyncio.CancelledError())
+    exc = task.exception()
+    return task.result() if exc is None else Failure(exc)
+
+
+def warn_blocking(method: Method) -> None:
+    """Name a `def` handler that held the loop, once a minute."""
+    now = monotonic()
+    if now < method.silent_until:
+        return
+    method.silent_until = now + BLOCKING_SILENCE
+    LOGGER.warning(
+        "handler %r held the loop for over %g s; write async def, or add thread=True",
+        str(method),
+        BLOCKING,
+    )
+
+
+class Threads(ThreadPoolExecutor):
+    """Workers for `thread=True` handlers, and for `asyncio.to_thread` under `App.run`.
+
+    They are daemons: a handler that never returns can't keep the process from ending,
+    which the standard library's pool would.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+        self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.busy = self.count = 0
+        self.lock = threading.Lock()
+
+    def run(
+        self, function: Callable[..., Any], argument: Any, keywords: dict[str, Any]
+    ) -> asyncio.Future[Any]:
+        """Run users' code in a worker; the future's result is that of `run`."""
+        future: Future[Any] = Future()
+        context = contextvars.copy_context()
+
+        def work() -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_result(context.run(run, function, argument, keywords))
+
+        self._put(work)
+        return asyncio.wrap_future(future)
+
+    def submit(
+        self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any
+    ) -> Future[Any]:
+        """Run what `asyncio.to_thread` asks for."""
+        future: Future[Any] = Future()
+
+        def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            outcome = run(lambda _: function(*arguments, **keywords), None)
+            if type(outcome) is Failure:
+                future.set_exception(outcome.exc)
+            else:
+                future.set_result(outcome)
+
+        self._put(work)
+        return future
+
+    def _put(self, work: Callable[[], None]) -> None:
+        with self.lock:
+            self.busy += 1
+            if self.busy > self.count and self.count < self.limit:
+                self.count += 1
+                threading.Thread(target=self._work, name="wsappy", daemon=True).start()
+        self.jobs.put(work)
+
+    def _work(self) -> NoReturn:
+        while True:
+            self.jobs.get()()
+            with self.lock:
+                self.busy -= 1
+
+
+THREADS = Threads(MAX_THREADS)
+
+# --- 5. Connections ----------------------------------------------------------
+
+# The first byte of a whole text or binary frame (RFC 6455, section 5.2), and whether
+# it is text.
+WHOLE_FRAMES = {0x81: True, 0x82: False}
+NO_FRAMES: dict[int, bool] = {}
+# The header of an unmasked text frame for each payload of up to 125 bytes.
+SHORT_HEADERS = [bytes((0x81, size)) for size in range(126)]
+
+
+def frame_of(payload: bytes) -> bytes:
+    """Return *payload* as one unmasked text frame (RFC 6455, section 5.2)."""
+    size = len(payload)
+    if size < 126:
+        return SHORT_HEADERS[size] + payload
+    if size < 65536:
+        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
+    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+
+
+class FrameHead(NamedTuple):
+    """The start of a frame from a client (RFC 6455, section 5.2).
+
+    Attributes:
+        first: FIN, the reserved bits and the opcode.
+        is_masked: Whether the payload is masked.
+        length: Bytes of the payload.
+        size: Bytes of the frame; of its header, where that isn't complete.
+        is_complete: Whether the header is.
+    """
+
+    first: int
+    is_masked: bool
+    length: int
+    size: int
+    is_complete: bool = True
+
+
+def measure(data: bytes, position: int) -> FrameHead:
+    """Read the header of the frame at *position*."""
+    head = data[position : position + 14]
+    if len(head) < 2:
+        return FrameHead(head[0], False, 0, 2, False)
+    length = head[1] & 0x7F
+    start = 2 + {126: 2, 127: 8}.get(length, 0)
+    if len(head) < start:
+        return FrameHead(head[0], False, 0, start, False)
+    if start > 2:
+        length = int.from_bytes(head[2:start], "big")
+    return FrameHead(head[0], head[1] >= 128, length, start + 4 + length)
+
+
+OPCODES = frozenset(map(int, Opcode))
+
+
+def ignore_message(payload: bytes, is_text: bool) -> None:
+    """Take a message that nobody waits for any more."""
+
+
+class Connection(ServerConnection):
+    """A connection of the `websockets` library with a fast lane of its own.
+
+    While the connection is open and no fragmented message is under way, the lane takes
+    whole, final, masked text and binary frames itself: it unmasks them with the
+    library's C function and hands them to the calls at once. Everything else goes to
+    the library, untouched and in whole frames, so that its parser always stands at the
+    start of a frame: control frames, fragments, compressed frames, what is too large or
+    invalid, and all that follows once the closing handshake has begun. What the library
+    makes of data frames comes back through `process_event`, so messages stay in order.
+
+    Messages to the client wait in `out` until the read, or the loop's turn, has ended,
+    and are written together, always before anything that the library writes.
+
+    Attributes:
+        out: Frames that wait; payloads where an extension has to encode them.
+        rest: Bytes that wait: an incomplete frame, or what may not be read yet.
+        needed: How many bytes of `rest` make the frame whole.
+        whole_frames: What the lane takes now: `WHOLE_FRAMES` or nothing.
+        receive: Takes whole messages.
+        is_open: Whether frames are read; in the handshake they wait.
+        is_sendable: Whether messages can be sent; not once the closing has begun.
+        is_halted: Whether `rest` waits for `proceed`.
+        is_given_up: Whether the library has all the rest, to fail on it.
+    """
+
+    def __init__(
+        self, serving: Serving, protocol: ServerProtocol, *args: Any, **options: Any
+    ) -> None:
+        super().__init__(protocol, *args, **options)
+        self.serving = serving
+        self.app = serving.app
+        self.thread = threading.get_ident()
+        self.client: Client | None = None
+        self.params: dict[str, Any] = {}
+        self.calls: Calls
+        self.raw: RawMessages | None = None
+        self.hooks: list[asyncio.Task[None]] = []
+        self.refusal = FAILED
+        self.at_open: list[Callable[[], object]] = []
+        self.receive: Callable[[bytes, bool], None] = ignore_message
+        self.out: list[bytes] = []
+        self.out_size = 0
+        self.head_tail = b""
+        self.rest = bytearray()
+        self.needed = 0
+        self.fragments = bytearray()
+        self.fragment_count = 0
+        self.is_text = False
+        self.whole_frames = NO_FRAMES
+        self.is_plain = True
+        self.is_open = self.is_sendable = self.is_halted = self.is_given_up = False
+        self.is_reading = self.is_dirty = self.is_fragmenting = False
+        self.is_behind_task = False
+        self.halts = 0
+        self.written = 0
+        self.taken = 0
+        self.taken_at = 0.0
+        self.writable_waiter: asyncio.Future[None] | None = None
+        self.stall_timer: asyncio.TimerHandle | None = None
+        self.close_timer: asyncio.TimerHandle | None = None
+
+    # From bytes to messages
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the socket."""
+        if not self.is_open:
+            self.receive_early(data)
+        elif self.is_given_up:
+            super().data_received(data)
+        elif self.rest or self.is_halted:
+            self.rest += data
+            if not self.is_halted and len(self.rest) >= self.needed:
+                self.read_rest()
+        else:
+            self.read(data)
+
+    def receive_early(self, data: bytes) -> None:
+        """Give the handshake's request to the library; what follows waits for its end.
+
+        The library would parse frames before the 101, and answer a ping.
+        """
+        if self.request is not None:
+            self.rest += data
+            if len(self.rest) > MAX_EARLY:
+                self.transport.abort()
+            return
+        window = self.head_tail + data
+        end = window.find(b"\r\n\r\n")
+        self.head_tail = window[-3:]
+        if end >= 0:
+            end += 4 - len(window) + len(data)
+            self.rest += data[end:]
+            data = data[:end]
+        super().data_received(data)
+
+    def read_rest(self) -> None:
+        data = bytes(self.rest)
+        self.rest.clear()
+        self.read(data)
+
+    def read(self, data: bytes) -> None:
+        """Read frames until *data* ends, or has to wait."""
+        receive = self.receive
+        self.is_reading = True
+        self.is_behind_task = False
+        position, size, deadline = 0, len(data), 0.0
+        while True:
+            start = position + 6
+            is_text = self.whole_frames.get(data[position])
+            if (
+                is_text is not None
+                and start <= size
+                and 128 <= (second := data[position + 1]) < 254
+                and (end := start + second - 128) <= size
+            ):
+                receive(apply_mask(data[start:end], data[start - 4 : start]), is_text)
+            else:
+                end = self.read_other(data, position)
+            if end == size:
+                break
+            position = end
+            # After every message: one read may hold 2,300 calls.
+            now = monotonic()
+            deadline = deadline or now + TURN
+            if self.is_halted or now >= deadline:
+                self.halt(data[position:])
+                break
+        self.is_reading = False
+        if self.out:
+            self.flush()
+
+    def read_other(self, data: bytes, position: int) -> int:
+        """Read a frame that needs a closer look; return where the next one begins.
+
+        Returns:
+            `len(data)` where the frame is incomplete and waits, too.
+        """
+        size = len(data)
+        frame = measure(data, position)
+        if not self.is_regular(frame):
+            self.is_given_up = True
+            self.give(data[position:])
+            return size
+        end = position + frame.size
+        if end > size:
+            self.rest += data[position:]
+            self.needed = frame.size
+            return size
+        is_text = self.whole_frames.get(data[position])
+        if is_text is not None:
+            start = end - frame.length
+            self.receive(apply_mask(data[start:end], data[start - 4 : start]), is_text)
+        # Behind the server's own close only control frames matter; inflating the others
+        # would let a peer fill the memory.
+        elif frame.first & 0x08 or self.protocol.state is OPEN:
+            self.give(data[position:end])
+        return end
+
+    def is_regular(self, frame: FrameHead) -> bool:
+        """Tell whether the library takes the frame once it is whole, or fails on it."""
+        protocol = self.protocol
+        reserved = 0x30 if protocol.extensions else 0x70
+        if not frame.is_complete:
+            return True
+        if (
+            frame.first & reserved
+            or not frame.is_masked
+            or frame.first & 0x0F not in OPCODES
+        ):
+            return False
+        if frame.first & 0x08:
+            return frame.length <= 125 and bool(frame.first & 0x80)
+        limits = [protocol.max_message_size, protocol.max_fragment_size]
+        if limits[0] is not None:
+            limits[0] -= protocol.current_size or 0
+        return all(limit is None or frame.length <= limit for limit in limits)
+
+    def give(self, data: bytes) -> None:
+        """Let the library read, behind everything that waits to be written."""
+        self.flush()
+        super().data_received(data)
+
+    def halt(self, rest: bytes) -> None:
+        """Let the rest of a read wait: for `proceed`, or for the loop's next turn."""
+        self.rest += rest
+        self.needed = 0
+        if not self.is_halted:
+            # Or each turn would read more than it handles.
+            self.stop_reading()
+            self.loop.call_soon(self.proceed)
+
+    def stop_reading(self) -> None:
+        self.is_halted = True
+        self.halts += 1
+        self.transport.pause_reading()
+
+    def proceed(self) -> None:
+        """Read on, unless the client is behind or the queue of raw messages is full."""
+        if (
+            self.paused
+            or not self.is_halted
+            or (self.raw is not None and self.raw.is_full)
+        ):
+            return
+        self.is_halted = False
+        self.transport.resume_reading()
+        if self.rest:
+            self.read_rest()
+
+    def process_event(self, event: Event) -> None:
+        """Take what the library read; fragments are joined here."""
+        if not isinstance(event, Frame) or event.opcode & 0x08:
+            super().process_event(event)
+            return
+        if event.opcode is not Opcode.CONT:
+            self.is_text = event.opcode is Opcode.TEXT
+            self.fragment_count = 0
+        self.fragments += event.data
+        self.fragment_count += 1
+        if self.fragment_count > MAX_FRAGMENTS:
+            self.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
+        elif event.fin:
+            payload = bytes(self.fragments)
+            self.fragments.clear()
+            self.receive(payload, self.is_text)
+
+    def read_text(self, payload: bytes) -> str | None:
+        """Decode a text message; None for one that ended the connection: no UTF-8."""
+        try:
+            return payload.decode()
+        except UnicodeDecodeError as exc:
+            reason = f"{exc.reason} at position {exc.start}"
+            self.fail(CloseCode.INVALID_DATA, reason)
+            return None
+
+    # From messages to bytes
+
+    def queue(self, payload: bytes) -> Sent:
+        """Send a message when the connection is open, from whichever thread."""
+        if threading.get_ident() != self.thread:
+            self.loop.call_soon_threadsafe(self.queue, payload)
+            return Sent(None)
+        if self.is_open:
+            self.post(payload)
+        else:
+            self.when_open(functools.partial(self.post, payload))
+        return Sent(self)
+
+    def when_open(self, action: Callable[[], object]) -> None:
+        """Act now; before the connection is open, at its opening, in order."""
+        if self.protocol.state is CONNECTING or self.at_open:
+            self.at_open.append(action)
+        else:
+            self.app.in_loop(action)
+
+    def post(self, payload: bytes) -> None:
+        """Let a message wait for the end of this read, or of this turn of the loop."""
+        if not self.is_sendable:
+            return
+        size = len(payload)
+        if not self.is_plain:
+            self.out.append(payload)
+        else:
+            self.out.append(
+                SHORT_HEADERS[size] + payload if size < 126 else frame_of(payload)
+            )
+        self.out_size += size
+        if self.out_size >= WRITE_SIZE:
+            # Or the transport could never say that the client is behind.
+            self.flush()
+        elif not (self.is_reading or self.is_dirty):
+            self.is_dirty = True
+            self.serving.flush_soon(self)
+
+    def deliver(self, payload: bytes, frame: bytes, *, is_alone: bool) -> None:
+        """Take a push to a group, encoded and framed for all of its members.
+
+        Args:
+            payload: The message.
+            frame: The same as a frame.
+            is_alone: Whether no other push came before it in this turn of the loop:
+                written at once it costs less, together the others do.
+        """
+        if self.paused and self.backlog > self.app.max_backlog:
+            self.drop()
+        elif is_alone and self.whole_frames and not (self.out or self.is_fragmenting):
+            self.written += len(frame)
+            self.transport.write(frame)
+        else:
+            self.post(payload)
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for the client."""
+        return self.transport.get_write_buffer_size() + self.out_size
+
+    def drop(self) -> None:
+        """Close a client that reads too slowly, and abort it a second later."""
+        self.app.counts["slow_clients_dropped"] += 1
+        self.shut(4508, "it reads too slowly")
+        self.loop.call_later(SLOW_GRACE, self.transport.abort)
+
+    def flush(self) -> None:
+        """Write what waits, unless the application sends a fragmented message."""
+        if not self.out or self.is_fragmenting:
+            return
+        out, self.out, self.out_size = self.out, [], 0
+        if self.is_plain:
+            data = out[0] if len(out) == 1 else b"".join(out)
+            self.written += len(data)
+            self.transport.write(data)
+            return
+        protocol = self.protocol
+        behind, protocol.writes = protocol.writes, []
+        for payload in out:
+            # Not `send_text`, which refuses once the library's close waits in `behind`.
+            protocol.send_frame(Frame(Opcode.TEXT, payload))
+        protocol.writes += behind
+        self.written += sum(map(len, protocol.writes))
+        super().send_data()
+
+    def send_data(self) -> None:
+        """Write what the library has to say, behind everything that waits."""
+        protocol = self.protocol
+        # An extension must encode messages in the order in which they are written.
+        if self.is_plain or protocol.state is not OPEN:
+            self.flush()
+        self.written += sum(map(len, protocol.writes))
+        super().send_data()
+        was_fragmenting = self.is_fragmenting
+        self.is_fragmenting = protocol.expect_continuation_frame
+        self.set_lane()
+        if was_fragmenting:
+            self.flush()
+
+    def set_lane(self) -> None:
+        """Work out again what the lane takes, after anything that the library did."""
+        protocol = self.protocol
+        limits = protocol.max_message_size, protocol.max_fragment_size
+        is_lane = self.is_plain and self.is_open and protocol.current_size is None
+        # Frames of up to 125 bytes aren't measured.
+        is_lane = is_lane and all(each is None or each >= 125 for each in limits)
+        is_live = protocol.state is OPEN
+        self.whole_frames = WHOLE_FRAMES if is_lane and is_live else NO_FRAMES
+        if not is_live:
+            self.is_sendable = False
+        if protocol.close_expected() and not self.close_timer and self.close_timeout:
+            # Nobody else ends a connection whose peer never answers the close.
+            self.close_timer = self.loop.call_later(
+                self.close_timeout, self.transport.abort
+            )
+
+    def pause_writing(self) -> None:
+        """Stop reading from a client that doesn't read."""
+        super().pause_writing()
+        if self.is_open:
+            self.stop_reading()
+        self.taken_at = self.loop.time()
+        self.watch_stall()
+
+    def watch_stall(self) -> None:
+        """Abort a client that takes no byte for `ping_timeout` seconds.
+
+        What counts is what it takes, not how much waits: one that reads slowly stays.
+        """
+        if not self.paused or self.ping_timeout is None:
+            return
+        now = self.loop.time()
+        taken = self.written - self.transport.get_write_buffer_size()
+        if taken != self.taken:
+            self.taken, self.taken_at = taken, now
+        elif now - self.taken_at >= self.ping_timeout:
+            self.app.counts["stalled_clients_dropped"] += 1
+            self.transport.abort()
+            return
+        self.stall_timer = self.loop.call_later(self.ping_timeout / 8, self.watch_stall)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.stall_timer is not None:
+            self.stall_timer.cancel()
+        self.wake_writers()
+        if self.client is not None and not self.calls.is_held:
+            self.calls.release()
+        self.proceed()
+
+    def wake_writers(self) -> None:
+        if self.writable_waiter is not None:
+            self.writable_waiter.set_result(None)
+            self.writable_waiter = None
+
+    async def writable(self) -> None:
+        """Wait while the client is behind; return at once when it's gone."""
+        while self.paused:
+            if self.writable_waiter is None:
+                self.writable_waiter = self.loop.create_future()
+            await asyncio.shield(self.writable_waiter)
+
+    async def keepalive(self) -> None:
+        """Ping a client at intervals, and end one that doesn't answer.
+
+        While reading is paused no pong can arrive, so that no verdict is given; a
+        client that takes nothing then is for `watch_stall` to end.
+        """
+        while self.ping_interval is not None:
+            await asyncio.sleep(self.ping_interval)
+            if self.is_halted:
+                continue
+            halts = self.halts
+            pong = asyncio.ensure_future(await self.ping())
+            await asyncio.wait([pong], timeout=self.ping_timeout)
+            if not pong.done() and halts == self.halts:
+                self.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
+                self.loop.call_later(SLOW_GRACE, self.transport.abort)
+                return
+
+    def shut(self, code: int, reason: str = "") -> None:
+        """Begin the closing handshake; what waits is written before it."""
+        if self.protocol.state is not OPEN:
+            return
+        self.flush()
+        if self.is_fragmenting:
+            self.protocol.fail(
+                CloseCode.INTERNAL_ERROR, "close during fragmented message"
+            )
+        else:
+            self.protocol.send_close(code, reason)
+        self.send_data()
+
+    def fail(self, code: int, reason: str) -> None:
+        """Fail the connection (RFC 6455, section 7.1.7)."""
+        self.flush()
+        self.protocol.fail(code, reason)
+        self.send_data()
+
+    def is_own_task(self, task: asyncio.Task[Any] | None) -> bool:
+        """Tell whether *task* runs a handler or a hook of this connection's client."""
+        own = [*self.hooks, *self.calls.unfinished]
+        return self.calls.is_starting or task in own
+
+    async def recv(self, decode: bool | None = None) -> NoReturn:
+        """Refuse: the framework reads this connection.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError(
+            "recv must not be called: wsappy reads this connection; write on_message"
+        )
+
+    # The handshake
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.serving.connections.add(self)
+
+    async def handshake(self, *args: Any, **options: Any) -> None:
+        """Run the library's handshake; say goodbye to a client that never comes in."""
+        is_over = True
+        self.serving.keep(self)
+        try:
+            await super().handshake(*args, **options)
+            is_over = self.protocol.state is not OPEN
+        finally:
+            if is_over:
+                self.transport.abort()
+                await self.depart()
+
+    async def decide(self, request: HandshakeRequest) -> HandshakeResponse:
+        """Answer the handshake, in the order of the protocol, section 8."""
+        headers = request.headers
+        upgrade = ",".join(headers.get_all("Upgrade")).lower()
+        if any(len(headers.get_all(name)) > 1 for name in ("Host", "Origin")):
+            response = self.respond(400, "one Host and one Origin at most")
+        # HTTP/1.0 has no upgrades (RFC 9110, section 7.8).
+        elif "websocket" not in upgrade or request.protocol == "HTTP/1.0":
+            response = await self.serve_page(request)
+        else:
+            response = self.protocol.accept(request)
+            if response.status_code == 101:
+                return await self.admit(request) or response
+        if request.method == "HEAD":
+            response.body = b""
+        return response
+
+    async def serve_page(self, request: HandshakeRequest) -> HandshakeResponse:
+        """Answer a request that is no WebSocket handshake."""
+        page = self.app.find_page(request.path)
+        if page is None and self.app.table.find(request.path) is None:
+            return self.respond(404, "not found")
+        if request.method not in ("GET", "HEAD"):
+            response = self.respond(405, "method not allowed")
+            response.headers["Allow"] = "GET, HEAD"
+            return response
+        if page is None:
+            response = self.respond(426, "this address is for WebSocket clients")
+            response.headers["Upgrade"] = "websocket"
+            return response
+        path, query = request.path.partition("?")[0], parse_query(request.path)
+        asked = PageRequest(path, query, request.headers)
+        name = f"page {describe(page)}"
+        return self.page_response(name, await self.attempt(name, page, asked))
+
+    def page_response(self, name: str, outcome: Any) -> HandshakeResponse:
+        """Turn what a page returned into a response."""
+        body: str | bytes
+        match outcome:
+            case Refused():
+                return self.reject(outcome)
+            case str():
+                body, content_type = outcome, "text/plain; charset=utf-8"
+            case bytes():
+                body, content_type = outcome, "application/octet-stream"
+            case (str() | bytes() as body, str() as content_type):
+                pass
+            case _:
+                must = "%s must return str, bytes or (body, content type): got %r"
+                LOGGER.error(must, name, outcome)
+                return self.reject(FAILED)
+        response = self.respond(200, "")
+        response.body = body.encode(errors="replace") if isinstance(body, str) else body
+        del response.headers["Content-Length"], response.headers["Content-Type"]
+        response.headers["Content-Length"] = str(len(response.body))
+        response.headers["Content-Type"] = content_type
+        return response
+
+    async def admit(self, request: HandshakeRequest) -> HandshakeResponse | None:
+        """Let a WebSocket client in, or return the response that keeps it out."""
+        found = self.app.table.find(request.path)
+        origins = found[0].origins if found else self.app.origins
+        if not self.app.allows_origin(request.headers, origins):
+            return self.respond(403, "this origin is not allowed")
+        if found is None:
+            return self.refuse(Refused(404, "no such path"))
+        refused = self.serving.refusal()
+        if refused is not None:
+            return self.reject(refused)
+        route, self.params = found
+        self.calls = Calls(self.app, route, self)
+        refused = await self.attempt("on_connecting", self.enter, route)
+        if refused is not None:
+            return self.refuse(refused)
+        # The hook may have taken longer than the server had left.
+        is_late = self.serving.is_stopping
+        return self.respond(503, STOPPING.message) if is_late else None
+
+    async def enter(self, route: Route) -> None:
+        """Make the client and run its `on_connecting`; either may raise."""
+        client = route.factory(route.server or self.app, self, route.handlers)
+        self.serving.clients.add(client)
+        try:
+            coming = client.on_connecting(**self.params)
+            if inspect.isawaitable(coming):
+                await coming
+            self.client = client
+        finally:
+            if self.client is None:
+                self.serving.clients.discard(client)
+
+    def reject(self, refused: Refused) -> HandshakeResponse:
+        """Refuse by an HTTP status, with the reason as its text."""
+        phrase = http.HTTPStatus(refused.status).phrase
+        return self.respond(refused.status, refused.message or phrase)
+
+    def refuse(self, refused: Refused) -> HandshakeResponse | None:
+        """Refuse; a browser is let in and closed, since it can't read a status."""
+        self.refusal = refused
+        return self.reject(refused) if self.protocol.origin is None else None
+
+    def shut_out(self, refused: Refused) -> None:
+        """Close the connection of a client that is refused after it was let in."""
+        is_bug = refused is FAILED
+        code = CloseCode.INTERNAL_ERROR if is_bug else refused.close_code
+        self.shut(code, cut_reason(refused.message))
+
+    # From the handshake to the goodbye
+
+    async def live(self) -> None:
+        """Be open until the connection ends; the library's handler."""
+        try:
+            self.open()
+            await self.wait_closed()
+        finally:
+            await self.depart()
+
+    def open(self) -> None:
+        """Start reading; what `on_connecting` queued goes out first."""
+        self.is_plain = not self.protocol.extensions
+        self.is_open = self.is_sendable = True
+        self.set_lane()
+        if self.client is None:
+            self.shut_out(self.refusal)
+        else:
+            self.greet(self.client)
+        if self.rest and not self.is_halted:
+            self.read_rest()
+
+    def greet(self, client: Client) -> None:
+        """Run `on_connected`; calls that arrive meanwhile are held."""
+        self.calls.attend(client)
+        self.receive = self.calls.receive
+        if overrides(client, "on_message"):
+            self.raw = RawMessages(self, client)
+            self.receive = self.raw.receive
+        for action in self.at_open:
+            action()
+        self.at_open.clear()
+        if overrides(client, "on_connected"):
+            self.hooks.append(asyncio.Task(self.welcome(client), name="on_connected"))
+        else:
+            self.release()
+
+    async def welcome(self, client: Client) -> None:
+        refused = await self.attempt("on_connected", type(client).on_connected, client)
+        if isinstance(refused, Refused):
+            self.shut_out(refused)
+        else:
+            self.release()
+
+    def release(self) -> None:
+        """Begin the calls that were held."""
+        self.calls.is_held = False
+        self.calls.set_gate()
+        self.calls.release()
+        if self.raw is not None:
+            self.hooks.append(asyncio.Task(self.raw.work(), name="on_message"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.serving.connections.discard(self)
+        self.is_sendable = self.is_open = False
+        self.rest.clear()
+        self.out.clear()
+        self.wake_writers()
+        for timer in (self.close_timer, self.stall_timer):
+            if timer is not None:
+                timer.cancel()
+
+    async def attempt(self, what: str, hook: Callable[..., Any], argument: Any) -> Any:
+        """Run a hook or a page to its end, and log how it failed.
+
+        Returns:
+            Its result, or the `Refused` that it raised; `FAILED` for anything else, a
+            cancellation of its own making too. One from outside passes through.
+        """
+        task: Any = asyncio.current_task()
+        try:
+            outcome = await settle(run(hook, argument))
+        except asyncio.CancelledError as exc:
+            if task.cancelling():
+                raise
+            outcome = Failure(exc)
+        if type(outcome) is not Failure:
+            return outcome
+        error = outcome.exc
+        is_gone = isinstance(error, ConnectionClosed) and self.protocol.state > OPEN
+        if is_gone or isinstance(error, Refused):
+            LOGGER.info("%s raised %r", what, error)
+        else:
+            log_failure(what, error)
+        return error if isinstance(error, Refused) else FAILED
+
+    async def depart(self) -> None:
+        """End the calls, leave the groups, run `on_disconnected`; once."""
+        client, self.client = self.client, None
+        if client is None:
+            return
+        self.at_open.clear()
+        self.app.remove(client)
+        for hook in self.hooks:
+            hook.cancel()
+        work = [*self.calls.abandon(), *self.hooks]
+        await pause(work, CANCEL_GRACE)
+        for task in work:
+            if not task.done():
+                request = self.calls.unfinished.get(task)
+                who = task if request is None else f"handler {request!r}"
+                text = "%s did not end when it was cancelled; it is left behind"
+                LOGGER.warning(text, who)
+        limit = GOODBYE_GRACE if self.serving.is_stopping else None
+        try:
+            async with asyncio.timeout(limit):
+                await self.attempt(
+                    "on_disconnected", type(client).on_disconnected, client
+                )
+        except TimeoutError as exc:
+            log_failure("on_disconnected", exc)
+        finally:
+            self.serving.clients.discard(client)
+
+
+# What a client hears of a bug; where it becomes a close code that is 1011.
+FAILED = Refused(500, INTERNAL.message)
+
+# Bytes of raw messages that may wait before reading stops; what each message costs
+# besides its payload.
+MAX_RAW, RAW_OVERHEAD = 2**16, 128
+
+
+class RawMessages:
+    """The messages of a route with an `on_message` of its own: one at a time, in order.
+
+    Attributes:
+        is_full: Whether so much waits that reading stops.
+    """
+
+    def __init__(self, connection: Connection, client: Client) -> None:
+        self.connection = connection
+        self.client = client
+        self.messages: asyncio.Queue[tuple[str | bytes, int]] = asyncio.Queue()
+        self.size = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.size > MAX_RAW
+
+    def receive(self, payload: bytes, is_text: bool) -> None:
+        """Queue a message; text that isn't UTF-8 ends the connection."""
+        message = self.connection.read_text(payload) if is_text else payload
+        if message is None:
+            return
+        size = len(payload) + RAW_OVERHEAD
+        self.messages.put_nowait((message, size))
+        self.size += size
+        if self.is_full:
+            self.connection.stop_reading()
+
+    async def work(self) -> None:
+        """Give each message to `on_message`, until one fails."""
+        turn = time.monotonic() + TURN
+        while True:
+            message, size = await self.messages.get()
+            outcome = await self.connection.attempt(
+                "on_message", self.client.on_message, message
+            )
+            self.size -= size
+            if isinstance(outcome, Refused):
+                break
+            self.connection.proceed()
+            if time.monotonic() >= turn:
+                await asyncio.sleep(0)
+                turn = time.monotonic() + TURN
+        self.connection.shut(CloseCode.INTERNAL_ERROR, INTERNAL.message)
+        # The answer to the close has to be read, though nobody takes messages any more.
+        self.size = 0
+        self.connection.proceed()
+
+
+# --- 6. Clients and groups ---------------------------------------------------
+
+
+# Codes that a close frame may have (RFC 6455, section 7.4, and IANA's registry).
+CLOSE_CODES = {1000, 1001, *range(1007, 1015), *range(3000, 5000)}
+
+
+class Client:
+    """One connection, for the application; subclass it to override its hooks.
+
+    Attributes:
+        app: The `App`.
+        server: The same, or the `Server` of the classic API.
+        id: Distinct for each connection.
+        path: As the client asked for it, without the query.
+        params: The path's parameters, converted.
+        query: The query, by name; the last value of a repeated name.
+        headers: The handshake's headers.
+        remote: `(host, port)` of the peer, None on a Unix socket.
+        groups: Names of the groups it is in; in `on_disconnected`, that it was in.
+        connection: That of `websockets`: for attributes, `ping`, and `send` in an
+            `on_message` route.
+        handlers: What the classic API gives its clients, else None.
+    """
+
+    def __new__(cls, server: Any, connection: Connection, handlers: Any) -> Self:
+        """Make a client with all its attributes, before its `__init__` runs."""
+        client = super().__new__(cls)
+        client._attach(server, connection, handlers)
+        return client
+
+    def __init__(self, server: Any, connection: Connection, handlers: Any) -> None:
+        pass
+
+    def _attach(self, server: Any, connection: Connection, handlers: Any) -> None:
+        request: Any = connection.request
+        address = connection.remote_address
+        self.app = connection.app
+        self.server = server
+        self.id: str = connection.id.hex
+        self.path: str = request.path.partition("?")[0]
+        self.params = connection.params
+        self.query = parse_query(request.path)
+        self.headers: Headers = request.headers
+        self.remote: tuple[str, int] | None = None
+        if isinstance(address, tuple):
+            self.remote = address[:2]
+        self.groups: set[str] = set()
+        self.connection = connection
+        self.handlers = handlers
+
+    async def on_connecting(self, **params: Any) -> None:
+        """Let the client in, or raise `Refused`; runs inside the handshake.
+
+        Args:
+            **params: The path's parameters.
+        """
+
+    async def on_connected(self) -> None:
+        """Greet the client, which is connected; calls are held until the end."""
+
+    async def process_message(self, request: Request) -> JSON:
+        """Run a call; override it to check rights, and return `await super()...`.
+
+        Returns:
+            What the handler returned; None for a stream, after its last item.
+
+        Raises:
+            Error: What the handler raised, and `unknown_method` and `bad_data`.
+        """
+        return await self.connection.calls.perform(request)
+
+    async def on_message(self, message: str | bytes) -> None:
+        """Take a raw message, where the route speaks another protocol."""
+
+    async def on_disconnected(self) -> None:
+        """Clean up: runs once, after the client's calls have ended."""
+
+    def send_message(
+        self,
+        request_id: str | int | None,
+        module: str,
+        method: str | None,
+        event: str,
+        /,
+        **data: JSON,
+    ) -> Any:
+        """Queue an event; an override gets every one whose data is an object."""
+        return self._send(message_of(request_id, module, method, event, data))
+
+    def push(
+        self, module: str, event: str, data: JSON = None, /, **fields: JSON
+    ) -> Sent:
+        """Queue an event that answers no call.
+
+        Args:
+            module: Name of the module.
+            event: Name of the event.
+            data: Any JSON, or a mapping that *fields* are added to.
+            **fields: Keys of the event's data.
+
+        Returns:
+            An awaitable that waits while the client is behind.
+
+        Raises:
+            TypeError: If the data can't be written as JSON.
+        """
+        data = merge(data, fields)
+        # The override may be of 2018, and have named parameters only.
+        is_own = overrides(self, "send_message") and isinstance(data, dict)
+        if is_own and not data.keys() & SEND_PARAMETERS:
+            sent: Sent = self.send_message(None, module, None, event, **data)
+            return sent
+        return self._send(message_of(None, module, None, event, data))
+
+    def _send(self, message: dict[str, JSON]) -> Sent:
+        return self.connection.queue(self.app.codec.write(message))
+
+    async def call(
+        self,
+        module: str,
+        method: str,
+        data: JSON = None,
+        /,
+        *,
+        timeout: float | None = 10.0,  # noqa: ASYNC109
+        **fields: JSON,
+    ) -> JSON:
+        """Call the client.
+
+        Args:
+            module: Name of the client's module.
+            method: Name of its method.
+            data: A mapping that *fields* are added to.
+            timeout: Seconds; None for no limit.
+            **fields: The arguments.
+
+        Returns:
+            The `data` of the result.
+
+        Raises:
+            Error: What the client answers.
+            TimeoutError: If it doesn't answer in time.
+            ConnectionClosed: If it goes, at once.
+            RuntimeError: If the connection isn't open yet.
+        """
+        connection = self.connection
+        if connection.protocol.state is CONNECTING:
+            raise RuntimeError(
+                "client must be open to be called; call it in on_connected"
+            )
+        if not connection.is_sendable:
+            await connection.wait_closed()
+            raise connection.close_exc
+        return await connection.calls.ask(module, method, merge(data, fields), timeout)
+
+    def join(self, group: str) -> None:
+        """Put the client into a group; in `on_connecting`, when it is connected."""
+        self.connection.when_open(functools.partial(self.app.add, self, group))
+
+    def leave(self, group: str) -> None:
+        """Take the client out of a group; nothing happens if it isn't in it."""
+        self.connection.when_open(functools.partial(self.app.discard, self, group))
+
+    async def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection and wait for its end; a no-op once it is closed.
+
+        From a handler of the same client it returns once the close is under way.
+
+        Args:
+            code: 1000, 1001, 1007 to 1014, or 3000 to 4999.
+            reason: Text for the client, at most 123 bytes in UTF-8.
+
+        Raises:
+            ValueError: If *code* or *reason* is out of range.
+
+        Source:
+            RFC 6455, section 7.4.
+        """
+        size = len(reason.encode())
+        if code not in CLOSE_CODES or size > 123:
+            raise ValueError(
+                f"code and reason of a close must be what RFC 6455 allows: got {code!r}"
+                f" and {size} bytes; write 1000 or 4000 to 4999, and at most 123 bytes"
+            )
+        connection = self.connection
+        if connection.protocol.state is CONNECTING:
+            raise RuntimeError(
+                "client must be open to be closed; raise Refused(403) in on_connecting"
+            )
+        connection.shut(code, reason)
+        if not connection.is_own_task(asyncio.current_task()):
+            await connection.wait_closed()
+
+
+def overrides(client: Client, hook: str) -> bool:
+    """Tell whether the class of *client* has a *hook* of its own."""
+    return getattr(type(client), hook) is not getattr(Client, hook)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The clients that joined under one name; `App.to` returns it.
+
+    Attributes:
+        name: Its name.
+    """
+
+    _app: App
+    name: str
+    _without: frozenset[Client]
+
+    def without(self, client: Client) -> Group:
+        """Return the group less one client: the one that spoke, say."""
+        return Group(self._app, self.name, self._without | {client})
+
+    @property
+    def members(self) -> frozenset[Client]:
+        """The clients of this process that are in the group."""
+        return frozenset(self._app.groups.get(self.name, ())) - self._without
+
+    def push(
+        self, module: str, event: str, data: JSON = None, /, **fields: JSON
+    ) -> Sent:
+        """Queue an event to every member; it is encoded once, and waits for nobody.
+
+        Args:
+            module: Name of the module.
+            event: Name of the event.
+            data: Any JSON, or a mapping that *fields* are added to.
+            **fields: Keys of the event's data.
+
+        Raises:
+            TypeError: If the data can't be written as JSON.
+        """
+        message = message_of(None, module, None, event, merge(data, fields))
+        message["group"] = self.name
+        self._app.in_loop(self._deliver, self._app.codec.write(message))
+        return Sent(None)
+
+    def _deliver(self, payload: bytes) -> None:
+        members = self._app.groups.get(self.name)
+        if not members:
+            return
+        frame, is_alone = frame_of(payload), self._app.is_first_push()
+        for client in members:
+            if client not in self._without:
+                client.connection.deliver(payload, frame, is_alone=is_alone)
+
+
+# --- 7. App ------------------------------------------------------------------
+
+# Options of `websockets.serve` that wsappy needs itself, and what to write instead.
+RESERVED_OPTIONS = {
+    "handler": "@app.module and @app.method",
+    "process_request": "@app.client and @app.http",
+    "process_response": "@app.client and @app.http",
+    "create_connection": "a subclass of Client",
+    "origins": "App(origins=[...])",
+    "max_queue": "App(max_in_flight=...)",
+    "start_serving": "app.serve",
+}
+# The least value of each option that is a number, and what to write for example.
+NUMBERS = {
+    "timeout": (0.001, 30.0),
+    "max_in_flight": (1, 100),
+    "max_backlog": (0, 2**20),
+    "max_clients": (1, 1000),
+    "grace": (0, 10.0),
+}
+# How often a port that is free at one address is tried at all of a host's addresses.
+PORT_ATTEMPTS = 20
+# Seconds for each small step of a stop; all of it must fit into 4 s behind the grace.
+LAST_GRACE = 0.1
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+# The dots stand for the app's own value.
+Timeout = float | types.EllipsisType | None
+Origins = str | Sequence[str] | types.EllipsisType | None
+
+
+def check_number(name: str, value: Any) -> None:
+    least, example = NUMBERS[name]
+    if value is None and name in ("timeout", "max_clients"):
+        return
+    if not isinstance(value, int | float) or not value >= least:
+        raise ValueError(
+            f"{name} must be a number: expected at least {least}, got {value!r}; "
+            f"write {name}={example}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """What a page of `@app.http` is asked.
+
+    Attributes:
+        path: Without the query.
+        query: By name; the last value of a repeated name.
+        headers: Of the request.
+    """
+
+    path: str
+    query: dict[str, str]
+    headers: Headers
+
+
+def inner_of(function: Any) -> Any:
+    """Return the function of a bound, static or class method."""
+    return getattr(function, "__func__", function)
+
+
+def mark_of(function: Any) -> Mark | None:
+    mark: Mark | None = getattr(inner_of(function), "__wsappy_mark__", None)
+    return mark
+
+
+def mark_method(
+    name: Any, function: Any, timeout: Timeout, thread: bool, is_classic: bool = False
+) -> Mark:
+    """Leave a `Mark` on a function; modules that stand below it then take it."""
+    inner = inner_of(function)
+    if not (inspect.isroutine(inner) and hasattr(inner, "__dict__")):
+        raise TypeError(
+            f"method must decorate a function: got {function!r}; write "
+            f"@app.method('name') above a def"
+        )
+    name = inner.__name__ if name is None else name
+    check_name("method", name)
+    limit = None if timeout is ... else timeout
+    check_number("timeout", limit)
+    mark = Mark(name, limit, timeout is not ..., thread, is_classic)
+    vars(inner)["__wsappy_mark__"] = mark
+    for module in vars(inner).pop("__wsappy_modules__", ()):
+        module(function)
+    return mark
+
+
+class Marking:
+    """What `App` and `Module` have in common: the decorator `method`."""
+
+    @overload
+    def method(self, name: Function) -> Function: ...
+
+    @overload
+    def method(
+        self, name: str | None = None, *, timeout: Timeout = ..., thread: bool = False
+    ) -> Callable[[Function], Function]: ...
+
+    def method(
+        self, name: Any = None, *, timeout: Any = ..., thread: Any = False
+    ) -> Any:
+        """Mark a function as a handler; a `Module` registers it, too.
+
+        Args:
+            name: Name of the method; the default is the function's.
+            timeout: Seconds for one call, None for no limit; the default is the app's.
+            thread: Whether a `def` runs in a worker thread.
+
+        Raises:
+            TypeError: If it isn't a function.
+            ValueError: If the name starts with `$`, or the timeout isn't positive.
+        """
+        if name is not None and not isinstance(name, str):
+            return self.method(timeout=timeout, thread=thread)(name)
+
+        def register(function: Any) -> Any:
+            self._take(function, mark_method(name, function, timeout, thread))
+            return function
+
+        return register
+
+    def _take(self, function: Any, mark: Mark) -> None:
+        """Take a function that was marked."""
+
+
+class Module(Marking):
+    """Methods under one name, made in a file of their own: `entity = Module("entity")`.
+
+    `App.module` returns one that belongs to the app already; others get there by
+    `app.include(entity)`.
+
+    Args:
+        name: Name of the module; None takes that of the class it decorates.
+        clients: Paths of the routes where it can be called; None for every route.
+
+    Raises:
+        TypeError: If *name* is no string, or *clients* a single path.
+        ValueError: If *name* starts with `$`.
+    """
+
+    def __init__(
+        self, name: str | None, *, clients: Sequence[str] | None = None
+    ) -> None:
+        if name is not None:
+            check_name("module", name)
+        if isinstance(clients, str):
+            raise TypeError(
+                f"clients must be a list of paths: got {clients!r}; write [{clients!r}]"
+            )
+        self.name = name
+        self.clients = clients
+        self.methods: list[Method] = []
+        self.marks: list[Mark] = []
+        self.unmarked: list[Any] = []
+        self.apps: list[App] = []
+
+    def __call__(self, target: Target) -> Target:
+        """Register a class, an instance, or a function marked as a method."""
+        mark = mark_of(target)
+        if not inspect.isroutine(target):
+            self._take_object(target)
+        elif mark is not None:
+            self._take(target, mark)
+        else:
+            # @app.method stands above, and follows.
+            self.unmarked.append(target)
+            vars(inner_of(target)).setdefault("__wsappy_modules__", []).append(self)
+        return target
+
+    def _take(self, function: Any, mark: Mark) -> None:
+        if self.name is None:
+            raise TypeError(
+                f"module of handler {describe(function)} must have a name; write "
+                f"@app.module('name')"
+            )
+        self._add(self.name, function, mark)
+
+    def _take_object(self, target: object) -> None:
+        kind = target if isinstance(target, type) else type(target)
+        instance = target() if isinstance(target, type) else target
+        name = self.name or module_name_of(kind)
+        check_name("module", name)
+        methods = [
+            (getattr(instance, attribute), mark)
+            for attribute in dir(kind)
+            if (mark := mark_of(inspect.getattr_static(kind, attribute)))
+        ]
+        if not methods:
+            raise TypeError(
+                f"module {name!r} must have a method: {kind.__qualname__!r} has none; "
+                f"mark one with @app.method"
+            )
+        for function, mark in methods:
+            self._add(name, function, mark)
+        # Methods that a subclass overrides belong to it, too.
+        values = [value for base in kind.__mro__ for value in vars(base).values()]
+        self.marks += [mark for value in values if (mark := mark_of(value))]
+
+    def _add(self, name: str, function: Any, mark: Mark) -> None:
+        method = Method(name, function, mark, self.clients)
+        for app in self.apps:
+            app.table.add_method(method)
+        self.methods.append(method)
+        self.marks.append(mark)
+
+    def check(self) -> None:
+        """Raise TypeError for a function that no `@app.method` followed."""
+        for function in self.unmarked:
+            if mark_of(function) is None:
+                raise TypeError(
+                    f"handler {describe(function)} has @app.module({self.name!r}) and "
+                    f"no method; write @app.method('name') below it"
+                )
+
+
+def module_name_of(kind: type) -> str:
+    """Return the default name of a class's module: `EntityHandler` is `entity`."""
+    return kind.__name__.removesuffix("Handler").lower()
+
+
+class FunctionClient(Client):
+    """The client of a function; `client_of` makes a subclass for each one."""
+
+    _function: Callable[..., Any]
+    _names: list[str]
+
+    async def on_connecting(self, **params: Any) -> None:
+        arguments = {name: params[name] for name in self._names}
+        result = self._function(self, **arguments)
+        result = await result if inspect.isawaitable(result) else result
+        if result is not None:
+            raise TypeError(
+                f"client function {describe(self._function)} must return None: got "
+                f"{result!r}; raise Refused(403) to keep a client out"
+            )
+
+
+class VisitClient(FunctionClient):
+    """The client of an async generator function."""
+
+    async def on_connecting(self, **params: Any) -> None:
+        arguments = {name: params[name] for name in self._names}
+        self._visit = contextlib.asynccontextmanager(self._function)(self, **arguments)
+        await self._visit.__aenter__()
+
+    async def on_disconnected(self) -> None:
+        await self._visit.__aexit__(None, None, None)
+
+
+def client_of(path: Path, function: Any) -> type[Client]:
+    """Make a class of clients from a function or an async generator function.
+
+    Raises:
+        TypeError: If it doesn't take the client, or more than the path has.
+    """
+    parameters = inspect.signature(function).parameters
+    names = [name for name in path.converters if name in parameters]
+    try:
+        inspect.signature(function).bind(None, **dict.fromkeys(names))
+    except TypeError as exc:
+        raise TypeError(
+            f"client function {describe(function)} must take the client and parameters "
+            f"of path {path.text!r}: {exc}; write "
+            f"def {function.__name__}({', '.join(['client', *path.converters])})"
+        ) from exc
+    base = VisitClient if inspect.isasyncgenfunction(function) else FunctionClient
+    attributes = {"_function": staticmethod(function), "_names": names}
+    return type(function.__name__, (base,), attributes)
+
+
+def check_client_annotations(path: Path, function: Any) -> None:
+    """Refuse a parameter whose annotation isn't its converter's type; at start-up."""
+    for name, converter in path.converters.items():
+        parameter = inspect.signature(function).parameters.get(name)
+        if parameter is None or parameter.annotation is parameter.empty:
+            continue
+        wanted = CONVERTERS[converter].type
+        annotation = resolve(function, name, parameter.annotation)
+        if annotation not in (wanted, Any, object):
+            raise TypeError(
+                f"parameter {name!r} of client function {describe(function)} must have "
+                f"the type of path {path.text!r}: expected {wanted.__name__}, got "
+                f"{annotation!r}; write {name}: {wanted.__name__}"
+            )
+
+
+def check_origins(origins: Any) -> None:
+    """Raise TypeError for what can't be the origins of an app or a route."""
+    is_list = isinstance(origins, list | tuple | set | frozenset)
+    if origins is None or origins == "*":
+        return
+    if not is_list or not all(isinstance(each, str) for each in origins):
+        raise TypeError(
+            f"origins must be None for the same host, a list, or '*': got {origins!r}; "
+            f"write origins=['https://example.org']"
+        )
+
+
+def address_of(text: str, scheme: str) -> tuple[str, int | None] | None:
+    """Return host and port of an origin or a `Host`; None where there is no host."""
+    try:
+        parts = urllib.parse.urlsplit(text if "//" in text else f"//{text}")
+        port = DEFAULT_PORTS.get(scheme) if parts.port is None else parts.port
+    except ValueError:
+        return None
+    return (parts.hostname, port) if parts.hostname else None
+
+
+class App(Marking):
+    """An application: its routes, its modules and their methods, and its options.
+
+    Args:
+        title: Name of the application, for its documentation.
+        version: Version of the application, for its documentation.
+        origins: Where browsers may come from: None for pages of the same host only, a
+            list such as `["https://example.org"]`, or "*" for everywhere.
+        timeout: Seconds for one call, streams excepted; None for no limit.
+        max_in_flight: Unfinished calls of one client; one more is `overloaded`.
+        max_backlog: Bytes that may wait for one client when a push to a group finds it;
+            with more it is closed with 4508.
+        max_clients: Clients at a time; one more gets HTTP 503. None for no limit.
+        grace: Seconds that unfinished calls get when the server stops.
+        loads: Reads JSON from bytes.
+        dumps: Writes JSON as bytes or str; None is orjson, with numpy, pydantic models
+            and non-string keys. NaN becomes null.
+
+    Raises:
+        TypeError: If *origins* is a string other than "*".
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(  # noqa: PLR0913
+        self,
+        *,
+        title: str = "wsappy",
+        version: str = "0.1.0",
+        origins: str | Sequence[str] | None = None,
+        timeout: float | None = None,
+        max_in_flight: int = 100,
+        max_backlog: int = 2**20,
+        max_clients: int | None = None,
+        grace: float = 10.0,
+        loads: Callable[[bytes], JSON] = orjson.loads,
+        dumps: Callable[[JSON], bytes | str] | None = None,
+    ) -> None:
+        self.title, self.version, self.origins = title, version, origins
+        self.timeout, self.grace = timeout, grace
+        self.max_in_flight, self.max_backlog = max_in_flight, max_backlog
+        self.max_clients = max_clients
+        check_origins(origins)
+        for name in NUMBERS:
+            check_number(name, getattr(self, name))
+        self.codec = Codec(loads, dumps)
+        self.request_class: type[Request] = Request
+        self.table = Table()
+        self.modules: list[Module] = []
+        self.marked: list[tuple[Any, Mark]] = []
+        self.client_functions: list[tuple[Path, Any]] = []
+        self.errors: dict[type[BaseException], Callable[..., Any]] = {}
+        self.pages: dict[tuple[str, ...], Callable[..., Any]] = {}
+        self.life: Callable[..., Any] | None = None
+        self.groups: dict[str, dict[Client, None]] = {}
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.logged_origins: set[str] = set()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread = 0
+        self.has_pushed = False
+
+    # What users decorate with
+
+    def client(
+        self, path: str, *, origins: Origins = ..., ordered: bool = False
+    ) -> Callable[[Target], Target]:
+        """Register a route: a `Client` subclass, or a function for each client.
+
+        Args:
+            path: Where clients connect: `/api`, `/rooms/{room}`, `/items/{id:int}`.
+            origins: Other than the app's.
+            ordered: One call at a time, in order.
+
+        Raises:
+            TypeError: If it is something else, or a function's parameters aren't the
+                path's.
+            ValueError: If the path is taken, or can't be read.
+        """
+        parsed = parse_path(path)
+        allowed = self.origins if origins is ... else origins
+        check_origins(allowed)
+
+        def register(target: Target) -> Target:
+            factory: Any = target
+            if inspect.isroutine(target) and not inspect.isgeneratorfunction(target):
+                factory = client_of(parsed, target)
+                self.client_functions.append((parsed, target))
+            elif not isinstance(target, type) or not issubclass(target, Client):
+                raise TypeError(
+                    f"client of path {path!r} must be a subclass of Client or a "
+                    f"function: got {target!r}; write async def api(client)"
+                )
+            self.add_route(Route(parsed, factory, allowed, is_ordered=ordered))
+            return target
+
+        return register
+
+    @overload
+    def module(
+        self, name: str | None = None, *, clients: Sequence[str] | None = None
+    ) -> Module: ...
+
+    @overload
+    def module(
+        self, name: Target, *, clients: Sequence[str] | None = None
+    ) -> Target: ...
+
+    def module(self, name: Any = None, *, clients: Sequence[str] | None = None) -> Any:
+        """Register a class, an instance or a marked function as a module.
+
+        Args:
+            name: Name of the module; the default is the class's, less `Handler`, in
+                lower case.
+            clients: Paths of the routes where it can be called; None for every route.
+
+        Returns:
+            A `Module`, which decorates; or whose `method` does.
+
+        Raises:
+            TypeError: If the class has no marked method, or a function no name.
+            ValueError: If one of its methods is registered already.
+        """
+        is_name = name is None or isinstance(name, str)
+        module = Module(name if is_name else None, clients=clients)
+        self.include(module)
+        return module if is_name else module(name)
+
+    def include(self, module: Module) -> None:
+        """Register a `Module` that was made in another file.
+
+        Raises:
+            TypeError: If it is no `Module`.
+            ValueError: If one of its methods is registered already.
+        """
+        if not isinstance(module, Module):
+            raise TypeError(
+                f"module must be a Module: got {module!r}; write "
+                f"app.include(Module('entity'))"
+            )
+        for method in module.methods:
+            self.table.add_method(method)
+        module.apps.append(self)
+        self.modules.append(module)
+
+    def error(self, kind: type[BaseException]) -> Callable[[Function], Function]:
+        """Register a function that turns an exception of a handler into an `Error`.
+
+        Args:
+            kind: The exception's class; the most specific one wins.
+
+        Raises:
+            TypeError: If *kind* is no class of exceptions.
+            ValueError: If it has a function already.
+        """
+        if not isinstance(kind, type) or not issubclass(kind, Exception):
+            raise TypeError(
+                f"error must be given a class of exceptions: got {kind!r}; write "
+                f"@app.error(KeyError)"
+            )
+
+        def register(function: Function) -> Function:
+            if inspect.iscoroutinefunction(function):
+                what = f"error function {describe(function)}"
+                raise TypeError(f"{what} must be a plain def: got an async def")
+            check_free("error function", kind.__name__, function, self.errors.get(kind))
+            self.errors[kind] = function
+            return function
+
+        return register
+
+    def lifespan(self, function: Function) -> Function:
+        """Register an async generator function: `yield` stands between start and stop.
+
+        Raises:
+            TypeError: If it is no async generator function.
+            ValueError: If there is one already.
+        """
+        if not inspect.isasyncgenfunction(function):
+            raise TypeError(
+                f"lifespan must be an async generator function: got "
+                f"{describe(function)}; write async def with one yield"
+            )
+        check_free("lifespan", "the app", function, self.life)
+        self.life = function
+        return function
+
+    def http(self, path: str) -> Callable[[Function], Function]:
+        """Register a page: what a plain GET on the same port is answered.
+
+        Args:
+            path: Without parameters.
+
+        Raises:
+            ValueError: If the path has parameters, or is taken by another page.
+        """
+        parsed = parse_path(path)
+        if parsed.converters:
+            raise ValueError(f"page {path!r} must have no parameters; use the query")
+
+        def register(function: Function) -> Function:
+            check_free("page", repr(path), function, self.pages.get(parsed.shape))
+            self.pages[parsed.shape] = function
+            return function
+
+        return register
+
+    # What users call
+
+    def to(self, name: str) -> Group:
+        """Return the group of that name, to push to."""
+        return Group(self, name, frozenset())
+
+    @property
+    def routes(self) -> dict[tuple[str, str, str], Callable[..., Any]]:
+        """The one table: every (path, module, method) with its handler."""
+        return self.table.rows()
+
+    def serve(
+        self,
+        host: str = "localhost",
+        port: int = 8008,
+        *,
+        unix: str | None = None,
+        **options: Any,
+    ) -> Serving:
+        """Serve inside a running loop: `async with app.serve() as serving:`.
+
+        Args:
+            host: Where to listen.
+            port: Where to listen; 0 for any free one.
+            unix: Path of a Unix socket, instead.
+            **options: Those of `websockets.serve`, under their own names.
+
+        Raises:
+            TypeError: If an option is one that wsappy itself needs.
+            ValueError: On entry, if there is no route.
+            OSError: On entry, if the port can't be opened.
+        """
+        for name in options:
+            if name in RESERVED_OPTIONS:
+                raise TypeError(
+                    f"option {name!r} of websockets.serve is wsappy's own; write "
+                    f"{RESERVED_OPTIONS[name]}"
+                )
+        return Serving(self, host, port, unix, options)
+
+    def run(
+        self,
+        host: str = "localhost",
+        port: int = 8008,
+        *,
+        unix: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Serve until SIGINT or SIGTERM; a second signal leaves at once with 130.
+
+        Args:
+            host: Where to listen.
+            port: Where to listen; 0 for any free one.
+            unix: Path of a Unix socket, instead.
+            **options: Those of `websockets.serve`, under their own names.
+
+        Raises:
+            RuntimeError: If a loop runs already, or this isn't the main thread.
+            SystemExit: With 1, if the port can't be opened.
+            TypeError: If an option is one that wsappy itself needs.
+            ValueError: If there is no route.
+        """
+        is_main = threading.current_thread() is threading.main_thread()
+        if asyncio._get_running_loop() is not None or not is_main:
+            raise RuntimeError(
+                "run must be called in the main thread and outside of a loop; write "
+                "async with app.serve(host, port)"
+            )
+        run_serving(self.serve(host, port, unix=unix, **options))
+
+    # What the sections above ask
+
+    def add_route(self, route: Route) -> None:
+        """Add a route; raises ValueError if its path is taken."""
+        adopt_generators(route.factory)
+        self.table.add_route(route)
+
+    def prepare(self) -> None:
+        """Check what only the whole can show; raises TypeError or ValueError."""
+        for module in self.modules:
+            module.check()
+        owned = {id(mark) for module in self.modules for mark in module.marks}
+        for function, mark in self.marked:
+            if id(mark) not in owned:
+                raise TypeError(
+                    f"handler {describe(function)} belongs to no module; write "
+                    f"@app.module('name') above it or above its class"
+                )
+        self.table.prepare()
+        for path, function in self.client_functions:
+            check_client_annotations(path, function)
+
+    def find_page(self, path: str) -> Callable[..., Any] | None:
+        """Return the page at a path from outside, or None."""
+        segments = split_path(path)
+        if segments is None:
+            return None
+        return self.pages.get(tuple(without_trailing_slash(segments)))
+
+    def allows_origin(
+        self, headers: Headers, origins: str | Sequence[str] | None
+    ) -> bool:
+        """Tell whether an `Origin` may come in; each refused one is logged once."""
+        origin, host = headers.get("Origin"), headers.get("Host", "")
+        if origin is None or (origins == "*" and origin != "null"):
+            return True
+        scheme = origin.partition(":")[0].lower()
+        address = address_of(origin, scheme)
+        if origin == "null":
+            is_allowed = "null" in (origins or ())
+        else:
+            allowed = [host] if origins is None else origins
+            is_allowed = address is not None and any(
+                address == address_of(each, scheme) for each in allowed
+            )
+        is_known = origin in self.logged_origins
+        if (
+            not (is_allowed or is_known)
+            and len(self.logged_origins) < MAX_LOGGED_ORIGINS
+        ):
+            self.logged_origins.add(origin)
+            text = "refused origin %r at host %r; to allow it write App(origins=[%r])"
+            LOGGER.warning(text, origin, host, origin)
+        return is_allowed
+
+    def in_loop(self, action: Callable[..., object], *arguments: Any) -> None:
+        """Do it now; from another thread than the loop's, in the loop."""
+        if self.loop is None or threading.get_ident() == self.thread:
+            action(*arguments)
+        else:
+            self.loop.call_soon_threadsafe(action, *arguments)
+
+    def is_first_push(self) -> bool:
+        """Tell whether no other push to a group came in this turn of the loop."""
+        if self.has_pushed or self.loop is None:
+            return False
+        self.has_pushed = True
+        self.loop.call_soon(setattr, self, "has_pushed", False)
+        return True
+
+    def add(self, client: Client, group: str) -> None:
+        """Put a client into a group, unless it is gone."""
+        if client.connection.client is client:
+            client.groups.add(group)
+            self.groups.setdefault(group, {})[client] = None
+
+    def discard(self, client: Client, group: str) -> None:
+        """Take a client out of a group, unless it is gone."""
+        if client.connection.client is client:
+            client.groups.discard(group)
+            self.forget(client, group)
+
+    def forget(self, client: Client, group: str) -> None:
+        """Take a client out of a group that it keeps the name of."""
+        members = self.groups.get(group, {})
+        members.pop(client, None)
+        if not members:
+            self.groups.pop(group, None)
+
+    def remove(self, client: Client) -> None:
+        """Take a client out of all its groups; `client.groups` still names them."""
+        for group in client.groups:
+            self.forget(client, group)
+
+    def _take(self, function: Any, mark: Mark) -> None:
+        self.marked.append((function, mark))
+
+
+def check_free(what: str, place: str, new: object, old: object) -> None:
+    """Refuse a second function where there can be one only."""
+    if old is not None:
+        raise ValueError(
+            f"{what} {describe(new)} clashes with {describe(old)}: both are for "
+            f"{place}; write one for both"
+        )
+
+
+class ListenError(OSError):
+    """The port can't be opened."""
+
+
+class Serving:
+    """An app that is being served; `App.serve` returns it, to be entered.
+
+    Attributes:
+        grace: Seconds that unfinished calls get at the end.
+        connections: All that the sockets have accepted and not closed.
+        clients: Those that are let in, or being asked.
+        lives: The tasks that connections live in, from the first byte to the goodbye.
+        is_stopping: Whether the end has begun.
+    """
+
+    def __init__(
+        self, app: App, host: str, port: int, unix: str | None, options: dict[str, Any]
+    ) -> None:
+        self.app = app
+        self.host = host
+        self.requested_port = port
+        self.unix = unix
+        self.options = {"compression": None, "logger": LOGGER, **options}
+        self.grace = app.grace
+        self.server: WebSocketServer | None = None
+        self.connections: set[Connection] = set()
+        self.clients: set[Client] = set()
+        self.lives: dict[asyncio.Task[Any], Connection] = {}
+        self.dirty: list[Connection] = []
+        self.is_stopping = False
+        self.stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        app = self.app
+        app.prepare()
+        app.loop, app.thread = asyncio.get_running_loop(), threading.get_ident()
+        async with contextlib.AsyncExitStack() as stack:
+            if app.life is not None:
+                life = contextlib.asynccontextmanager(app.life)(app)
+                await stack.enter_async_context(life)
+            self.server = await self.listen()
+            # The last one runs first, and each one whatever becomes of those before it.
+            stack.push_async_callback(self.close_sockets, self.server)
+            stack.push_async_callback(self.close_clients)
+            stack.push_async_callback(self.end_calls)
+            self.stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stack.aclose()
+
+    @property
+    def port(self) -> int:
+        """The port that is open; 0 on a Unix socket."""
+        return 0 if self.unix else int(self.address[1])
+
+    @property
+    def address(self) -> Any:
+        """What the first socket is bound to."""
+        if self.server is None:
+            raise RuntimeError("serving must be entered; write async with")
+        return self.server.sockets[0].getsockname()
+
+    def url(self, path: str = "/", host: str | None = None) -> str:
+        """Return the URL of a path, with the literal address, or with *host*."""
+        scheme = "wss" if self.options.get("ssl") else "ws"
+        if self.unix:
+            return f"{scheme}+unix://{self.unix}:{path}"
+        host = host or str(self.address[0])
+        host = f"[{host}]" if ":" in host else host
+        return f"{scheme}://{host}:{self.port}{path}"
+
+    async def listen(self) -> WebSocketServer:
+        """Open the port; with port 0 the same one at all of the host's addresses."""
+        attempts = 1 if self.requested_port else PORT_ATTEMPTS
+        while True:
+            attempts -= 1
+            try:
+                return await self.open(
+                    self.requested_port or await free_port(self.host)
+                )
+            except OSError as exc:
+                if exc.errno == errno.EADDRINUSE and attempts:
+                    continue
+                where = self.unix or f"{self.host}:{self.requested_port}"
+                code = exc.errno or 0
+                reason = os.strerror(code) if code > 0 else exc
+                text = f"cannot listen on {where}: {reason}"
+                raise ListenError(exc.errno, text) from exc
+
+    async def open(self, port: int) -> WebSocketServer:
+        """Open the port, the Unix socket, or the socket that was handed in."""
+        options: Any = {"host": self.host, "port": port}
+        if self.unix:
+            options = {"unix": True, "path": self.unix}
+        elif "sock" in self.options:
+            options = {}
+        options["process_request"] = Connection.decide
+        options["create_connection"] = functools.partial(Connection, self)
+        live: Any = Connection.live
+        return await serve(live, **options, **self.options)
+
+    # What connections ask
+
+    def refusal(self) -> Refused | None:
+        """Say why nobody is let in at all, or None."""
+        limit = self.app.max_clients
+        if self.is_stopping:
+            return Refused(503, STOPPING.message)
+        is_full = limit is not None and len(self.clients) >= limit
+        return Refused(503, "too many clients") if is_full else None
+
+    def keep(self, connection: Connection) -> None:
+        """Hold the task that a connection lives in, which runs now, until it ends."""
+        life: Any = asyncio.current_task()
+        self.lives[life] = connection
+        life.add_done_callback(self.lives.pop)
+
+    def flush_soon(self, connection: Connection) -> None:
+        """Write what a connection has queued when this turn of the loop has ended."""
+        if not self.dirty:
+            connection.loop.call_soon(self.flush_dirty)
+        self.dirty.append(connection)
+
+    def flush_dirty(self) -> None:
+        """Write what all of them have queued."""
+        dirty, self.dirty = self.dirty, []
+        for connection in dirty:
+            connection.is_dirty = False
+            connection.flush()
+
+    # The end: bounded by the grace and 4 s, whatever anybody does
+
+    async def end_calls(self) -> None:
+        """Refuse what is new, end the streams, and give the other calls their grace."""
+        self.is_stopping = True
+        for client in self.clients:
+            client.connection.calls.stop()
+        # Without eager tasks a call of the last read may have yet to begin.
+        await asyncio.sleep(0)
+        deadline = time.monotonic() + self.grace
+        while (work := self.work()) and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(work, timeout=left)
+
+    def work(self) -> list[asyncio.Future[Any]]:
+        """Return what has to end before every call has its terminal event."""
+        work: list[asyncio.Future[Any]] = []
+        for client in self.clients:
+            connection, calls = client.connection, client.connection.calls
+            work += [*calls.unfinished, *calls.senders]
+            if calls.is_held and calls.waiting:
+                work += [each for each in connection.hooks if not each.done()]
+        return work
+
+    async def close_clients(self) -> None:
+        """Cut off the calls that are left, close every connection, await goodbyes."""
+        for client in self.clients:
+            client.connection.calls.cut_off()
+        senders = [
+            each for one in self.clients for each in one.connection.calls.senders
+        ]
+        await pause(senders, LAST_GRACE)
+        for connection in list(self.connections):
+            if connection.request is None:
+                connection.transport.abort()
+            connection.shut(CloseCode.GOING_AWAY, STOPPING.message)
+        await pause(self.lives, CLOSE_GRACE)
+        for life, connection in self.lives.items():
+            connection.transport.abort()
+            if connection.response is None:
+                life.cancel()
+        await pause(self.lives, GOODBYE_GRACE + LAST_GRACE)
+        for life in self.lives:
+            life.cancel()
+        await pause(self.lives, LAST_GRACE)
+        for connection in self.lives.values():
+            path = connection.request and connection.request.path.partition("?")[0]
+            text = "a hook of a client at %r did not end in time; it is left behind"
+            LOGGER.warning(text, path)
+
+    async def close_sockets(self, server: WebSocketServer) -> None:
+        """Close the sockets; what came in meanwhile is aborted."""
+        for connection in self.connections:
+            connection.transport.abort()
+        # The library counts the first call only, and waits without a limit.
+        server.close(close_connections=False)
+        closed = asyncio.ensure_future(server.wait_closed())
+        await pause([closed], LAST_GRACE)
+        closed.cancel()
+
+
+async def pause(work: Iterable[asyncio.Future[Any]], seconds: float) -> None:
+    """Wait for *work* to end, but no longer than that."""
+    tasks = list(work)
+    if tasks:
+        await asyncio.wait(tasks, timeout=seconds)
+
+
+async def free_port(host: str) -> int:
+    """Return a port that is free at the first of the host's addresses."""
+    loop = asyncio.get_running_loop()
+    probe = await loop.create_server(asyncio.Protocol, host, 0, start_serving=False)
+    port = probe.sockets[0].getsockname()[1]
+    probe.close()
+    return int(port)
+
+
+def run_serving(serving: Serving) -> None:
+    """Serve in a loop of its own until a signal; tasks that won't end can't hold it."""
+    loop = asyncio.new_event_loop()
+    loop.set_default_executor(THREADS)
+    asyncio.set_event_loop(loop)
+    stopped = asyncio.Event()
+    main = loop.create_task(serve_until(serving, stopped))
+    signals: list[int] = []
+
+    def stop() -> None:
+        stopped.set()
+        if serving.server is None:
+            main.cancel()
+
+    def on_signal(number: int, _: object) -> None:
+        if signals:
+            os._exit(130)
+        signals.append(number)
+        loop.call_soon_threadsafe(stop)
+
+    previous = {each: signal.signal(each, on_signal) for each in STOP_SIGNALS}
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            loop.run_until_complete(main)
+    except ListenError as exc:
+        sys.exit(exc.strerror)
+    finally:
+        end_loop(loop)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+
+
+async def serve_until(serving: Serving, stopped: asyncio.Event) -> None:
+    async with serving:
+        for route in serving.app.table.routes.values():
+            print(serving.url(route.path.text, serving.host), flush=True)  # noqa: T201
+        await stopped.wait()
+
+
+def end_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Close a loop; what can't be cancelled is named and left behind."""
+    # Those that were cancelled before have been named.
+    tasks = [task for task in asyncio.all_tasks(loop) if not task.cancelling()]
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(pause(tasks, LAST_GRACE))
+    for task in [each for each in tasks if not each.done()]:
+        LOGGER.warning("%r did not end in time; it is left behind", task)
+    generators = loop.create_task(loop.shutdown_asyncgens())
+    loop.run_until_complete(pause([generators], LAST_GRACE))
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+# --- 8. The classic API ------------------------------------------------------
+
+
+def adopt_generators(owner: object) -> None:
+    """Let the methods that are plain generators be awaited, as in wsappy 0.1.3."""
+    for _, function in inspect.getmembers(owner, inspect.isgeneratorfunction):
+        types.coroutine(function)
+
+
+def handler_method(function: Function) -> Function:
+    """Mark a method of a classic handler: `async def`, a plain generator, or `def`.
+
+    It answers only what it sends itself; an exception adds `error`.
+    """
+    if inspect.isgeneratorfunction(function):
+        types.coroutine(function)
+    mark_method(None, function, ..., thread=False, is_classic=True)
+    return function
+
+
+class Handler:
+    """The methods of one module, as wsappy 0.1.3 had them."""
+
+    def get_module_name(self) -> str:
+        """Return the name of the class in lower case, less `Handler`."""
+        return module_name_of(type(self))
+
+    def send_message(
+        self, client: Client, request_id: str | int | None, event: str, /, **data: JSON
+    ) -> Any:
+        """Queue an event of this module, with `method` null."""
+        return client.send_message(
+            request_id, self.get_module_name(), None, event, **data
+        )
+
+
+class Server:
+    """The server of wsappy 0.1.3, on the same table as `App`.
+
+    Args:
+        request_factory: `Request`, or a subclass.
+        client_factories: A class of clients for each path; or, for each path, the class
+            with the handlers of that path.
+        handlers: Handlers for all the paths, by the name of their module.
+        json_encoder: A subclass of `json.JSONEncoder`.
+        json_decoder: A subclass of `json.JSONDecoder`.
+
+    Attributes:
+        app: The `App` underneath.
+        serving: What `run` started, None before.
+    """
+
+    def __init__(
+        self,
+        request_factory: type[Request],
+        client_factories: Mapping[str, Any],
+        handlers: Mapping[str, Any] | None = None,
+        *,
+        json_encoder: type[json.JSONEncoder] = json.JSONEncoder,
+        json_decoder: type[json.JSONDecoder] = json.JSONDecoder,
+    ) -> None:
+        self.request_factory = request_factory
+        self.client_factories = client_factories
+        self.handlers = handlers
+        self.json_encoder = json_encoder
+        self.json_decoder = json_decoder
+        loads = functools.partial(json.loads, cls=json_decoder)
+        dumps = functools.partial(json.dumps, cls=json_encoder)
+        self.app = App(
+            loads=orjson.loads if json_decoder is json.JSONDecoder else loads,
+            dumps=None if json_encoder is json.JSONEncoder else dumps,
+        )
+        self.app.request_class = request_factory
+        adopt_generators(request_factory)
+        self.serving: Serving | None = None
+        for name, entry in client_factories.items():
+            factory, own = entry if isinstance(entry, tuple) else (entry, handlers)
+            self._add_route("/" + name.strip("/"), factory, own or {})
+        set_loop_of_main_thread()
+
+    def _add_route(self, text: str, factory: Any, handlers: Mapping[str, Any]) -> None:
+        route = Route(parse_path(text), factory, None)
+        route.server, route.handlers = self, handlers
+        self.app.add_route(route)
+        for name, handler in handlers.items():
+            adopt_generators(type(handler))
+            self.app.module(name, clients=[text])(handler)
+
+    async def run(self, host: str, port: int, **options: Any) -> None:
+        """Start listening and return; the loop's owner runs it on.
+
+        Args:
+            host: Where to listen.
+            port: Where to listen; 0 for any free one.
+            **options: Those of `websockets.serve`.
+
+        Raises:
+            OSError: If the port can't be opened.
+        """
+        self.serving = self.app.serve(host, port, **options)
+        await self.serving.__aenter__()
+
+
+def set_loop_of_main_thread() -> None:
+    """Set an event loop where the main thread has none, as Python once did."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        try:
+            asyncio.get_event_loop()
+        except (DeprecationWarning, RuntimeError):
+            asyncio.set_event_loop(asyncio.new_event_loop())
