@@ -33,6 +33,7 @@ The file follows one message from bytes in to bytes out:
     6. Clients         one object for each connection, and the groups they join
     7. App             what users decorate with, and the server's life
     8. The classic API the class-based server of wsappy 0.1.3
+    9. connect         the Python client
 """
 
 from __future__ import annotations
@@ -47,8 +48,11 @@ import http
 import inspect
 import json
 import logging
+import math
+import operator
 import os
 import queue
+import random
 import re
 import signal
 import sys
@@ -59,7 +63,9 @@ import typing
 import urllib.parse
 import uuid
 import warnings
+import weakref
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -88,10 +94,18 @@ def check_versions() -> None:
 
 try:
     import orjson
+    from websockets.asyncio.client import ClientConnection
+    from websockets.asyncio.client import connect as open_connection
     from websockets.asyncio.server import Server as WebSocketServer
     from websockets.asyncio.server import ServerConnection, serve
+    from websockets.client import ClientProtocol
     from websockets.datastructures import Headers
-    from websockets.exceptions import ConnectionClosed
+    from websockets.exceptions import (
+        ConnectionClosed,
+        ConnectionClosedOK,
+        InvalidHandshake,
+        InvalidStatus,
+    )
     from websockets.frames import CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
     from websockets.http11 import Request as HandshakeRequest
     from websockets.http11 import Response as HandshakeResponse
@@ -112,9 +126,12 @@ __all__ = [
     "Error",
     "Handler",
     "Module",
+    "Peer",
+    "Push",
     "Refused",
     "Request",
     "Server",
+    "connect",
     "handler_method",
 ]
 
@@ -144,10 +161,7 @@ MAX_THREADS = min(32, (os.cpu_count() or 1) + 4)
 # Eager tasks came with Python 3.12; without them a task waits for the loop's next turn.
 HAS_EAGER_TASKS = sys.version_info >= (3, 12)
 TASK_OPTIONS: dict[str, Any] = {"eager_start": True} if HAS_EAGER_TASKS else {}
-# On Windows nothing but Ctrl+C reaches a console program.
-STOP_SIGNALS = (
-    [signal.SIGINT] if sys.platform == "win32" else [signal.SIGINT, signal.SIGTERM]
-)
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 monotonic = time.monotonic
 Target = TypeVar("Target")
@@ -324,10 +338,7 @@ def merge(data: JSON, fields: dict[str, JSON]) -> JSON:
     """
     data = {} if data is None else data
     if fields and not isinstance(data, Mapping):
-        raise TypeError(
-            f"data must be a mapping where fields are given: expected a dict, got "
-            f"{data!r}; write data={{...}}, or leave the fields out"
-        )
+        raise TypeError(f"data with fields must be a dict: got {data!r}; write {{...}}")
     return {**data, **fields} if fields else data
 
 
@@ -360,10 +371,8 @@ class Codec:
         dumps: Returns bytes or str; None is orjson, with numpy and pydantic models.
     """
 
-    def __init__(
-        self, loads: Callable[..., JSON], dumps: Callable[..., Any] | None
-    ) -> None:
-        self.loads = loads
+    def __init__(self, loads: Any, dumps: Any) -> None:
+        self.loads: Callable[[bytes], JSON] = loads
         self.dumps = dumps or dumps_all
         self.decode = loads if loads is orjson.loads else self._decode_checked
         self.encode = orjson.dumps if dumps is None else self._encode_checked
@@ -406,32 +415,18 @@ class Converter(NamedTuple):
 
 
 NUMBER = "-?[0-9]{1,18}"
+UUID = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 CONVERTERS = {
-    "str": Converter(str, ".+"),
-    "int": Converter(int, NUMBER),
-    "float": Converter(float, NUMBER + r"(\.[0-9]{1,18})?"),
-    "uuid": Converter(uuid.UUID, "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"),
-    "path": Converter(str, ".*"),
+    "str": Converter(str, "/([^/]+)"),
+    "int": Converter(int, f"/({NUMBER})"),
+    "float": Converter(float, rf"/({NUMBER}(?:\.[0-9]{{1,18}})?)"),
+    "uuid": Converter(uuid.UUID, f"/({UUID})"),
+    "path": Converter(str, "(?:/(.*))?"),
 }
 PARAMETER = re.compile(r"\{([^{}:]*)(?::([^{}]*))?\}")
-
-
-class Segment(NamedTuple):
-    """What stands between two slashes: a text, or a parameter as `{int}`."""
-
-    text: str
-    name: str = ""
-    converter: str = ""
-
-    def accepts(self, text: str) -> bool:
-        """Tell whether it stands for a segment from outside."""
-        if not self.name:
-            return text == self.text
-        return bool(re.fullmatch(CONVERTERS[self.converter].pattern, text, re.DOTALL))
-
-    def convert(self, text: str) -> Any:
-        """Return the value of a parameter."""
-        return CONVERTERS[self.converter].type(text)
+# Stands for a slash between segments once they are decoded, since "%2F" is a slash in
+# one; nothing that arrives can hold this half of a surrogate pair.
+SLASH = "\ud800"
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,50 +435,32 @@ class Path:
 
     Attributes:
         text: As it was registered.
-        segments: Its segments, without that behind a trailing slash.
+        shape: What two paths that can't be told apart have in common: the pattern.
+        converters: The parameters by name, with their converters.
     """
 
     text: str
-    segments: tuple[Segment, ...]
+    shape: str
+    converters: dict[str, str]
 
-    @property
-    def shape(self) -> tuple[str, ...]:
-        """What two paths that can't be told apart have in common."""
-        return tuple(each.text for each in self.segments)
-
-    @property
-    def converters(self) -> dict[str, str]:
-        """The parameters by name, with their converters."""
-        return {each.name: each.converter for each in self.segments if each.name}
-
-    def match(self, segments: list[str]) -> dict[str, Any] | None:
-        """Return the parameters' values for a split path, or None for another path."""
-        last = len(self.segments) - 1
-        if "path" in self.converters.values() and len(segments) >= last:
-            segments = [*segments[:last], "/".join(segments[last:])]
-        else:
-            segments = without_trailing_slash(segments)
-        if len(segments) != len(self.segments):
+    def match(self, path: str) -> dict[str, Any] | None:
+        """Return the parameters' values for a decoded path; None for another path."""
+        found = re.fullmatch(self.shape, path, re.DOTALL)
+        if found is None:
             return None
-        pairs = list(zip(self.segments, segments, strict=True))
-        if not all(own.accepts(text) for own, text in pairs):
-            return None
-        return {own.name: own.convert(text) for own, text in pairs if own.name}
+        texts = [text.replace(SLASH, "/") for text in found.groups("")]
+        pairs = zip(self.converters.items(), texts, strict=True)
+        return {name: CONVERTERS[each].type(text) for (name, each), text in pairs}
 
 
-def without_trailing_slash(segments: list[str]) -> list[str]:
-    return segments[:-1] if segments[-1:] == [""] else segments
-
-
-def split_path(path: str) -> list[str] | None:
-    """Split a path from outside at `/` and decode it; None where that isn't UTF-8."""
+def decode_path(path: str) -> str:
+    """Return a path from outside, with `SLASH` for its slashes."""
     try:
-        return [
-            urllib.parse.unquote(each, errors="strict")
-            for each in path.partition("?")[0].removeprefix("/").split("/")
-        ]
+        slashed = path.partition("?")[0].replace("/", SLASH)
+        return urllib.parse.unquote(slashed, errors="strict")
     except UnicodeDecodeError:
-        return None
+        # No path has a question mark.
+        return "?"
 
 
 def parse_query(path: str) -> dict[str, str]:
@@ -496,35 +473,38 @@ def parse_path(text: str) -> Path:
     """Read a path as users write it; raises ValueError for what can't be one."""
     if not isinstance(text, str) or not text.startswith("/"):
         raise ValueError(f"path must start with '/': got {text!r}; write '/api'")
-    parts = without_trailing_slash(text[1:].split("/"))
-    path = Path(text, tuple(parse_segment(text, each) for each in parts))
-    names = [each.name for each in path.segments if each.name]
-    if len(names) > len(path.converters):
-        raise ValueError(f"path {text!r} names a parameter twice; rename one of them")
-    if any(each.converter == "path" for each in path.segments[:-1]):
-        raise ValueError(
-            f"path {text!r} goes on behind its path parameter; write that last"
-        )
-    return path
+    pattern, converters = "", dict[str, str]()
+    for segment in text.removesuffix("/").split("/")[1:]:
+        if "path" in converters.values():
+            raise ValueError(f"path {text!r} must end with its path parameter")
+        if set(segment).isdisjoint("{}?#"):
+            pattern += "/" + re.escape(segment)
+            continue
+        name, converter = parse_parameter(text, segment)
+        if name in converters:
+            raise ValueError(f"path {text!r} names a parameter twice; rename one")
+        converters[name] = converter
+        pattern += CONVERTERS[converter].pattern
+    # One trailing slash more or less is the same path.
+    return Path(text, f"{pattern}/?".replace("/", SLASH), converters)
 
 
-def parse_segment(path: str, text: str) -> Segment:
-    if not set(text) & set("{}?#"):
-        return Segment(text)
-    parameter = PARAMETER.fullmatch(text)
+def parse_parameter(path: str, segment: str) -> tuple[str, str]:
+    """Return name and converter of a segment such as `{id:int}`."""
+    parameter = PARAMETER.fullmatch(segment)
     name, converter = parameter.groups("str") if parameter else ("", "")
     # `on_connecting` gets the parameters by name, behind its own `self`.
     if not name.isidentifier() or name == "self":
         raise ValueError(
-            f"segment {text!r} of path {path!r} must be a text or one parameter; write "
-            f"'/rooms/{{room}}'"
+            f"segment {segment!r} of path {path!r} must be a text or one parameter; "
+            f"write '{{room}}'"
         )
     if converter not in CONVERTERS:
         raise ValueError(
-            f"converter of path {path!r} must be known: expected one of "
-            f"{', '.join(CONVERTERS)}, got {converter!r}; write '{{{name}}}'"
+            f"converter of path {path!r} must be one of {', '.join(CONVERTERS)}: got "
+            f"{converter!r}; write '{{{name}}}'"
         )
-    return Segment(f"{{{converter}}}", name, converter)
+    return name, converter
 
 
 def layers_of(function: Any) -> list[Any]:
@@ -611,44 +591,45 @@ def fault_of(name: str, message: str) -> dict[str, str]:
     return {"argument": name, "message": message}
 
 
-class Validator:
-    """Checks and converts one argument with pydantic, as strictly as JSON allows.
+def validator_of(annotation: Any) -> Callable[..., Any]:
+    """Return what reads an argument from JSON with pydantic, strictly.
 
     Raises:
         ImportError: If pydantic isn't installed.
         Exception: Whatever, if it can't check the annotation.
     """
+    from pydantic import TypeAdapter  # noqa: PLC0415
 
-    def __init__(self, annotation: Any, name: str) -> None:
-        from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
+    # The look-up raises where pydantic has put off a type that it can't resolve.
+    return TypeAdapter(annotation).validator.validate_json
 
-        self.name = name
-        self.invalid = ValidationError
-        # The look-up raises where pydantic has put off a type that it can't resolve.
-        self.validate = TypeAdapter(annotation).validator.validate_json
 
-    def convert(self, value: JSON, faults: list[dict[str, str]]) -> Any:
-        """Return the converted *value*; what is wrong with it is added to *faults*.
+def convert(
+    validate: Callable[..., Any], name: str, value: JSON, faults: list[dict[str, str]]
+) -> Any:
+    """Return the converted *value*; what is wrong with it is added to *faults*.
 
-        Raises:
-            Error: `internal`, if a validator of the application's fails.
-        """
-        # Strictness in JSON differs from that in Python: a date is a string there.
-        try:
-            payload = orjson.dumps(value, default=str)
-        except TypeError as exc:
-            faults.append(fault_of(self.name, str(exc)))
-            return None
-        outcome = run(self.validate, payload, {"strict": True})
-        if type(outcome) is not Failure:
-            return outcome
-        if not isinstance(outcome.exc, self.invalid):
-            log_failure(f"check of argument {self.name!r}", outcome.exc)
-            raise Error(*INTERNAL.args)
-        for fault in outcome.exc.errors(include_url=False, include_input=False):
-            argument = ".".join(map(str, (self.name, *fault["loc"])))
-            faults.append(fault_of(argument, fault["msg"]))
+    Raises:
+        Error: `internal`, if a validator of the application's fails.
+    """
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    # Strictness in JSON differs from that in Python: a date is a string there.
+    try:
+        payload = orjson.dumps(value, default=str)
+    except TypeError as exc:
+        faults.append(fault_of(name, str(exc)))
         return None
+    outcome = run(validate, payload, {"strict": True})
+    if type(outcome) is not Failure:
+        return outcome
+    if not isinstance(outcome.exc, ValidationError):
+        log_failure(f"check of argument {name!r}", outcome.exc)
+        raise Error(*INTERNAL.args)
+    for fault in outcome.exc.errors(include_url=False, include_input=False):
+        argument = ".".join(map(str, (name, *fault["loc"])))
+        faults.append(fault_of(argument, fault["msg"]))
+    return None
 
 
 def expected(accepted: frozenset[type]) -> str:
@@ -663,8 +644,7 @@ class Mark:
     """What `@app.method` and `@handler_method` leave on a function."""
 
     name: str
-    timeout: float | None = None
-    has_timeout: bool = False
+    timeout: float | types.EllipsisType | None = ...
     in_thread: bool = False
     is_classic: bool = False
 
@@ -707,24 +687,38 @@ class Method:
         self.function = function
         self.kind = kind_of(function, mark)
         self.is_classic = mark.is_classic
-        self.timeout = mark.timeout
-        self.has_timeout = mark.has_timeout
-        check_mark(function, mark, self.kind)
+        self.has_timeout = mark.timeout is not ...
+        self.timeout = None if mark.timeout is ... else mark.timeout
         parameters = list(inspect.signature(function).parameters.values())
-        check_signature(function, parameters)
+        self._check(mark, parameters)
         named = [each for each in parameters[1:] if each.kind is not each.VAR_KEYWORD]
-        required = [each.name for each in named if each.default is each.empty]
         self.annotations = {each.name: each.annotation for each in named}
-        self.required = frozenset(required)
+        self.required = {each.name for each in named if each.default is each.empty}
         self.takes_rest = len(named) < len(parameters) - 1
         by_position = map(names_by_position, layers_of(function))
         self.reserved = frozenset[str]().union(*by_position) - self.annotations.keys()
         self.types = dict.fromkeys(self.annotations, ANYTHING)
-        self.validators: dict[str, Validator] = {}
-        self.paths: dict[tuple[str, ...], str] | None = None
+        self.validators: dict[str, Callable[..., Any]] = {}
+        self.paths: dict[str, str] | None = None
         if clients is not None:
             self.paths = {parse_path(each).shape: each for each in clients}
         self.silent_until = 0.0
+
+    def _check(self, mark: Mark, parameters: list[inspect.Parameter]) -> None:
+        """Refuse a handler that can't run as it is marked, or be called by names."""
+        who = f"handler {describe(self.function)}"
+        if mark.in_thread and self.kind != "thread":
+            raise TypeError(f"{who} has thread=True, but is no plain def; leave it out")
+        if self.has_timeout and self.kind == "inline":
+            raise TypeError(f"{who} is a def with a timeout; add async or thread=True")
+        if not parameters or parameters[0].kind > parameters[0].POSITIONAL_OR_KEYWORD:
+            raise TypeError(f"{who} takes no request; write it as the first parameter")
+        for each in parameters[1:]:
+            if each.kind in (each.VAR_POSITIONAL, each.POSITIONAL_ONLY):
+                raise TypeError(
+                    f"{who} must take {each.name!r} by name; write it behind the /, "
+                    f"without a *"
+                )
 
     def __repr__(self) -> str:
         return f"{self.module}.{self.method}"
@@ -744,7 +738,7 @@ class Method:
             accepted = plain_types(resolved)
             self.types[name] = accepted or frozenset()
             if accepted is None:
-                made = run(Validator, resolved, {"name": name})
+                made = run(validator_of, resolved)
                 self.validators[name] = checked(made, self.function, name, annotation)
 
     def bind(self, data: dict[str, JSON]) -> dict[str, Any]:
@@ -762,15 +756,14 @@ class Method:
         return self._bind_slowly(data)
 
     def _bind_slowly(self, data: dict[str, JSON]) -> dict[str, Any]:
-        faults = [
-            fault_of(name, "missing") for name in sorted(self.required - data.keys())
-        ]
+        missing = sorted(self.required - data.keys())
+        faults = [fault_of(name, "missing") for name in missing]
         arguments = {}
         for name, value in data.items():
             accepted = self.types.get(name, ANYTHING)
             is_known = name in self.types or self.takes_rest
             if name in self.validators:
-                arguments[name] = self.validators[name].convert(value, faults)
+                arguments[name] = convert(self.validators[name], name, value, faults)
             elif name in self.reserved or not is_known:
                 faults.append(fault_of(name, "unknown"))
             elif accepted.isdisjoint((object, type(value))):
@@ -787,33 +780,6 @@ def names_by_position(function: Any) -> tuple[str, ...]:
     """Return the parameters that a function takes by position, and by name as well."""
     code = getattr(function, "__code__", None)
     return code.co_varnames[code.co_posonlyargcount : code.co_argcount] if code else ()
-
-
-def check_mark(function: Callable[..., Any], mark: Mark, kind: str) -> None:
-    if mark.in_thread and kind != "thread":
-        raise TypeError(
-            f"handler {describe(function)} has thread=True, which is for a plain def; "
-            f"leave it out"
-        )
-    if mark.has_timeout and kind == "inline":
-        raise TypeError(
-            f"handler {describe(function)} has a timeout, but a def runs to its end; "
-            f"write async def, or add thread=True"
-        )
-
-
-def check_signature(function: object, parameters: list[inspect.Parameter]) -> None:
-    """Refuse a handler whose arguments can't come by name."""
-    if not parameters or parameters[0].kind > inspect.Parameter.POSITIONAL_OR_KEYWORD:
-        raise TypeError(
-            f"handler {describe(function)} takes no request; write it as the first one"
-        )
-    for each in parameters[1:]:
-        if each.kind in (each.VAR_POSITIONAL, each.POSITIONAL_ONLY):
-            raise TypeError(
-                f"handler {describe(function)} takes {each.name!r} by position, but "
-                f"arguments come by name; write it behind the /, without a *"
-            )
 
 
 def check_name(kind: str, name: object) -> None:
@@ -857,17 +823,15 @@ class Table:
     """The one table: every (path, module, method) with its handler."""
 
     def __init__(self) -> None:
-        self.routes: dict[tuple[str, ...], Route] = {}
+        self.routes: dict[str, Route] = {}
         self.methods: list[Method] = []
 
     def add_route(self, route: Route) -> None:
         """Add a route; raises ValueError for a path that can't be told from another."""
         other = self.routes.setdefault(route.path.shape, route)
         if other is not route:
-            raise ValueError(
-                f"path {route.path.text!r} clashes with {other.path.text!r}, which is "
-                f"registered; write another"
-            )
+            texts = f"{route.path.text!r} clashes with {other.path.text!r}"
+            raise ValueError(f"path {texts}; write another")
         for method in self.methods:
             route.offer(method)
 
@@ -886,14 +850,12 @@ class Table:
 
     def find(self, path: str) -> tuple[Route, dict[str, Any]] | None:
         """Return the route of a path from outside with its parameters' values."""
-        segments = split_path(path)
-        if segments is None:
-            return None
-        literal = self.routes.get(tuple(without_trailing_slash(segments)))
-        if literal is not None and not literal.path.converters:
-            return literal, {}
-        for route in self.routes.values():
-            params = route.path.match(segments)
+        decoded = decode_path(path)
+        # A literal path wins; patterns are tried in the order of registration.
+        for route in sorted(
+            self.routes.values(), key=lambda each: bool(each.path.converters)
+        ):
+            params = route.path.match(decoded)
             if params is not None:
                 return route, params
         return None
@@ -1112,6 +1074,7 @@ class Calls:
     It does no I/O. The connection gives it whole messages, and sends what it is told.
 
     Attributes:
+        received: How many calls came.
         unfinished: Calls whose tasks haven't ended; a thread counts until it returns.
         waiting: Calls that haven't begun: `on_connected` runs, or the route is ordered.
         is_gated: Whether anything but the plain case may hold; then `admit` decides.
@@ -1126,7 +1089,7 @@ class Calls:
         self.decode = app.codec.decode
         self.encode = app.codec.encode
         self.methods = route.methods
-        self.bad_messages = 0
+        self.bad_messages = self.received = 0
         self.unfinished: dict[asyncio.Future[Any], Request] = {}
         self.senders: set[asyncio.Task[Any]] = set()
         self.waiting: collections.deque[Request] = collections.deque()
@@ -1192,6 +1155,7 @@ class Calls:
         request._is_ended = request._is_cut = False
         request._credit = None
         self.bad_messages = 0
+        self.received += 1
         self.begin(request)
 
     def receive_unreadable(self, payload: bytes, is_text: bool) -> None:
@@ -1207,6 +1171,7 @@ class Calls:
             self.receive_bad(message, reading)
         elif reading.kind == "call":
             self.bad_messages = 0
+            self.received += 1
             self.admit(self.make_request(message), size)
         elif reading.kind == "push" or reading.request_id not in self.asked:
             self.app.counts[f"dropped_{reading.kind}"] += 1
@@ -1233,6 +1198,7 @@ class Calls:
         request = Request(module, method, {}, self.client, reading.request_id)
         self.send_error(request, Error("bad_message", reading.why))
         self.bad_messages += 1
+        self.app.counts["bad_messages"] += 1
         if self.bad_messages == MAX_BAD_MESSAGES:
             self.connection.shut(4400, f"{MAX_BAD_MESSAGES} bad messages in a row")
 
@@ -1855,8 +1821,7 @@ class Connection(ServerConnection):
         self.is_open = self.is_sendable = self.is_halted = self.is_given_up = False
         self.is_reading = self.is_dirty = self.is_fragmenting = False
         self.is_behind_task = False
-        self.halts = 0
-        self.written = 0
+        self.halts = self.bytes_in = self.written = 0
         self.taken = 0
         self.taken_at = 0.0
         self.writable_waiter: asyncio.Future[None] | None = None
@@ -1867,6 +1832,7 @@ class Connection(ServerConnection):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the socket."""
+        self.bytes_in += len(data)
         if not self.is_open:
             self.receive_early(data)
         elif self.is_given_up:
@@ -2266,9 +2232,18 @@ class Connection(ServerConnection):
             await super().handshake(*args, **options)
             is_over = self.protocol.state is not OPEN
         finally:
+            self.count_refusal()
             if is_over:
                 self.transport.abort()
                 await self.depart()
+
+    def count_refusal(self) -> None:
+        """Count the HTTP status that the client was refused with, if it was."""
+        status = self.response.status_code if self.response is not None else 0
+        if status == 101 and self.client is None:
+            status = self.refusal.status
+        if status >= 400:
+            self.app.counts[f"refused {status}"] += 1
 
     async def decide(self, request: HandshakeRequest) -> HandshakeResponse:
         """Answer the handshake, in the order of the protocol, section 8."""
@@ -2432,6 +2407,7 @@ class Connection(ServerConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.serving.connections.discard(self)
+        self.app.counts.update(self.traffic())
         self.is_sendable = self.is_open = False
         self.rest.clear()
         self.out.clear()
@@ -2439,6 +2415,11 @@ class Connection(ServerConnection):
         for timer in (self.close_timer, self.stall_timer):
             if timer is not None:
                 timer.cancel()
+
+    def traffic(self) -> dict[str, int]:
+        """Return what this connection counts by itself, because it is cheaper."""
+        calls = self.calls.received if self.client is not None else 0
+        return {"calls": calls, "bytes_in": self.bytes_in, "bytes_out": self.written}
 
     async def attempt(self, what: str, hook: Callable[..., Any], argument: Any) -> Any:
         """Run a hook or a page to its end, and log how it failed.
@@ -2658,6 +2639,7 @@ class Client:
             TypeError: If the data can't be written as JSON.
         """
         data = merge(data, fields)
+        self.app.counts["pushes"] += 1
         # The override may be of 2018, and have named parameters only.
         is_own = overrides(self, "send_message") and isinstance(data, dict)
         if is_own and not data.keys() & SEND_PARAMETERS:
@@ -2795,6 +2777,8 @@ class Group:
         if not members:
             return
         frame, is_alone = frame_of(payload), self._app.is_first_push()
+        self._app.counts["pushes"] += 1
+        self._app.counts["deliveries"] += len(members)
         for client in members:
             if client not in self._without:
                 client.connection.deliver(payload, frame, is_alone=is_alone)
@@ -2842,6 +2826,21 @@ def check_number(name: str, value: Any) -> None:
         )
 
 
+# Counters of `App.stats` that are there before anything was counted.
+COUNTERS = (
+    "calls",
+    "pushes",
+    "deliveries",
+    "bytes_in",
+    "bytes_out",
+    "bad_messages",
+    "dropped_event",
+    "dropped_push",
+    "slow_clients_dropped",
+    "stalled_clients_dropped",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class PageRequest:
     """What a page of `@app.http` is asked.
@@ -2879,9 +2878,8 @@ def mark_method(
         )
     name = inner.__name__ if name is None else name
     check_name("method", name)
-    limit = None if timeout is ... else timeout
-    check_number("timeout", limit)
-    mark = Mark(name, limit, timeout is not ..., thread, is_classic)
+    check_number("timeout", None if timeout is ... else timeout)
+    mark = Mark(name, timeout, thread, is_classic)
     vars(inner)["__wsappy_mark__"] = mark
     for module in vars(inner).pop("__wsappy_modules__", ()):
         module(function)
@@ -3160,7 +3158,7 @@ class App(Marking):
         self.marked: list[tuple[Any, Mark]] = []
         self.client_functions: list[tuple[Path, Any]] = []
         self.errors: dict[type[BaseException], Callable[..., Any]] = {}
-        self.pages: dict[tuple[str, ...], Callable[..., Any]] = {}
+        self.pages: dict[str, Callable[..., Any]] = {}
         self.life: Callable[..., Any] | None = None
         self.groups: dict[str, dict[Client, None]] = {}
         self.counts: collections.Counter[str] = collections.Counter()
@@ -3168,6 +3166,10 @@ class App(Marking):
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread = 0
         self.has_pushed = False
+        self.servings: set[Serving] = set()
+        self.tested: Serving | None = None
+        self.test_clients = 0
+        self.test_lock = asyncio.Lock()
 
     # What users decorate with
 
@@ -3408,10 +3410,9 @@ class App(Marking):
 
     def find_page(self, path: str) -> Callable[..., Any] | None:
         """Return the page at a path from outside, or None."""
-        segments = split_path(path)
-        if segments is None:
-            return None
-        return self.pages.get(tuple(without_trailing_slash(segments)))
+        decoded = decode_path(path)
+        found = (self.pages[each] for each in self.pages if re.fullmatch(each, decoded))
+        return next(found, None)
 
     def allows_origin(
         self, headers: Headers, origins: str | Sequence[str] | None
@@ -3445,6 +3446,67 @@ class App(Marking):
             action(*arguments)
         else:
             self.loop.call_soon_threadsafe(action, *arguments)
+
+    def stats(self) -> dict[str, Any]:
+        """Return counters since the start, and gauges of this moment.
+
+        Returns:
+            Gauges: `clients`, `unfinished` (calls), `stopping`. Counters: `calls`,
+            `errors` (a dict by code), `refused` (a dict by HTTP status), `pushes`,
+            `deliveries` (of pushes to groups), `bytes_in`, `bytes_out`, `bad_messages`,
+            `dropped_event` and `dropped_push` (that nobody waited for),
+            `slow_clients_dropped` (4508), `stalled_clients_dropped` (took nothing).
+        """
+        counts = collections.Counter(self.counts)
+        for serving in self.servings:
+            for connection in serving.connections:
+                counts.update(connection.traffic())
+        clients = [client for each in self.servings for client in each.clients]
+        stats: dict[str, Any] = {
+            "clients": len(clients),
+            "unfinished": sum(len(one.connection.calls.unfinished) for one in clients),
+            "stopping": any(each.is_stopping for each in self.servings),
+            **dict.fromkeys(COUNTERS, 0),
+            "errors": {},
+            "refused": {},
+        }
+        for name, count in counts.items():
+            kind, _, label = name.partition(" ")
+            if label:
+                stats[{"error": "errors"}.get(kind, kind)][label] = count
+            else:
+                stats[name] = count
+        return stats
+
+    def test_client(self, path: str = "/", **options: Any) -> TestedPeer:
+        """Start the app on a free loopback port and connect to it, for a test.
+
+        The first client starts it, the last one stops it, without grace.
+
+        Args:
+            path: Path of the route.
+            **options: Those of `connect`; `reconnect` is False, `proxy` None and
+                `timeout` 2.0 (seconds) by default.
+        """
+        return TestedPeer(self, path, options)
+
+    async def share(self) -> Serving:
+        """Return what serves the app to its test clients; the first one starts it."""
+        async with self.test_lock:
+            if self.tested is None:
+                serving = self.serve("127.0.0.1", 0)
+                serving.grace = 0
+                self.tested = await serving.__aenter__()
+            self.test_clients += 1
+            return self.tested
+
+    async def unshare(self) -> None:
+        """Stop what serves the app to its test clients, behind the last one."""
+        async with self.test_lock:
+            self.test_clients -= 1
+            if not self.test_clients and self.tested is not None:
+                serving, self.tested = self.tested, None
+                await serving.__aexit__()
 
     def is_first_push(self) -> bool:
         """Tell whether no other push to a group came in this turn of the loop."""
@@ -3532,6 +3594,8 @@ class Serving:
                 life = contextlib.asynccontextmanager(app.life)(app)
                 await stack.enter_async_context(life)
             self.server = await self.listen()
+            app.servings.add(self)
+            stack.callback(app.servings.discard, self)
             # The last one runs first, and each one whatever becomes of those before it.
             stack.push_async_callback(self.close_sockets, self.server)
             stack.push_async_callback(self.close_clients)
@@ -3865,3 +3929,929 @@ def set_loop_of_main_thread() -> None:
             asyncio.get_event_loop()
         except (DeprecationWarning, RuntimeError):
             asyncio.set_event_loop(asyncio.new_event_loop())
+
+
+# --- 9. connect --------------------------------------------------------------
+
+# Seconds before the first try to reconnect, and before a later one, at most.
+FIRST_WAIT, MAX_WAIT = 0.25, 15.0
+# Items that a stream may send ahead of its reader; pushes that may wait for theirs.
+WINDOW, MAX_UNREAD = 100, 10_000
+
+
+def masked_frame(payload: bytes, key: bytes) -> bytes:
+    """Return *payload* as one masked text frame (RFC 6455, section 5.2)."""
+    size = len(payload)
+    if size < 126:
+        head = bytes((0x81, 0x80 | size))
+    elif size < 65536:
+        head = b"\x81\xfe" + size.to_bytes(2, "big")
+    else:
+        head = b"\x81\xff" + size.to_bytes(8, "big")
+    return head + key + apply_mask(payload, key)
+
+
+def masked_frames(payloads: list[bytes], extensions: Sequence[Any]) -> bytes:
+    """Return messages as text frames; the library's own way takes twice as long."""
+    if extensions:
+        frames = [Frame(Opcode.TEXT, payload) for payload in payloads]
+        return b"".join(
+            frame.serialize(mask=True, extensions=extensions) for frame in frames
+        )
+    # One system call for the keys of them all.
+    keys = os.urandom(4 * len(payloads))
+    return b"".join(
+        masked_frame(payload, keys[4 * index : 4 * index + 4])
+        for index, payload in enumerate(payloads)
+    )
+
+
+def is_final(exc: ConnectionClosed | Refused) -> bool:
+    """Tell whether a client stays away after that end (protocol, section 8)."""
+    if isinstance(exc, Refused):
+        return exc.status in (401, 403, 404)
+    close = exc.rcvd or exc.sent
+    code = close.code if close else CloseCode.ABNORMAL_CLOSURE
+    return code in (1000, 1007, 1009) or (4400 <= code <= 4499 and code != 4429)
+
+
+def refused_by(exc: InvalidStatus) -> Refused:
+    """Make a `Refused` of any status: servers have some that applications may not."""
+    status, body = exc.response.status_code, bytes(exc.response.body)
+    message = cut_reason(body.decode(errors="replace").strip())
+    refused = Refused.__new__(Refused, status, message)
+    refused.status, refused.message = status, message
+    return refused
+
+
+async def run_hook(what: str, hook: Callable[..., Any], *arguments: Any) -> None:
+    """Run users' code to its end; what it raises is logged."""
+    try:
+        call = functools.partial(hook, *arguments)
+        outcome = await settle(run(operator.call, call))
+    except asyncio.CancelledError as exc:
+        # One of the hook's own making must not end the task that runs the next hook.
+        if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+            raise
+        outcome = Failure(exc)
+    if type(outcome) is Failure:
+        log_failure(what, outcome.exc)
+
+
+def expire(answer: asyncio.Future[JSON], module: str, method: str) -> None:
+    """End a call that took too long."""
+    if not answer.done():
+        answer.set_exception(TimeoutError(f"no answer to {module}.{method} in time"))
+
+
+class Inbox:
+    """What has come and waits to be looped over, then how it ended.
+
+    Attributes:
+        items: What waits.
+        end: What is raised behind the last item; None while more may come.
+    """
+
+    def __init__(self) -> None:
+        self.items: collections.deque[Any] = collections.deque()
+        self.end: Exception | None = None
+        self.arrived = asyncio.Event()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        while not self.items:
+            if self.end is not None:
+                raise self.end
+            self.arrived.clear()
+            await self.arrived.wait()
+        return self.items.popleft()
+
+    def put(self, item: Any) -> None:
+        self.items.append(item)
+        self.arrived.set()
+
+    def finish(self, end: Exception) -> None:
+        self.end = end
+        self.arrived.set()
+
+
+class PeerConnection(ClientConnection):
+    """One connection of a `Peer`, without the library's queue and its tasks.
+
+    What the library reads comes through `process_event` and is acted on at once; calls
+    of the server are run by `Calls`, as on a server. Messages of one turn of the loop
+    are written together, before anything that the library writes.
+
+    Attributes:
+        answers: The unfinished calls by their `request_id`.
+        streams: The unfinished streams by theirs.
+        out: Messages that wait for the end of the loop's turn.
+        is_overrun: Whether pushes are dropped, because a reader has too many.
+    """
+
+    def __init__(
+        self, peer: Peer, protocol: ClientProtocol, *args: Any, **options: Any
+    ) -> None:
+        super().__init__(protocol, *args, **options)
+        self.peer = peer
+        self.app = peer.app
+        self.params: dict[str, Any] = {}
+        self.thread = threading.get_ident()
+        self.calls = Calls(self.app, peer.route, self)  # type: ignore[arg-type]
+        self.answers: dict[JSON, asyncio.Future[JSON]] = {}
+        self.streams: dict[JSON, Inbox] = {}
+        self.last_id = 0
+        self.out: list[bytes] = []
+        self.fragments = bytearray()
+        self.is_text = self.is_overrun = self.is_behind_task = False
+        self.close_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can be sent; not once the closing has begun."""
+        return self.protocol.state is OPEN
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes from the socket."""
+        self.is_behind_task = False
+        super().data_received(data)
+
+    def halt(self, rest: bytes) -> None:
+        """Go on: a server is trusted not to flood its clients."""
+
+    def process_event(self, event: Event) -> None:
+        """Take what the library read: the handshake's response, then frames."""
+        if not isinstance(event, Frame):
+            super().process_event(event)
+            self.calls.is_held = False
+            self.calls.attend(Client(self.app, self, None))  # type: ignore[arg-type]
+        elif event.opcode & 0x08:
+            super().process_event(event)
+        else:
+            if event.opcode is not Opcode.CONT:
+                self.is_text = event.opcode is Opcode.TEXT
+            self.fragments += event.data
+            if event.fin:
+                payload = bytes(self.fragments)
+                self.fragments.clear()
+                self.receive(payload, self.is_text)
+
+    def receive(self, payload: bytes, is_text: bool) -> None:
+        """Take one whole message, by the table of the protocol, section 1."""
+        try:
+            message = self.calls.decode(payload)
+        except ValueError:
+            self.calls.receive_unreadable(payload, is_text)
+            return
+        kind, request_id, _ = classify(message)
+        if kind == "push":
+            self.peer.hear(self, message)
+        elif kind == "event" and request_id in self.answers:
+            self.receive_answer(request_id, message)
+        elif kind == "event" and request_id in self.streams:
+            self.receive_item(request_id, message)
+        else:
+            self.calls.receive_other(message, len(payload))
+
+    def receive_answer(self, request_id: JSON, message: dict[str, JSON]) -> None:
+        # At once: pushes behind it in the same read are counted from where it stands.
+        if message.get("module") == "$":
+            self.peer.note(message)
+        settle_answer(self.answers[request_id], message)
+        if message["event"] in TERMINAL:
+            del self.answers[request_id]
+
+    def receive_item(self, request_id: JSON, message: dict[str, JSON]) -> None:
+        event, stream = message["event"], self.streams[request_id]
+        if event in TERMINAL:
+            is_error = event == "error"
+            error = Error.from_data(message.get("data"))
+            stream.finish(error if is_error else StopAsyncIteration())
+            del self.streams[request_id]
+        elif event == "item" and len(stream.items) < WINDOW:
+            stream.put(message.get("data"))
+        elif event == "item":
+            stream.finish(Error("bad_message", "more items than were asked for"))
+
+    def ask(self, module: str, method: str, data: JSON, **options: JSON) -> int:
+        """Queue a call and return its `request_id`; raise TypeError for no JSON."""
+        request_id = self.last_id + 1
+        message = {"module": module, "method": method, "data": data}
+        message |= {"request_id": request_id, **options}
+        self.post(self.calls.codec.write(message))
+        self.last_id = request_id
+        return request_id
+
+    def control(self, method: str, **data: JSON) -> None:
+        """Queue a call to the module `$` that is answered by an error alone."""
+        message = {"module": "$", "method": method, "data": data}
+        self.post(self.calls.encode(message))
+
+    def leave(self, calls: dict[JSON, Any], request_id: int) -> None:
+        """Cancel a call on the server, unless it has ended."""
+        if calls.pop(request_id, None) is not None:
+            self.control("cancel", request_id=request_id)
+
+    def queue(self, payload: bytes) -> Sent:
+        """Queue what a handler sends, from whichever thread."""
+        if threading.get_ident() == self.thread:
+            self.post(payload)
+            return Sent(self)  # type: ignore[arg-type]
+        self.loop.call_soon_threadsafe(self.post, payload)
+        return Sent(None)
+
+    def post(self, payload: bytes) -> None:
+        """Let a message wait for the end of this turn of the loop."""
+        if self.is_open:
+            if not self.out:
+                self.loop.call_soon(self.send_data)
+            self.out.append(payload)
+
+    def send_data(self) -> None:
+        """Write what waits, and behind it what the library has to say."""
+        protocol = self.protocol
+        if self.out:
+            self.transport.write(masked_frames(self.out, protocol.extensions))
+            self.out.clear()
+        super().send_data()
+        if not self.is_open:
+            self.peer.pause(self)
+        if protocol.close_expected() and self.close_timeout and not self.close_timer:
+            # Nobody else ends a connection whose server never answers the close.
+            self.close_timer = self.loop.call_later(
+                self.close_timeout, self.transport.abort
+            )
+
+    async def writable(self) -> None:
+        """Wait while the server is behind; return at once when it's gone."""
+        with contextlib.suppress(OSError):
+            await self.drain()
+
+    def shut(self, code: int, reason: str = "") -> None:
+        """Begin the closing handshake, unless it has begun."""
+        if self.is_open:
+            self.protocol.send_close(code, reason)
+            self.send_data()
+
+    read_text = Connection.read_text
+
+    def fail(self, code: int, reason: str) -> None:
+        """Fail the connection (RFC 6455, section 7.1.7)."""
+        self.protocol.fail(code, reason)
+        self.send_data()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End what is unfinished."""
+        super().connection_lost(exc)
+        self.out.clear()
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+        self.peer.pause(self)
+        for answer in self.answers.values():
+            if not answer.done():
+                answer.set_exception(self.close_exc)
+        for stream in self.streams.values():
+            stream.finish(self.close_exc)
+        self.answers.clear()
+        self.streams.clear()
+
+
+class Push(NamedTuple):
+    """An event that answers no call.
+
+    Attributes:
+        module: Name of the module, None where it has none.
+        event: Name of the event.
+        data: Any JSON.
+        group: The group it was pushed to, None for this client alone.
+        offset: Its place in the history of the group, None where that keeps none.
+    """
+
+    module: str | None
+    event: str
+    data: JSON
+    group: str | None = None
+    offset: int | None = None
+
+
+def offset_of(message: dict[str, JSON]) -> int | None:
+    offset = message.get("offset")
+    return offset if type(offset) is int else None
+
+
+def push_of(message: dict[str, JSON]) -> Push:
+    return Push(
+        name_of(message, "module"),
+        message["event"],
+        message.get("data"),
+        name_of(message, "group"),
+        offset_of(message),
+    )
+
+
+@dataclass(slots=True)
+class Position:
+    """Where a group stands: its last message that was seen, where it keeps history."""
+
+    offset: int | None = None
+    epoch: str | None = None
+    is_joined: bool = False
+    is_joining: bool = False
+
+
+class RemoteModule:
+    """A module of the server: `await entity.get(item_id=42)` calls its `get`."""
+
+    def __init__(self, peer: Peer, name: str) -> None:
+        self._peer = peer
+        self._name = name
+
+    def __getattr__(self, method: str) -> Callable[..., Coroutine[Any, Any, JSON]]:
+        if method.startswith("__"):
+            raise AttributeError(method)
+        return functools.partial(self._peer.call, self._name, method)
+
+
+def listener(
+    module: str, event: str, function: Callable[..., Any]
+) -> Callable[[JSON], Any]:
+    """Return what checks a push's data and runs *function*, which takes no request.
+
+    Raises:
+        TypeError: If the arguments can't come by name, or it yields.
+    """
+    if kind_of(function, Mark(event)) == "stream":
+        raise TypeError(
+            f"handler {describe(function)} of pushes must not yield; write return"
+        )
+    signature = inspect.signature(function)
+    request = inspect.Parameter("_request", inspect.Parameter.POSITIONAL_ONLY)
+    parameters = [request, *signature.parameters.values()]
+    checked: Any = functools.update_wrapper(lambda _: None, function)
+    checked.__signature__ = signature.replace(parameters=parameters)
+    method = Method(module, checked, Mark(event))
+    method.prepare()
+    return lambda data: function(**method.bind({} if data is None else data))
+
+
+# The connection whose `on_connected` this task runs: its calls go through at once.
+GREETED: contextvars.ContextVar[Any] = contextvars.ContextVar("GREETED", default=None)
+
+
+class Peer:
+    """The client of one address; `connect` returns it, to be entered.
+
+    What is registered before the first `await` behind the entry misses nothing.
+
+    Attributes:
+        url: Where it connects.
+        timeout: Seconds that a call may take; None for no limit.
+        counts: How much was dropped: `dropped_event`, `dropped_push`.
+    """
+
+    def __init__(
+        self, url: str, reconnect: bool, timeout: float | None, options: dict[str, Any]
+    ) -> None:
+        self.url = url
+        self.timeout = timeout
+        self.app = App()
+        self.counts = self.app.counts
+        self.route = Route(parse_path("/"), Client, None)
+        self.app.table.add_route(self.route)
+        defaults = {"max_size": None, "compression": None, "logger": LOGGER}
+        self._options: dict[str, Any] = {**defaults, **options}
+        # A socket of the user's can be used once.
+        self._reconnects = reconnect and "sock" not in options
+        self._attempts = 0
+        self._connection: PeerConnection | None = None
+        self._ready: PeerConnection | None = None
+        self._changed = asyncio.Event()
+        self._end: Exception | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._greetings: list[Callable[[], Any]] = []
+        self._gap_hooks: list[Callable[[str], Any]] = []
+        self._listeners: dict[Any, list[Callable[[JSON], Any]]] = {}
+        self._readers: weakref.WeakSet[Inbox] = weakref.WeakSet()
+        self._early: list[Any] | None = []
+        self._positions: dict[str, Position] = {}
+
+    async def __aenter__(self) -> Self:
+        if self._life is not None:
+            raise RuntimeError("peer must be entered once; write connect(...) again")
+        self._life = asyncio.Task(self._live(await self._open()))
+        self._spawn(self._listen(self.pushes()))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Run a task until `close`."""
+        task = asyncio.Task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # Calls
+
+    async def call(
+        self,
+        module: str,
+        method: str,
+        data: JSON = None,
+        /,
+        *,
+        timeout: float | types.EllipsisType | None = ...,  # noqa: ASYNC109
+        **fields: JSON,
+    ) -> JSON:
+        """Call the server; while the connection is away the call waits for it.
+
+        A call whose task is cancelled, or that takes too long, is cancelled on the
+        server too. A call that was sent is never sent again.
+
+        Args:
+            module: Name of the module.
+            method: Name of the method.
+            data: A mapping that *fields* are added to.
+            timeout: Seconds, the wait for the connection included; None for no limit;
+                the default is the peer's.
+            **fields: The arguments.
+
+        Returns:
+            The `data` of the result.
+
+        Raises:
+            Error: What the server answers.
+            TimeoutError: If there is no answer in time.
+            ConnectionClosed: If the connection ends before the answer, or for good.
+            Refused: If the server refused to let the peer in again.
+            RuntimeError: If the peer isn't entered.
+            TypeError: If the data can't be written as JSON.
+        """
+        loop = asyncio.get_running_loop()
+        limit = self.timeout if timeout is ... else timeout
+        deadline = loop.time() + (math.inf if limit is None else limit)
+        connection = self._ready
+        if connection is None:
+            async with asyncio.timeout_at(deadline):
+                connection = await self._connected()
+        request_id = connection.ask(module, method, merge(data, fields))
+        answer = connection.answers[request_id] = loop.create_future()
+        # A timer of its own: `asyncio.timeout` for each call takes twice as long.
+        timer = loop.call_at(deadline, expire, answer, module, method)
+        try:
+            return await answer
+        except (asyncio.CancelledError, TimeoutError):
+            connection.leave(connection.answers, request_id)
+            raise
+        finally:
+            timer.cancel()
+
+    async def _connected(self) -> PeerConnection:
+        """Wait for a connection that calls may be sent on."""
+        if self._life is None:
+            raise RuntimeError("peer must be entered; write async with connect(...)")
+        greeted = self._connection
+        if greeted is not None and greeted is GREETED.get() and greeted.is_open:
+            return greeted
+        while self._ready is None:
+            if self._end is not None:
+                raise self._end.with_traceback(None)
+            await self._changed.wait()
+        return self._ready
+
+    def module(self, name: str) -> RemoteModule:
+        """Return a module of the server: `await entity.get(item_id=42)`."""
+        return RemoteModule(self, name)
+
+    async def stream(
+        self, module: str, method: str, data: JSON = None, /, **fields: JSON
+    ) -> AsyncGenerator[JSON, None]:
+        """Call the server and loop over the items: `async for item in api.stream(...)`.
+
+        The server sends at most 100 items ahead of the loop. Leaving the loop cancels
+        the call; where that must have happened before the next line, wrap the stream
+        in `contextlib.aclosing`.
+
+        Args:
+            module: Name of the module.
+            method: Name of the method.
+            data: A mapping that *fields* are added to.
+            **fields: The arguments.
+
+        Raises:
+            Error: Behind the last item, what the server answers.
+            TimeoutError: If there is no connection within the peer's timeout.
+            ConnectionClosed: Behind the last item, if the connection ends.
+            Refused: If the server refused to let the peer in again.
+        """
+        async with asyncio.timeout(self.timeout):
+            connection = self._ready or await self._connected()
+        request_id = connection.ask(module, method, merge(data, fields), items=WINDOW)
+        items = connection.streams[request_id] = Inbox()
+        taken = 0
+        try:
+            async for item in items:
+                yield item
+                taken += 1
+                if taken % (WINDOW // 2) == 0:
+                    connection.control("more", request_id=request_id, items=WINDOW // 2)
+        finally:
+            connection.leave(connection.streams, request_id)
+
+    # Pushes
+
+    def on(self, module: str, event: str) -> Callable[[Function], Function]:
+        """Register a handler of pushes, `def` or `async def`; arguments come by name.
+
+        Handlers run one at a time, in order of arrival; several of one event in order
+        of registration. What one raises is logged.
+
+        Args:
+            module: Name of the module.
+            event: Name of the event.
+
+        Raises:
+            TypeError: If its arguments can't come by name, or be checked; if it yields.
+        """
+
+        def register(function: Function) -> Function:
+            listeners = self._listeners.setdefault((module, event), [])
+            listeners.append(listener(module, event, function))
+            return function
+
+        return register
+
+    async def _listen(self, pushes: AsyncIterator[Push]) -> None:
+        with contextlib.suppress(ConnectionClosed, Refused):
+            async for push in pushes:
+                what = f"handler of push {push.module}.{push.event}"
+                for hook in self._listeners.get(push[:2], ()):
+                    await run_hook(what, hook, push.data)
+
+    def pushes(self) -> AsyncIterator[Push]:
+        """Loop over all pushes from now on: `async for push in api.pushes()`.
+
+        10,000 unread ones close the connection, which is then resumed.
+
+        Raises:
+            ConnectionClosed: If the peer stays away, and not because all is done.
+            Refused: If the server refused to let the peer in again.
+        """
+        inbox = Inbox()
+        inbox.end = self._end_of_pushes()
+        self._readers.add(inbox)
+        return inbox
+
+    def _end_of_pushes(self) -> Any:
+        is_done = isinstance(self._end, ConnectionClosedOK)
+        return StopAsyncIteration() if is_done else self._end
+
+    def hear(self, connection: PeerConnection, message: dict[str, JSON]) -> None:
+        """Take a push; what comes before handlers can be registered waits."""
+        push = push_of(message)
+        if self._early is not None:
+            self._early.append((connection, message))
+        elif connection.is_overrun or push.module == "$" or not self._is_new(push):
+            self.counts["dropped_push"] += 1
+        else:
+            for reader in self._readers:
+                reader.put(push)
+            if any(len(reader.items) >= MAX_UNREAD for reader in self._readers):
+                connection.is_overrun = True
+                connection.shut(4508, "too many unread pushes")
+
+    def _is_new(self, push: Push) -> bool:
+        """Tell whether a push is its group's next; ask again where one is missing."""
+        position = self._positions.get(push.group or "")
+        if position is None or position.offset is None or push.offset is None:
+            return True
+        is_next = push.offset == position.offset + 1
+        if is_next:
+            position.offset = push.offset
+        elif push.offset > position.offset and not position.is_joining:
+            position.is_joining = True
+            self._spawn(self._rejoin(push.group or ""))
+        return is_next
+
+    # Groups
+
+    async def subscribe(self, group: str) -> None:
+        """Join a group; after a reconnect join it again and resume.
+
+        Raises:
+            Error: What the server answers.
+            TimeoutError: If there is no answer in time.
+            ConnectionClosed: If the connection ends before the answer, or for good.
+            Refused: If the server refused to let the peer in again.
+        """
+        position = self._positions.setdefault(group, Position())
+        position.is_joining = True
+        data: dict[str, JSON] = {"group": group}
+        if position.offset is not None:
+            data["since"] = {"offset": position.offset, "epoch": position.epoch}
+        try:
+            await self.call("$", "subscribe", data)
+        finally:
+            position.is_joining = False
+
+    def note(self, message: dict[str, JSON]) -> None:
+        """Keep where a group stands, from the answer to `$ subscribe`."""
+        data: JSON = message.get("data")
+        group = name_of(data, "group") or ""
+        position = self._positions.get(group)
+        if position is None or message["event"] != "result":
+            return
+        position.is_joined = True
+        position.offset, position.epoch = offset_of(data), data.get("epoch")
+        if data.get("recovered") is False:
+            for hook in self._gap_hooks:
+                self._spawn(run_hook("on_gap", hook, group))
+
+    async def _rejoin(self, group: str) -> None:
+        try:
+            await self.subscribe(group)
+        except (Error, TimeoutError, ConnectionClosed, Refused) as exc:
+            LOGGER.warning("group %r can't be joined again: %s", group, exc)
+            if isinstance(exc, Error) and not exc.retry:
+                self._positions.pop(group, None)
+
+    async def unsubscribe(self, group: str) -> None:
+        """Leave a group; nothing happens if it isn't in it.
+
+        Raises:
+            Error: What the server answers.
+            TimeoutError: If there is no answer in time.
+            ConnectionClosed: If the connection ends before the answer, or for good.
+            Refused: If the server refused to let the peer in again.
+        """
+        self._positions.pop(group, None)
+        await self.call("$", "unsubscribe", group=group)
+
+    def on_gap(self, function: Function) -> Function:
+        """Register what hears the name of a group whose missed messages are lost.
+
+        It is told when a group is joined again and its history doesn't reach back: the
+        time to reload. What it raises is logged.
+        """
+        self._gap_hooks.append(function)
+        return function
+
+    # Calls from the server
+
+    def method(self, module: str, method: str) -> Callable[[Function], Function]:
+        """Register a handler of the server's calls, like those of an `App`.
+
+        Its first parameter is the `Request`, whose `client` is this connection.
+
+        Args:
+            module: Name of the module.
+            method: Name of the method.
+
+        Raises:
+            TypeError: If its arguments can't come by name, or be checked.
+            ValueError: If the names are taken, or start with `$`.
+        """
+
+        def register(function: Function) -> Function:
+            self.app.module(module).method(method)(function)
+            self.route.methods[module, method].prepare()
+            return function
+
+        return register
+
+    # Connecting
+
+    def on_connected(self, function: Function) -> Function:
+        """Register what runs after each connect, before other calls are sent.
+
+        Its own calls go through at once: the place to log in. What it raises is logged,
+        and the calls that wait are sent.
+        """
+        self._greetings.append(function)
+        return function
+
+    async def _open(self) -> PeerConnection:
+        """Connect once; raises OSError or Refused."""
+        make: Any = functools.partial(PeerConnection, self)
+        try:
+            connection: Any = await open_connection(
+                self.url, create_connection=make, **self._options
+            )
+        except InvalidStatus as exc:
+            raise refused_by(exc) from exc
+        except InvalidHandshake as exc:
+            raise ConnectionError(f"can't connect to {self.url}: {exc}") from exc
+        self._connection = connection
+        return connection  # type: ignore[no-any-return]
+
+    async def _live(self, connection: PeerConnection) -> None:
+        """Keep the peer connected until it has to stay away."""
+        try:
+            while True:
+                began = time.monotonic()
+                await self._stay(connection)
+                if time.monotonic() - began > MAX_WAIT:
+                    self._attempts = 0
+                lost = connection.close_exc
+                if not self._reconnects or is_final(lost):
+                    return
+                LOGGER.info("connection to %s is lost: %s", self.url, lost)
+                connection = await self._reopen()
+        except Refused as exc:
+            self._end = exc
+        finally:
+            self._end = self._end or connection.close_exc
+            self._changed.set()
+            for reader in self._readers:
+                reader.finish(self._end_of_pushes())
+
+    async def _stay(self, connection: PeerConnection) -> None:
+        """Be connected until the connection ends, and all that ran on it."""
+        greeting = asyncio.Task(self._greet(connection))
+        await connection.wait_closed()
+        greeting.cancel()
+        await pause([greeting, *connection.calls.abandon()], CANCEL_GRACE)
+
+    async def _greet(self, connection: PeerConnection) -> None:
+        """Log in and join the groups again, then let the calls go."""
+        GREETED.set(connection)
+        early, self._early = self._early or (), None
+        for each in early:
+            self.hear(*each)
+        for hook in self._greetings:
+            await run_hook("on_connected", hook)
+        joined = [group for group, each in self._positions.items() if each.is_joined]
+        for group in joined:
+            await self._rejoin(group)
+        if connection.is_open:
+            self._ready = connection
+            self._changed.set()
+
+    def pause(self, connection: PeerConnection) -> None:
+        """Let calls wait, now that their connection is ending."""
+        if self._ready is connection:
+            self._ready = None
+            self._changed.clear()
+
+    async def _reopen(self) -> PeerConnection:
+        """Try until the server lets the peer in; raises Refused where it never will."""
+        self._connection = None
+        while True:
+            ceiling = min(MAX_WAIT, FIRST_WAIT * 2 ** min(self._attempts, 6))
+            self._attempts += 1
+            # Full jitter, so that clients don't come back to a server all at once.
+            await asyncio.sleep(random.uniform(0, ceiling))  # noqa: S311
+            try:
+                return await self._open()
+            except (OSError, Refused) as exc:
+                if isinstance(exc, Refused) and is_final(exc):
+                    raise
+                LOGGER.info("can't connect to %s again: %s", self.url, exc)
+
+    async def close(self) -> None:
+        """Close the connection for good, and wait for the end of all that runs on it.
+
+        Waiting calls raise ConnectionClosed. From a handler of pushes it doesn't wait
+        for that handler.
+        """
+        if self._life is None:
+            return
+        self._reconnects = False
+        if self._connection is None:
+            self._life.cancel()
+        else:
+            self._connection.shut(CloseCode.NORMAL_CLOSURE)
+        await asyncio.wait([self._life])
+        tasks = self._tasks - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await pause(tasks, CANCEL_GRACE)
+
+
+def connect(
+    url: str,
+    *,
+    reconnect: bool = True,
+    timeout: float | None = 10.0,
+    **options: Any,
+) -> Peer:
+    """Make the client of a server, to be entered with `async with`.
+
+    Once the connection has been open it is opened again whenever it ends, after a
+    random wait of up to 0.25 s at first and 15 s at last, except where the protocol,
+    section 8, says to stay away.
+
+    Args:
+        url: The address; `ws` or `wss`.
+        reconnect: Whether to connect again.
+        timeout: Seconds that a call may take; None for no limit.
+        **options: Those of `websockets.connect`, under their own names; `max_size` and
+            `compression` are None by default.
+
+    Raises:
+        OSError: On entry, if the connection can't be opened.
+        Refused: On entry, if the server refuses, with its HTTP status.
+    """
+    return Peer(url, reconnect, timeout, options)
+
+
+class TestedPeer(Peer):
+    """The client of `App.test_client`: a `Peer` whose every wait has a limit.
+
+    Attributes:
+        unread: The pushes that `push_received` has not taken.
+    """
+
+    __test__ = False
+
+    def __init__(self, app: App, path: str, options: dict[str, Any]) -> None:
+        options = {"reconnect": False, "proxy": None, "timeout": 2.0, **options}
+        super().__init__("", options.pop("reconnect"), options.pop("timeout"), options)
+        self.tested = app
+        self.path = path
+        self.unread: list[Push] = []
+        self._came = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self.url = (await self.tested.share()).url(self.path)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self.tested.unshare)
+            await super().__aenter__()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        async with self._stack:
+            await self.close()
+
+    def hear(self, connection: PeerConnection, message: dict[str, JSON]) -> None:
+        """Keep a push for `push_received`."""
+        if self._early is None:
+            self.unread.append(push_of(message))
+            self._came.set()
+        super().hear(connection, message)
+
+    @contextlib.asynccontextmanager
+    async def limit(self, what: str, seconds: float | None) -> AsyncIterator[None]:
+        """Raise a TimeoutError that says what came instead."""
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            came = ", ".join(f"{each.module}.{each.event}" for each in self.unread)
+            raise TimeoutError(
+                f"{what} must come within {seconds:g} s: got "
+                f"{'the push ' + came if came else 'nothing'} instead"
+            ) from None
+
+    async def call(self, *names: Any, **fields: Any) -> JSON:
+        """Call the server, as `Peer.call` does."""
+        seconds = fields.pop("timeout", self.timeout)
+        async with self.limit(f"the answer to {names[0]}.{names[1]}", seconds):
+            return await super().call(*names, timeout=None, **fields)
+
+    async def stream(self, *names: Any, **fields: Any) -> AsyncGenerator[JSON, None]:
+        """Call the server and loop over the items, as `Peer.stream` does."""
+        async with contextlib.aclosing(super().stream(*names, **fields)) as items:
+            while True:
+                async with self.limit(
+                    f"an item of {names[0]}.{names[1]}", self.timeout
+                ):
+                    item = await anext(items, Ellipsis)
+                if item is Ellipsis:
+                    return
+                yield item
+
+    async def push_received(self, module: str, event: str) -> Push:
+        """Wait for a push and take it; others stay.
+
+        Raises:
+            TimeoutError: If it doesn't come in time.
+        """
+        async with self.limit(f"push {module}.{event}", self.timeout):
+            while True:
+                for push in self.unread:
+                    if (push.module, push.event) == (module, event):
+                        self.unread.remove(push)
+                        return push
+                self._came.clear()
+                await self._came.wait()
+
+    async def nothing_received(self) -> None:
+        """Prove that nothing came before the answer to a `$ ping`.
+
+        Raises:
+            AssertionError: If a push came that `push_received` has not taken, or a call
+                or a stream of this client is unfinished.
+        """
+        await self.call("$", "ping")
+        connection = self._connection
+        calls = [*connection.answers, *connection.streams] if connection else []
+        if self.unread or calls:
+            raise AssertionError(
+                f"nothing must have come: got the pushes {self.unread!r}, and the "
+                f"calls {calls!r} are unfinished"
+            )

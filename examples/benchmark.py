@@ -18,11 +18,12 @@ it was stands beside how busy the server was, with a warning where it was the bu
 
 The figure that counts is the CPU time of the server's process for each call. What a
 busy machine adds to it is never less than nothing. So each measurement is cut into
-slices, the rounds go A B, then B A, the least slice of all stands, and a ratio is least
-over least. The kernel counts CPU time exactly, but only samples whose it is, some 250
-times a second: user time is the least sum, times the user's share of all the samples.
-Two page faults for each call mean bad luck: malloc fetches the 256 KiB that asyncio
-reads into from the kernel, each time anew.
+slices that are shorter than the moods of a shared core, the rounds go A B, then B A,
+the least slice of all stands, and a ratio is least over least. The kernel counts CPU
+time exactly, but only samples whose it is, some 250 times a second: user time is the
+least sum, times the user's share of all the samples. Two page faults for each call mean
+bad luck: malloc fetches the 256 KiB that asyncio reads into from the kernel, each time
+anew. All this is read from outside of the server, as only Linux lets one.
 
     1. The servers     the same call, answered by each of them
     2. The protocols   frames and messages as a client sends them
@@ -73,7 +74,7 @@ DEPTHS = (1, 16)
 # The ids of calls have two digits, or frames and answers would differ in size.
 FIRST_ID = 10
 # Seconds of one slice, of the run before the first one, and that any answer may take.
-SLICE, WARM_UP, PATIENCE = 0.1, 0.1, 10.0
+SLICE, WARM_UP, PATIENCE = 0.02, 0.1, 10.0
 # Seconds behind which no round ends that isn't the first.
 LIMIT = 110.0
 # Seconds of one measurement at most: servers ping after 20 s, and pings aren't counted.
@@ -290,7 +291,7 @@ def serve_asgi(app: Any) -> None:
     """Serve on uvicorn with uvloop; the port is open before it starts."""
     uvicorn = importlib.import_module("uvicorn")
     listener = listen()
-    start_reporting(listener.getsockname()[1])
+    tell(listener.getsockname()[1])
     config = uvicorn.Config(app, loop="uvloop", lifespan="off", log_level="error")
     uvicorn.Server(config).run(sockets=[listener])
 
@@ -332,50 +333,18 @@ def listen() -> socket.socket:
 
 async def announce(port: int) -> None:
     """Tell the port, and serve until the process ends."""
-    start_reporting(port)
+    tell(port)
     await asyncio.Event().wait()
 
 
-def start_reporting(port: int) -> None:
+def tell(port: int) -> None:
     print(port, flush=True)
-    threading.Thread(target=report, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def report() -> NoReturn:
-    """Answer each line with what the process has used; end with whoever started it."""
-    for _ in sys.stdin:
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        print(time.process_time(), *sampled(), faults, resident(), flush=True)
+def end_with_parent() -> NoReturn:
+    sys.stdin.read()
     os._exit(0)
-
-
-# Of the own process: ~0 in the upper bits, and which clock in the lower three.
-USER_CLOCK, SAMPLED_CLOCK = ~0 << 3 | 1, ~0 << 3
-
-
-def sampled() -> tuple[float, float]:
-    """Return the CPU seconds that the kernel's samples give the user, and in all.
-
-    On Linux `getrusage` scales the samples since the process began to the exact sum,
-    and lets neither part shrink: for a short while it may report no user time at all.
-    The clocks of ITIMER_VIRTUAL and ITIMER_PROF are the samples themselves.
-
-    Source:
-        Linux, include/linux/posix-timers_types.h: CPUCLOCK_VIRT, CPUCLOCK_PROF.
-    """
-    if sys.platform == "linux":
-        return time.clock_gettime(USER_CLOCK), time.clock_gettime(SAMPLED_CLOCK)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime, usage.ru_utime + usage.ru_stime
-
-
-def resident() -> int:
-    """Return the bytes of memory that the process holds; its peak without /proc."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return pages * resource.getpagesize()
 
 
 # --- 2. The protocols --------------------------------------------------------
@@ -661,16 +630,33 @@ class Usage(NamedTuple):
     Attributes:
         cpu: Seconds of CPU.
         user: Those of `sampled` that were spent in its own code.
-        sampled: Seconds of CPU, by a coarser count.
+        sampled: Seconds of CPU by the kernel's samples, 4 ms or so each.
         faults: Pages of memory that it got from the kernel.
         resident: Bytes of memory that it holds.
+
+    Source:
+        proc(5); CPUCLOCK_SCHED, _VIRT and _PROF in include/linux/posix-timers_types.h.
     """
 
     cpu: float
     user: float
     sampled: float
-    faults: float
-    resident: float
+    faults: int
+    resident: int
+
+
+def usage_of(process: int) -> Usage:
+    # `utime` and `stime` in this file are no use: both are scaled from the process'
+    # beginning, and neither may shrink, so that one of them may stand still for long.
+    stat = Path(f"/proc/{process}/stat").read_bytes().rpartition(b") ")[2].split()
+    clock = ~process << 3
+    return Usage(
+        cpu=time.clock_gettime(clock | 2),
+        user=time.clock_gettime(clock | 1),
+        sampled=time.clock_gettime(clock),
+        faults=int(stat[7]),
+        resident=int(stat[21]) * resource.getpagesize(),
+    )
 
 
 class Server:
@@ -696,12 +682,12 @@ class Server:
         with contextlib.ExitStack() as stack:
             stack.push(self)
             pin(self.process.pid, 0)
-            self.port = int(self._read_line())
+            self.port = self._read_port()
             stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the process: nobody is left to ask it what it has used."""
+        """End the process: it does so itself once nobody can write to it."""
         with contextlib.suppress(OSError):
             self.stdin.close()
         try:
@@ -712,18 +698,17 @@ class Server:
         self.stdout.close()
 
     def usage(self) -> Usage:
-        """Ask the process what it has used so far."""
-        print(file=self.stdin, flush=True)
-        return Usage(*map(float, self._read_line().split()))
+        """Return what the process has used so far."""
+        return usage_of(self.process.pid)
 
-    def _read_line(self) -> str:
+    def _read_port(self) -> int:
         with selectors.DefaultSelector() as selector:
             selector.register(self.stdout, selectors.EVENT_READ)
             is_ready = selector.select(PATIENCE)
         line = self.stdout.readline() if is_ready else ""
         if not line:
-            raise RuntimeError(f"server {self.name!r} has ended, or doesn't answer")
-        return line
+            raise RuntimeError(f"server {self.name!r} must tell its port: it has not")
+        return int(line)
 
     def check_call(self) -> int:
         """Make the call and check its answer; return the bytes of the frame."""
@@ -773,7 +758,7 @@ class Slice:
         wall: Seconds that it took.
         cpu: CPU seconds of the server.
         user: Those of `sampled` that were spent in its own code.
-        sampled: CPU seconds of the server, by a coarser count.
+        sampled: CPU seconds of the server, by samples.
         faults: Pages of memory that the server got from the kernel.
         driver: CPU seconds of what drove it.
         took: Seconds from sending calls until the last of their answers.
@@ -784,7 +769,7 @@ class Slice:
     cpu: float
     user: float
     sampled: float
-    faults: float
+    faults: int
     driver: float
     took: list[float]
 
@@ -827,37 +812,41 @@ def measure(
 Figures = dict[str, float]
 
 
-def figures_of(slices: Sequence[Slice]) -> Figures:
-    """Return the least of all slices; for a rate the most, for a share all together."""
+def figures_of(visits: Sequence[Sequence[Slice]]) -> Figures:
+    """Return the least of all slices; for a rate the most, for a share all together.
+
+    Args:
+        visits: The slices of each round.
+    """
+    slices = [each for visit in visits for each in visit]
     cpu = min(each.cpu / each.count for each in slices) * 1e6
     sampled = sum(each.sampled for each in slices) or 1.0
     wall = sum(each.wall for each in slices)
+    took = [
+        sorted(second for each in visit for second in each.took) for visit in visits
+    ]
     figures = {
         "cpu_us": cpu,
         "user_us": cpu * sum(each.user for each in slices) / sampled,
         "faults": min(each.faults / each.count for each in slices),
         "per_second": max(each.count / each.wall for each in slices),
-        "p50_us": min(percentile(each.took, 50) for each in slices) * 1e6,
-        "p99_us": min(percentile(each.took, 99) for each in slices) * 1e6,
+        "p50_us": min(each[len(each) // 2] for each in took) * 1e6,
+        "p99_us": min(each[len(each) * 99 // 100] for each in took) * 1e6,
         "server_share": sum(each.cpu for each in slices) / wall,
         "driver_share": sum(each.driver for each in slices) / wall,
     }
     return {name: round(value, 3) for name, value in figures.items()}
 
 
-def percentile(values: Sequence[float], percent: int) -> float:
-    return sorted(values)[len(values) * percent // 100]
-
-
 class Record:
     """All that is measured of one server."""
 
     def __init__(self) -> None:
-        self.slices: dict[str, list[Slice]] = collections.defaultdict(list)
+        self.visits: dict[str, list[list[Slice]]] = collections.defaultdict(list)
         self.idle: list[float] = []
 
     def figures(self) -> dict[str, Figures]:
-        figures = {name: figures_of(slices) for name, slices in self.slices.items()}
+        figures = {name: figures_of(visits) for name, visits in self.visits.items()}
         if self.idle:
             figures["idle"] = {"kib": round(min(self.idle) / 1024, 3)}
         return figures
@@ -868,7 +857,7 @@ def measure_calls(load: Load, record: Record, depth: int, seconds: float) -> Non
     burst = b"".join(call_of(server.kind.dialect, number) for number in range(depth))
     size = server.check_call() * depth
     work = functools.partial(load.call, burst, size)
-    record.slices[f"calls_{depth}"] += cut(server, work, depth, seconds)
+    record.visits[f"calls_{depth}"].append(cut(server, work, depth, seconds))
 
 
 def measure_push(
@@ -878,7 +867,7 @@ def measure_push(
     trigger = server.kind.dialect.call("bench", "push", {}, FIRST_ID)
     push, answer = sizes
     work = functools.partial(load.push, trigger, push * clients + answer)
-    record.slices["push"] += cut(server, work, clients, seconds)
+    record.visits["push"].append(cut(server, work, clients, seconds))
 
 
 def measure_server(name: str, record: Record, options: argparse.Namespace) -> None:
@@ -1154,6 +1143,8 @@ def main() -> None:
     if options.serve:
         KINDS[options.serve].serve(options.methods)
         return
+    if sys.platform != "linux":
+        sys.exit("the benchmark must run on Linux: no other lets it read the clocks")
     wanted = max(options.clients, 2000) + SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
