@@ -167,6 +167,8 @@ monotonic = time.monotonic
 Target = TypeVar("Target")
 Function = TypeVar("Function", bound=Callable[..., Any])
 JSON = Any
+# None stands for every route.
+Paths = Sequence[str] | None
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 # --- 1. Errors ---------------------------------------------------------------
@@ -237,9 +239,9 @@ class Refused(Exception):  # noqa: N818
 
     def __init__(self, status: int, message: str = "") -> None:
         if status not in set(http.HTTPStatus) or not 401 <= status <= 507:
+            must = "status of Refused must be one of HTTP in 401 to 499 or 500 to 507"
             raise ValueError(
-                f"status of Refused must be an HTTP status: expected 401 to 499 or 500 "
-                f"to 507, got {status!r}; write Refused(403, 'members only')"
+                f"{must}: got {status!r}; write Refused(403, 'members only')"
             )
         check_string("message of Refused", message, "Refused(403, 'members only')")
         super().__init__(status, message)
@@ -495,15 +497,11 @@ def parse_parameter(path: str, segment: str) -> tuple[str, str]:
     name, converter = parameter.groups("str") if parameter else ("", "")
     # `on_connecting` gets the parameters by name, behind its own `self`.
     if not name.isidentifier() or name == "self":
-        raise ValueError(
-            f"segment {segment!r} of path {path!r} must be a text or one parameter; "
-            f"write '{{room}}'"
-        )
+        who = f"segment {segment!r} of path {path!r}"
+        raise ValueError(f"{who} must be a text or one parameter; write '{{room}}'")
     if converter not in CONVERTERS:
-        raise ValueError(
-            f"converter of path {path!r} must be one of {', '.join(CONVERTERS)}: got "
-            f"{converter!r}; write '{{{name}}}'"
-        )
+        must = f"converter of path {path!r} must be one of {', '.join(CONVERTERS)}"
+        raise ValueError(f"{must}: got {converter!r}; write '{{{name}}}'")
     return name, converter
 
 
@@ -549,9 +547,8 @@ PLAIN_TYPES: dict[Any, frozenset[type]] = {
 def plain_types(annotation: object) -> frozenset[type] | None:
     """Return the exact JSON types that *annotation* allows, or None for pydantic."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        members = [plain_types(each) for each in typing.get_args(annotation)]
-        accepted = [each for each in members if each is not None]
-        return frozenset().union(*accepted) if accepted == members else None
+        members: Any = [plain_types(each) for each in typing.get_args(annotation)]
+        return None if None in members else frozenset().union(*members)
     try:
         return PLAIN_TYPES.get(annotation)
     except TypeError:  # not hashable: Literal[[]]
@@ -639,14 +636,19 @@ def expected(accepted: frozenset[type]) -> str:
     return "expected " + " or ".join(names)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Mark:
-    """What `@app.method` and `@handler_method` leave on a function."""
+    """What `@app.method` and `@handler_method` leave on a function.
+
+    Attributes:
+        is_owned: Whether a module has taken it.
+    """
 
     name: str
     timeout: float | types.EllipsisType | None = ...
     in_thread: bool = False
     is_classic: bool = False
+    is_owned: bool = False
 
 
 def kind_of(function: Callable[..., Any], mark: Mark) -> str:
@@ -676,11 +678,7 @@ class Method:
     """
 
     def __init__(
-        self,
-        module: str,
-        function: Any,
-        mark: Mark,
-        clients: Sequence[str] | None = None,
+        self, module: str, function: Any, mark: Mark, clients: Paths = None
     ) -> None:
         self.module = module
         self.method = mark.name
@@ -715,10 +713,8 @@ class Method:
             raise TypeError(f"{who} takes no request; write it as the first parameter")
         for each in parameters[1:]:
             if each.kind in (each.VAR_POSITIONAL, each.POSITIONAL_ONLY):
-                raise TypeError(
-                    f"{who} must take {each.name!r} by name; write it behind the /, "
-                    f"without a *"
-                )
+                must = f"{who} must take {each.name!r} by name"
+                raise TypeError(f"{must}; write it behind the /, without a *")
 
     def __repr__(self) -> str:
         return f"{self.module}.{self.method}"
@@ -868,10 +864,8 @@ class Table:
             method.prepare()
             for shape, path in (method.paths or {}).items():
                 if shape not in self.routes:
-                    raise ValueError(
-                        f"handler {describe(method.function)} is limited to the route "
-                        f"{path!r}, which isn't registered; write @app.client({path!r})"
-                    )
+                    who = f"route {path!r} of handler {describe(method.function)}"
+                    raise ValueError(f"{who} isn't there; write @app.client({path!r})")
 
     def rows(self) -> dict[tuple[str, str, str], Callable[..., Any]]:
         """Return every (path, module, method) with its handler."""
@@ -977,6 +971,7 @@ class Request:
         "_credit",
         "_is_cut",
         "_is_ended",
+        "_job",
         "_method",
         "_more",
         "_size",
@@ -1002,6 +997,7 @@ class Request:
         self.client: Client = client
         self.id = id
         self._is_ended = self._is_cut = False
+        self._job: Future[Any]
         self._method: Method | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._credit: int | None = None
@@ -1286,10 +1282,14 @@ class Calls:
         self.follow(request, run(method.function, request, arguments))
 
     def begin_stream(self, request: Request, method: Method, arguments: JSON) -> None:
+        if self.is_stopping:
+            self.send_error(request, STOPPING)
+            return
         self.follow(request, self.send_items(request, method, arguments))
 
     def begin_thread(self, request: Request, method: Method, arguments: JSON) -> None:
-        self.keep(request, THREADS.run(method.function, request, arguments))
+        request._job = THREADS.run(method.function, request, arguments)
+        self.keep(request, asyncio.wrap_future(request._job))
 
     async def perform(self, request: Request) -> JSON:
         """Run a call's handler and return its result, for `Client.process_message`.
@@ -1305,7 +1305,8 @@ class Calls:
         if method.kind == "stream":
             return await self.send_items(request, method, arguments)
         if method.kind == "thread":
-            outcome = await THREADS.run(method.function, request, arguments)
+            job = THREADS.run(method.function, request, arguments)
+            outcome = await asyncio.wrap_future(job)
             if type(outcome) is Failure:
                 raise outcome.exc
             return outcome
@@ -1359,9 +1360,11 @@ class Calls:
         if not request._is_ended:
             self.send_error(request, error)
         request._is_ended = request._is_cut = True
-        # A thread can't be stopped: it counts as unfinished until it returns.
         if isinstance(task, asyncio.Task):
             task.cancel()
+        else:
+            # Before a worker takes it; then it counts as unfinished until it returns.
+            request._job.cancel()
 
     def cancel(self, request_id: str | int) -> bool:
         """Cut every unfinished call of that id; tell whether there was one."""
@@ -1398,7 +1401,7 @@ class Calls:
     def fail(self, request: Request, exc: BaseException) -> None:
         error = self.error_of(request, exc)
         if request._is_ended:
-            LOGGER.warning("handler %r raised behind its end: %s", request, error)
+            LOGGER.warning("handler %r raised behind its end: %r", request, error)
         else:
             self.send_error(request, error)
 
@@ -1661,7 +1664,7 @@ class Threads(ThreadPoolExecutor):
 
     def run(
         self, function: Callable[..., Any], argument: Any, keywords: dict[str, Any]
-    ) -> asyncio.Future[Any]:
+    ) -> Future[Any]:
         """Run users' code in a worker; the future's result is that of `run`."""
         future: Future[Any] = Future()
         context = contextvars.copy_context()
@@ -1671,7 +1674,7 @@ class Threads(ThreadPoolExecutor):
                 future.set_result(context.run(run, function, argument, keywords))
 
         self._put(work)
-        return asyncio.wrap_future(future)
+        return future
 
     def submit(
         self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any
@@ -2582,10 +2585,11 @@ class Client:
         self.connection = connection
         self.handlers = handlers
 
-    async def on_connecting(self, **params: Any) -> None:
+    async def on_connecting(self, *args: Any, **params: Any) -> None:
         """Let the client in, or raise `Refused`; runs inside the handshake.
 
         Args:
+            *args: None come; with them overrides may name the parameters.
             **params: The path's parameters.
         """
 
@@ -2796,13 +2800,13 @@ RESERVED_OPTIONS = {
     "max_queue": "App(max_in_flight=...)",
     "start_serving": "app.serve",
 }
-# The least value of each option that is a number, and what to write for example.
+# The least value of each option that is a number.
 NUMBERS = {
-    "timeout": (0.001, 30.0),
-    "max_in_flight": (1, 100),
-    "max_backlog": (0, 2**20),
-    "max_clients": (1, 1000),
-    "grace": (0, 10.0),
+    "timeout": 0.001,
+    "max_in_flight": 1,
+    "max_backlog": 0,
+    "max_clients": 1,
+    "grace": 0,
 }
 # How often a port that is free at one address is tried at all of a host's addresses.
 PORT_ATTEMPTS = 20
@@ -2816,14 +2820,11 @@ Origins = str | Sequence[str] | types.EllipsisType | None
 
 
 def check_number(name: str, value: Any) -> None:
-    least, example = NUMBERS[name]
     if value is None and name in ("timeout", "max_clients"):
         return
+    least = NUMBERS[name]
     if not isinstance(value, int | float) or not value >= least:
-        raise ValueError(
-            f"{name} must be a number: expected at least {least}, got {value!r}; "
-            f"write {name}={example}"
-        )
+        raise ValueError(f"{name} must be a number of at least {least}: got {value!r}")
 
 
 # Counters of `App.stats` that are there before anything was counted.
@@ -2867,19 +2868,16 @@ def mark_of(function: Any) -> Mark | None:
 
 
 def mark_method(
-    name: Any, function: Any, timeout: Timeout, thread: bool, is_classic: bool = False
+    name: Any, function: Any, timeout: Timeout = ..., **options: bool
 ) -> Mark:
     """Leave a `Mark` on a function; modules that stand below it then take it."""
     inner = inner_of(function)
-    if not (inspect.isroutine(inner) and hasattr(inner, "__dict__")):
-        raise TypeError(
-            f"method must decorate a function: got {function!r}; write "
-            f"@app.method('name') above a def"
-        )
+    if not inspect.isroutine(inner):
+        raise TypeError(f"method must stand above a def: got {function!r}; write one")
     name = inner.__name__ if name is None else name
     check_name("method", name)
     check_number("timeout", None if timeout is ... else timeout)
-    mark = Mark(name, timeout, thread, is_classic)
+    mark = Mark(name, timeout, **options)
     vars(inner)["__wsappy_mark__"] = mark
     for module in vars(inner).pop("__wsappy_modules__", ()):
         module(function)
@@ -2898,7 +2896,7 @@ class Marking:
     ) -> Callable[[Function], Function]: ...
 
     def method(
-        self, name: Any = None, *, timeout: Any = ..., thread: Any = False
+        self, name: Any = None, *, timeout: Any = ..., thread: bool = False
     ) -> Any:
         """Mark a function as a handler; a `Module` registers it, too.
 
@@ -2915,7 +2913,8 @@ class Marking:
             return self.method(timeout=timeout, thread=thread)(name)
 
         def register(function: Any) -> Any:
-            self._take(function, mark_method(name, function, timeout, thread))
+            mark = mark_method(name, function, timeout, in_thread=thread)
+            self._take(function, mark)
             return function
 
         return register
@@ -2939,28 +2938,23 @@ class Module(Marking):
         ValueError: If *name* starts with `$`.
     """
 
-    def __init__(
-        self, name: str | None, *, clients: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, name: str | None, *, clients: Paths = None) -> None:
         if name is not None:
             check_name("module", name)
         if isinstance(clients, str):
             raise TypeError(
                 f"clients must be a list of paths: got {clients!r}; write [{clients!r}]"
             )
-        self.name = name
-        self.clients = clients
+        self.name, self.clients = name, clients
         self.methods: list[Method] = []
-        self.marks: list[Mark] = []
         self.unmarked: list[Any] = []
         self.apps: list[App] = []
 
     def __call__(self, target: Target) -> Target:
         """Register a class, an instance, or a function marked as a method."""
-        mark = mark_of(target)
         if not inspect.isroutine(target):
             self._take_object(target)
-        elif mark is not None:
+        elif mark := mark_of(target):
             self._take(target, mark)
         else:
             # @app.method stands above, and follows.
@@ -2968,50 +2962,34 @@ class Module(Marking):
             vars(inner_of(target)).setdefault("__wsappy_modules__", []).append(self)
         return target
 
-    def _take(self, function: Any, mark: Mark) -> None:
-        if self.name is None:
-            raise TypeError(
-                f"module of handler {describe(function)} must have a name; write "
-                f"@app.module('name')"
-            )
-        self._add(self.name, function, mark)
-
-    def _take_object(self, target: object) -> None:
-        kind = target if isinstance(target, type) else type(target)
-        instance = target() if isinstance(target, type) else target
-        name = self.name or module_name_of(kind)
-        check_name("module", name)
-        methods = [
-            (getattr(instance, attribute), mark)
-            for attribute in dir(kind)
-            if (mark := mark_of(inspect.getattr_static(kind, attribute)))
-        ]
-        if not methods:
-            raise TypeError(
-                f"module {name!r} must have a method: {kind.__qualname__!r} has none; "
-                f"mark one with @app.method"
-            )
-        for function, mark in methods:
-            self._add(name, function, mark)
-        # Methods that a subclass overrides belong to it, too.
-        values = [value for base in kind.__mro__ for value in vars(base).values()]
-        self.marks += [mark for value in values if (mark := mark_of(value))]
-
-    def _add(self, name: str, function: Any, mark: Mark) -> None:
+    def _take(self, function: Any, mark: Mark, name: str | None = None) -> None:
+        name = name or self.name
+        if name is None:
+            who = f"module of handler {describe(function)}"
+            raise TypeError(f"{who} must have a name; write @app.module('name')")
         method = Method(name, function, mark, self.clients)
         for app in self.apps:
             app.table.add_method(method)
         self.methods.append(method)
-        self.marks.append(mark)
+        mark.is_owned = True
 
-    def check(self) -> None:
-        """Raise TypeError for a function that no `@app.method` followed."""
-        for function in self.unmarked:
-            if mark_of(function) is None:
-                raise TypeError(
-                    f"handler {describe(function)} has @app.module({self.name!r}) and "
-                    f"no method; write @app.method('name') below it"
-                )
+    def _take_object(self, target: object) -> None:
+        kind = target if isinstance(target, type) else type(target)
+        instance = target() if isinstance(target, type) else target
+        marks = {
+            name: mark_of(inspect.getattr_static(kind, name)) for name in dir(kind)
+        }
+        if not any(marks.values()):
+            who = f"module of {kind.__qualname__!r}"
+            raise TypeError(f"{who} must have a method; mark one with @app.method")
+        for attribute, mark in marks.items():
+            if mark is not None:
+                function = getattr(instance, attribute)
+                self._take(function, mark, self.name or module_name_of(kind))
+        # Methods that a subclass overrides belong to it, too.
+        for value in [value for base in kind.__mro__ for value in vars(base).values()]:
+            if mark := mark_of(value):
+                mark.is_owned = True
 
 
 def module_name_of(kind: type) -> str:
@@ -3030,10 +3008,8 @@ class FunctionClient(Client):
         result = self._function(self, **arguments)
         result = await result if inspect.isawaitable(result) else result
         if result is not None:
-            raise TypeError(
-                f"client function {describe(self._function)} must return None: got "
-                f"{result!r}; raise Refused(403) to keep a client out"
-            )
+            must = f"client function {describe(self._function)} must return None"
+            raise TypeError(f"{must}: got {result!r}; raise Refused(403) to refuse")
 
 
 class VisitClient(FunctionClient):
@@ -3059,11 +3035,9 @@ def client_of(path: Path, function: Any) -> type[Client]:
     try:
         inspect.signature(function).bind(None, **dict.fromkeys(names))
     except TypeError as exc:
-        raise TypeError(
-            f"client function {describe(function)} must take the client and parameters "
-            f"of path {path.text!r}: {exc}; write "
-            f"def {function.__name__}({', '.join(['client', *path.converters])})"
-        ) from exc
+        must = f"client function {describe(function)} must fit {path.text!r}"
+        arguments = ", ".join(["client", *path.converters])
+        raise TypeError(f"{must}: {exc}; write def api({arguments})") from exc
     base = VisitClient if inspect.isasyncgenfunction(function) else FunctionClient
     attributes = {"_function": staticmethod(function), "_names": names}
     return type(function.__name__, (base,), attributes)
@@ -3071,30 +3045,22 @@ def client_of(path: Path, function: Any) -> type[Client]:
 
 def check_client_annotations(path: Path, function: Any) -> None:
     """Refuse a parameter whose annotation isn't its converter's type; at start-up."""
-    for name, converter in path.converters.items():
-        parameter = inspect.signature(function).parameters.get(name)
-        if parameter is None or parameter.annotation is parameter.empty:
-            continue
-        wanted = CONVERTERS[converter].type
-        annotation = resolve(function, name, parameter.annotation)
-        if annotation not in (wanted, Any, object):
+    parameters = inspect.signature(function).parameters
+    for name in [each for each in path.converters if each in parameters]:
+        wanted = CONVERTERS[path.converters[name]].type
+        annotation = resolve(function, name, parameters[name].annotation)
+        if annotation not in (wanted, Any, object, inspect.Parameter.empty):
             raise TypeError(
-                f"parameter {name!r} of client function {describe(function)} must have "
-                f"the type of path {path.text!r}: expected {wanted.__name__}, got "
-                f"{annotation!r}; write {name}: {wanted.__name__}"
+                f"parameter {name!r} of client function {describe(function)} must fit "
+                f"{path.text!r}: got {annotation!r}; write {name}: {wanted.__name__}"
             )
 
 
 def check_origins(origins: Any) -> None:
-    """Raise TypeError for what can't be the origins of an app or a route."""
-    is_list = isinstance(origins, list | tuple | set | frozenset)
-    if origins is None or origins == "*":
-        return
-    if not is_list or not all(isinstance(each, str) for each in origins):
-        raise TypeError(
-            f"origins must be None for the same host, a list, or '*': got {origins!r}; "
-            f"write origins=['https://example.org']"
-        )
+    """Raise TypeError for a single origin where a list is meant."""
+    if isinstance(origins, str) and origins != "*":
+        must = "origins must be None for the same host, a list, or '*'"
+        raise TypeError(f"{must}: got {origins!r}; write [{origins!r}]")
 
 
 def address_of(text: str, scheme: str) -> tuple[str, int | None] | None:
@@ -3198,26 +3164,20 @@ class App(Marking):
                 factory = client_of(parsed, target)
                 self.client_functions.append((parsed, target))
             elif not isinstance(target, type) or not issubclass(target, Client):
-                raise TypeError(
-                    f"client of path {path!r} must be a subclass of Client or a "
-                    f"function: got {target!r}; write async def api(client)"
-                )
+                must = f"client of {path!r} must be a subclass of Client or a function"
+                raise TypeError(f"{must}: got {target!r}; write async def api(client)")
             self.add_route(Route(parsed, factory, allowed, is_ordered=ordered))
             return target
 
         return register
 
     @overload
-    def module(
-        self, name: str | None = None, *, clients: Sequence[str] | None = None
-    ) -> Module: ...
+    def module(self, name: str | None = None, *, clients: Paths = None) -> Module: ...
 
     @overload
-    def module(
-        self, name: Target, *, clients: Sequence[str] | None = None
-    ) -> Target: ...
+    def module(self, name: Target, *, clients: Paths = None) -> Target: ...
 
-    def module(self, name: Any = None, *, clients: Sequence[str] | None = None) -> Any:
+    def module(self, name: Any = None, *, clients: Paths = None) -> Any:
         """Register a class, an instance or a marked function as a module.
 
         Args:
@@ -3246,8 +3206,7 @@ class App(Marking):
         """
         if not isinstance(module, Module):
             raise TypeError(
-                f"module must be a Module: got {module!r}; write "
-                f"app.include(Module('entity'))"
+                f"include takes a Module: got {module!r}; write Module('x')"
             )
         for method in module.methods:
             self.table.add_method(method)
@@ -3266,14 +3225,14 @@ class App(Marking):
         """
         if not isinstance(kind, type) or not issubclass(kind, Exception):
             raise TypeError(
-                f"error must be given a class of exceptions: got {kind!r}; write "
-                f"@app.error(KeyError)"
+                f"error takes an exception: got {kind!r}; write KeyError, say"
             )
 
         def register(function: Function) -> Function:
             if inspect.iscoroutinefunction(function):
-                what = f"error function {describe(function)}"
-                raise TypeError(f"{what} must be a plain def: got an async def")
+                raise TypeError(
+                    f"error function {describe(function)} must not be async"
+                )
             check_free("error function", kind.__name__, function, self.errors.get(kind))
             self.errors[kind] = function
             return function
@@ -3289,8 +3248,7 @@ class App(Marking):
         """
         if not inspect.isasyncgenfunction(function):
             raise TypeError(
-                f"lifespan must be an async generator function: got "
-                f"{describe(function)}; write async def with one yield"
+                f"lifespan {describe(function)} must be async def with yield"
             )
         check_free("lifespan", "the app", function, self.life)
         self.life = function
@@ -3348,29 +3306,18 @@ class App(Marking):
             ValueError: On entry, if there is no route.
             OSError: On entry, if the port can't be opened.
         """
-        for name in options:
-            if name in RESERVED_OPTIONS:
-                raise TypeError(
-                    f"option {name!r} of websockets.serve is wsappy's own; write "
-                    f"{RESERVED_OPTIONS[name]}"
-                )
+        for name, instead in RESERVED_OPTIONS.items():
+            if name in options:
+                raise TypeError(f"option {name!r} is wsappy's own; write {instead}")
         return Serving(self, host, port, unix, options)
 
-    def run(
-        self,
-        host: str = "localhost",
-        port: int = 8008,
-        *,
-        unix: str | None = None,
-        **options: Any,
-    ) -> None:
+    def run(self, host: str = "localhost", port: int = 8008, **options: Any) -> None:
         """Serve until SIGINT or SIGTERM; a second signal leaves at once with 130.
 
         Args:
             host: Where to listen.
             port: Where to listen; 0 for any free one.
-            unix: Path of a Unix socket, instead.
-            **options: Those of `websockets.serve`, under their own names.
+            **options: Those of `serve`.
 
         Raises:
             RuntimeError: If a loop runs already, or this isn't the main thread.
@@ -3380,11 +3327,9 @@ class App(Marking):
         """
         is_main = threading.current_thread() is threading.main_thread()
         if asyncio._get_running_loop() is not None or not is_main:
-            raise RuntimeError(
-                "run must be called in the main thread and outside of a loop; write "
-                "async with app.serve(host, port)"
-            )
-        run_serving(self.serve(host, port, unix=unix, **options))
+            must = "run must be called in the main thread and outside of a loop"
+            raise RuntimeError(f"{must}; write async with app.serve(host, port)")
+        run_serving(self.serve(host, port, **options))
 
     # What the sections above ask
 
@@ -3395,14 +3340,17 @@ class App(Marking):
 
     def prepare(self) -> None:
         """Check what only the whole can show; raises TypeError or ValueError."""
-        for module in self.modules:
-            module.check()
-        owned = {id(mark) for module in self.modules for mark in module.marks}
-        for function, mark in self.marked:
-            if id(mark) not in owned:
+        for function in [each for module in self.modules for each in module.unmarked]:
+            if mark_of(function) is None:
+                who = f"handler {describe(function)}"
                 raise TypeError(
-                    f"handler {describe(function)} belongs to no module; write "
-                    f"@app.module('name') above it or above its class"
+                    f"{who} is no method; write @app.method below @app.module"
+                )
+        for function, mark in self.marked:
+            if not mark.is_owned:
+                who = f"handler {describe(function)} belongs to no module"
+                raise TypeError(
+                    f"{who}; write @app.module('name') above it or its class"
                 )
         self.table.prepare()
         for path, function in self.client_functions:
@@ -3414,9 +3362,7 @@ class App(Marking):
         found = (self.pages[each] for each in self.pages if re.fullmatch(each, decoded))
         return next(found, None)
 
-    def allows_origin(
-        self, headers: Headers, origins: str | Sequence[str] | None
-    ) -> bool:
+    def allows_origin(self, headers: Headers, origins: Sequence[str] | None) -> bool:
         """Tell whether an `Origin` may come in; each refused one is logged once."""
         origin, host = headers.get("Origin"), headers.get("Host", "")
         if origin is None or (origins == "*" and origin != "null"):
@@ -3430,12 +3376,9 @@ class App(Marking):
             is_allowed = address is not None and any(
                 address == address_of(each, scheme) for each in allowed
             )
-        is_known = origin in self.logged_origins
-        if (
-            not (is_allowed or is_known)
-            and len(self.logged_origins) < MAX_LOGGED_ORIGINS
-        ):
-            self.logged_origins.add(origin)
+        seen = self.logged_origins
+        if not is_allowed and origin not in seen and len(seen) < MAX_LOGGED_ORIGINS:
+            seen.add(origin)
             text = "refused origin %r at host %r; to allow it write App(origins=[%r])"
             LOGGER.warning(text, origin, host, origin)
         return is_allowed
@@ -3526,19 +3469,15 @@ class App(Marking):
         """Take a client out of a group, unless it is gone."""
         if client.connection.client is client:
             client.groups.discard(group)
-            self.forget(client, group)
+            self.remove(client, group)
 
-    def forget(self, client: Client, group: str) -> None:
-        """Take a client out of a group that it keeps the name of."""
-        members = self.groups.get(group, {})
-        members.pop(client, None)
-        if not members:
-            self.groups.pop(group, None)
-
-    def remove(self, client: Client) -> None:
-        """Take a client out of all its groups; `client.groups` still names them."""
-        for group in client.groups:
-            self.forget(client, group)
+    def remove(self, client: Client, *groups: str) -> None:
+        """Take a client out of groups, or of all its own, whose names it keeps."""
+        for group in groups or client.groups:
+            members = self.groups.get(group, {})
+            members.pop(client, None)
+            if not members:
+                self.groups.pop(group, None)
 
     def _take(self, function: Any, mark: Mark) -> None:
         self.marked.append((function, mark))
@@ -3547,10 +3486,8 @@ class App(Marking):
 def check_free(what: str, place: str, new: object, old: object) -> None:
     """Refuse a second function where there can be one only."""
     if old is not None:
-        raise ValueError(
-            f"{what} {describe(new)} clashes with {describe(old)}: both are for "
-            f"{place}; write one for both"
-        )
+        both = f"{what} {describe(new)} clashes with {describe(old)}"
+        raise ValueError(f"{both}: both are for {place}; write one for both")
 
 
 class ListenError(OSError):
@@ -3599,6 +3536,7 @@ class Serving:
             # The last one runs first, and each one whatever becomes of those before it.
             stack.push_async_callback(self.close_sockets, self.server)
             stack.push_async_callback(self.close_clients)
+            stack.push_async_callback(self.cut_calls)
             stack.push_async_callback(self.end_calls)
             self.stack = stack.pop_all()
         return self
@@ -3627,23 +3565,17 @@ class Serving:
         host = f"[{host}]" if ":" in host else host
         return f"{scheme}://{host}:{self.port}{path}"
 
-    async def listen(self) -> WebSocketServer:
+    async def listen(self, attempts: int = PORT_ATTEMPTS) -> WebSocketServer:
         """Open the port; with port 0 the same one at all of the host's addresses."""
-        attempts = 1 if self.requested_port else PORT_ATTEMPTS
-        while True:
-            attempts -= 1
-            try:
-                return await self.open(
-                    self.requested_port or await free_port(self.host)
-                )
-            except OSError as exc:
-                if exc.errno == errno.EADDRINUSE and attempts:
-                    continue
-                where = self.unix or f"{self.host}:{self.requested_port}"
-                code = exc.errno or 0
-                reason = os.strerror(code) if code > 0 else exc
-                text = f"cannot listen on {where}: {reason}"
-                raise ListenError(exc.errno, text) from exc
+        port = self.requested_port
+        try:
+            return await self.open(port or await free_port(self.host))
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE and not port and attempts > 1:
+                return await self.listen(attempts - 1)
+            reason = os.strerror(code) if (code := exc.errno or 0) > 0 else exc
+            text = f"cannot listen on {self.unix or f'{self.host}:{port}'}: {reason}"
+            raise ListenError(exc.errno, text) from exc
 
     async def open(self, port: int) -> WebSocketServer:
         """Open the port, the Unix socket, or the socket that was handed in."""
@@ -3709,26 +3641,31 @@ class Serving:
                 work += [each for each in connection.hooks if not each.done()]
         return work
 
+    async def cut_calls(self) -> None:
+        """Answer the calls that are left, and cut them off."""
+        calls = [client.connection.calls for client in self.clients]
+        for each in calls:
+            each.cut_off()
+        await pause([sender for each in calls for sender in each.senders], LAST_GRACE)
+
     async def close_clients(self) -> None:
-        """Cut off the calls that are left, close every connection, await goodbyes."""
-        for client in self.clients:
-            client.connection.calls.cut_off()
-        senders = [
-            each for one in self.clients for each in one.connection.calls.senders
-        ]
-        await pause(senders, LAST_GRACE)
-        for connection in list(self.connections):
+        """Close every connection, and wait for the goodbyes."""
+        for life, connection in list(self.lives.items()):
             if connection.request is None:
                 connection.transport.abort()
-            connection.shut(CloseCode.GOING_AWAY, STOPPING.message)
-        await pause(self.lives, CLOSE_GRACE)
-        for life, connection in self.lives.items():
-            connection.transport.abort()
-            if connection.response is None:
+            elif connection.response is None and connection not in self.connections:
+                # Its `on_connecting` doesn't know that the peer is gone.
                 life.cancel()
-        await pause(self.lives, GOODBYE_GRACE + LAST_GRACE)
-        for life in self.lives:
-            life.cancel()
+            connection.shut(CloseCode.GOING_AWAY, STOPPING.message)
+        for is_last, seconds in (
+            (False, CLOSE_GRACE),
+            (True, GOODBYE_GRACE + LAST_GRACE),
+        ):
+            await pause(self.lives, seconds)
+            for life, connection in self.lives.items():
+                connection.transport.abort()
+                if is_last or connection.response is None:
+                    life.cancel()
         await pause(self.lives, LAST_GRACE)
         for connection in self.lives.values():
             path = connection.request and connection.request.path.partition("?")[0]
@@ -3769,17 +3706,15 @@ def run_serving(serving: Serving) -> None:
     asyncio.set_event_loop(loop)
     stopped = asyncio.Event()
     main = loop.create_task(serve_until(serving, stopped))
-    signals: list[int] = []
 
     def stop() -> None:
         stopped.set()
         if serving.server is None:
             main.cancel()
 
-    def on_signal(number: int, _: object) -> None:
-        if signals:
-            os._exit(130)
-        signals.append(number)
+    def on_signal(*_: object) -> None:
+        for each in STOP_SIGNALS:
+            signal.signal(each, lambda *_: os._exit(130))
         loop.call_soon_threadsafe(stop)
 
     previous = {each: signal.signal(each, on_signal) for each in STOP_SIGNALS}
@@ -3832,7 +3767,7 @@ def handler_method(function: Function) -> Function:
     """
     if inspect.isgeneratorfunction(function):
         types.coroutine(function)
-    mark_method(None, function, ..., thread=False, is_classic=True)
+    mark_method(None, function, is_classic=True)
     return function
 
 

@@ -928,13 +928,17 @@ def compare(options: argparse.Namespace) -> dict[str, JSON]:
         "servers": servers,
         "missing": [name for name in wanted if name not in names],
         "ratios": [target.reached(servers) for target in TARGETS],
-        "warnings": [
-            f"{name}, {scenario}: what drove the server was busier than the server"
-            for name, scenarios in servers.items()
-            for scenario, figures in scenarios.items()
-            if figures.get("driver_share", 0) > figures.get("server_share", 0)
-        ],
+        "warnings": list(warnings_about(servers)),
     }
+
+
+def warnings_about(servers: dict[str, dict[str, Figures]]) -> Iterator[str]:
+    for name, scenarios in servers.items():
+        for scenario, figures in scenarios.items():
+            if figures.get("driver_share", 0) > figures.get("server_share", 0):
+                yield f"{name}, {scenario}: the driver was busier than the server"
+            if figures.get("faults", 0) >= 1:
+                yield f"{name}, {scenario}: page faults made it dearer; measure again"
 
 
 class Case(NamedTuple):
