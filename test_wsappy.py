@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import configparser
 import contextlib
 import dataclasses
@@ -13,6 +14,7 @@ import importlib.util
 import inspect
 import itertools
 import json
+import logging
 import math
 import operator
 import os
@@ -1436,11 +1438,12 @@ class CallsWire:
         self.id = types.SimpleNamespace(hex="c1")
         self.remote_address = ("127.0.0.1", 1)
         self.params: dict[str, Any] = {}
-        self.protocol = types.SimpleNamespace(max_message_size=1000)
+        self.protocol = types.SimpleNamespace(
+            max_message_size=1000, close_exc=ConnectionResetError("gone")
+        )
         self.paused = self.is_behind_task = False
         self.posted: list[Any] = []
         self.ends: list[tuple[int, str]] = []
-        self.close_exc = ConnectionResetError("gone")
         app.prepare()
         app.loop, app.thread = self.loop, threading.get_ident()
         found = app.table.find(path)
@@ -1449,6 +1452,7 @@ class CallsWire:
         self.calls = wsappy.Calls(app, route, self)  # type: ignore[arg-type]
         self.client: Client = route.factory(app, self, None)
         self.calls.attend(self.client)
+        CALLS_WIRES[:] = [each for each in CALLS_WIRES if not each.loop.is_closed()]
         CALLS_WIRES.append(self)
 
     def post(self, payload: bytes) -> None:
@@ -2378,17 +2382,19 @@ class TestTimeouts:
 
     async def test_thread(self) -> None:
         """A thread can't be stopped: it counts until it returns."""
-        gate = threading.Event()
+        began, gate = threading.Event(), threading.Event()
         app = make_app()
 
         @app.module("m")
         @app.method(thread=True, timeout=0.001)
         def work(request: Request) -> bool:
+            began.set()
             return gate.wait(LIMIT)
 
         wire = CallsWire(app).open()
 
         wire.call("m.work")
+        began.wait(LIMIT)
         await wire.sent(1)
         assert len(wire.calls.unfinished) == 1
         gate.set()
@@ -10741,3 +10747,1327 @@ class TestReadme(ExampleNetwork):
         listed = re.findall(r"^- `examples/(\w+)/`", readme, flags=re.M)
 
         assert sorted(listed) == sorted(file.parent.name for file in folders)
+
+
+# --- Load --------------------------------------------------------------------
+
+# Connects and disconnects after which nothing may be left; `WSAPPY_LOAD=1` for more.
+LOAD_VISITS = 5_000 if os.environ.get("WSAPPY_LOAD") == "1" else 500
+# Examples of each property.
+LOAD_EXAMPLES = 80
+
+
+def load_reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection as a crash does."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    writer.transport.abort()
+
+
+async def load_until(condition: Callable[[], Any]) -> None:
+    """Wait until something is so."""
+    async with asyncio.timeout(LIMIT):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+async def load_deserted(serving: Any) -> None:
+    """Wait until nothing is left of any connection."""
+    await load_until(lambda: not (serving.connections or serving.lives))
+    assert serving.clients == set()
+    assert serving.app.groups == {}
+
+
+@contextlib.asynccontextmanager
+async def load_dialled(port: int, request: bytes = b"") -> AsyncIterator[Wire]:
+    """Connect to a port of the loopback, and send a request."""
+    ends = await asyncio.open_connection("127.0.0.1", port)
+    wire = Wire(None, ends)
+    wire.send(request)
+    try:
+        yield wire
+    finally:
+        wire.writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def load_shaken(port: int, path: str = "/api") -> AsyncIterator[Wire]:
+    """Connect to a port of the loopback, and shake hands."""
+    async with load_dialled(port, wire_request(path)) as wire:
+        async with asyncio.timeout(LIMIT):
+            head = await wire.reader.readuntil(b"\r\n\r\n")
+        assert b" 101 " in head, head
+        yield wire
+
+
+@pytest.fixture
+def load_quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail where anything above INFO is logged."""
+    yield
+    loud = [each for each in caplog.records if each.levelno > logging.INFO]
+    assert [each.getMessage() for each in loud] == []
+
+
+@pytest.fixture
+def load_hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten every limit of an end."""
+    for name in ("SLOW", "CLOSE", "CANCEL", "GOODBYE", "LAST"):
+        monkeypatch.setattr(wsappy, f"{name}_GRACE", 0.05)
+
+
+class FaultyProxy:
+    """A TCP proxy that hurts the connections that go through it.
+
+    Args:
+        serving: The server behind it.
+        fault: What `hurt` does: `reset` both ends; `end` what the server reads; `drop`
+            what the client sends, from then on; `half_open`: never say anything to the
+            server again, and take nothing from it.
+        cut_at: Bytes of the client's after which it hurts by itself.
+        chunk: Bytes that are passed on at a time.
+        delay: Seconds between these.
+    """
+
+    faults = ("reset", "end", "drop", "half_open")
+
+    def __init__(
+        self,
+        serving: Any,
+        fault: str = "",
+        *,
+        cut_at: int = 2**40,
+        chunk: int = 2**16,
+        delay: float = 0.0,
+    ) -> None:
+        self.serving = serving
+        self.fault = fault
+        self.cut_at = cut_at
+        self.chunk = chunk
+        self.delay = delay
+        self.is_dropping = False
+        self.has_hurt = asyncio.Event()
+        self.pumps: set[asyncio.Task[Any]] = set()
+        self.writers: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
+
+    async def __aenter__(self) -> Self:
+        self.server = await asyncio.start_server(self.link, "127.0.0.1", 0)
+        self.port: int = self.server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+        self.stop()
+        for pair in self.writers:
+            for writer in pair:
+                writer.transport.abort()
+        await asyncio.gather(*self.pumps, return_exceptions=True)
+        # What was aborted is closed in the loop's next turn.
+        await asyncio.sleep(0)
+
+    async def link(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Connect a client to the server."""
+        own: Any = asyncio.current_task()
+        self.keep(own)
+        # Small buffers of the kernel's: what the client doesn't take stays behind.
+        sock = socket.socket(proto=socket.IPPROTO_TCP)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**15)
+        sock.setblocking(False)
+        address = ("127.0.0.1", self.serving.port)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+        server_reader, server_writer = await asyncio.open_connection(sock=sock)
+        self.writers.append((writer, server_writer))
+        for pump in (self.up(reader, server_writer), self.down(server_reader, writer)):
+            self.keep(asyncio.create_task(pump))
+
+    def keep(self, pump: asyncio.Task[Any]) -> None:
+        """Hold a task until it ends."""
+        self.pumps.add(pump)
+        pump.add_done_callback(self.pumps.discard)
+
+    async def up(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Pass on what the client sends, as far as the cut."""
+        left = self.cut_at
+        with contextlib.suppress(OSError):
+            while data := await reader.read(min(self.chunk, left or self.chunk)):
+                if self.is_dropping:
+                    continue
+                writer.write(data)
+                await writer.drain()
+                await asyncio.sleep(self.delay)
+                left -= len(data)
+                if not left:
+                    self.hurt()
+            writer.write_eof()
+
+    async def down(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Pass on what the server sends."""
+        with contextlib.suppress(OSError):
+            while data := await reader.read(self.chunk):
+                writer.write(data)
+                await writer.drain()
+                await asyncio.sleep(self.delay)
+        writer.close()
+
+    def stop(self) -> None:
+        """Pass on nothing any more."""
+        for pump in self.pumps:
+            pump.cancel()
+
+    def hurt(self) -> None:
+        """Let the fault happen to every connection."""
+        self.has_hurt.set()
+        for client, server in self.writers:
+            if self.fault == "reset":
+                load_reset(client)
+                load_reset(server)
+            elif self.fault == "end":
+                server.write_eof()
+            elif self.fault == "drop":
+                self.is_dropping = True
+            else:
+                self.stop()
+                server.transport.pause_reading()  # type: ignore[attr-defined]
+
+
+class FaultyStates:
+    """Handlers and hooks that stay in one state of a connection, and tell it.
+
+    Attributes:
+        reached: Whether that state is reached.
+        goodbyes: Clients that `on_disconnected` ran for.
+    """
+
+    marks = App()
+
+    def __init__(self, state: str) -> None:
+        self.state = state
+        self.reached = asyncio.Event()
+        self.goodbyes: list[str] = []
+
+    async def stay(self, here: str) -> None:
+        """Stay for ever, where the state is this one."""
+        if here == self.state:
+            self.reached.set()
+            await asyncio.Event().wait()
+
+    @marks.method
+    async def handler(self, request: wsappy.Request) -> None:
+        """Stay in a handler."""
+        await self.stay("handler")
+
+    @marks.method
+    async def call(self, request: wsappy.Request) -> None:
+        """Stay in a call to the client."""
+        self.reached.set()
+        await request.client.call("ui", "confirm", timeout=None)
+
+    @marks.method
+    async def stream(self, request: wsappy.Request, size: int) -> AsyncIterator[str]:
+        """Stay in a stream."""
+        self.reached.set()
+        while True:
+            yield "x" * size
+            await asyncio.sleep(0.002)
+
+    @marks.method
+    def close(self, request: wsappy.Request) -> None:
+        """Stay in a close."""
+        request.client.connection.shut(1000)
+        self.reached.set()
+
+
+def load_faulty_app(state: str) -> tuple[App, asyncio.Event, list[str]]:
+    """Make an app that tells when a connection is in a state, and lists goodbyes."""
+    app, states = App(grace=0), FaultyStates(state)
+    app.module("e")(states)
+
+    @app.client("/api")
+    class Visitor(Client):
+        async def on_connecting(self) -> None:
+            self.join("room")
+            await states.stay("on_connecting")
+
+        async def on_connected(self) -> None:
+            await states.stay("on_connected")
+
+        async def on_disconnected(self) -> None:
+            states.goodbyes.append(self.id)
+
+    return app, states.reached, states.goodbyes
+
+
+# What a client says to bring its connection into a state.
+LOAD_STATES = {
+    "handshake": b"",
+    "on_connecting": b"",
+    "on_connected": b"",
+    "handler": wire_call("handler"),
+    "call": wire_call("call"),
+    "stream": wire_call("stream", size=10),
+    "full_stream": wire_call("stream", size=2**18),
+    "close": wire_call("close"),
+}
+LOAD_LIMITS: dict[str, Any] = {
+    "open_timeout": 0.15,
+    "ping_interval": 0.05,
+    "ping_timeout": 0.1,
+    "close_timeout": 0.1,
+}
+
+
+@pytest.mark.usefixtures("load_quiet", "load_hasty")
+class TestFaults:
+    """The network may do what it likes: nothing stays, and nothing is logged."""
+
+    @pytest.mark.parametrize("state", LOAD_STATES)
+    async def test_in_every_state(self, state: str) -> None:
+        """A connection that is hurt ends by itself, and says goodbye once."""
+        goodbyes = await asyncio.gather(
+            *[self.hurt(state, fault) for fault in FaultyProxy.faults]
+        )
+
+        count = int(state not in {"handshake", "on_connecting"})
+        assert [len(each) for each in goodbyes] == [count] * 4
+
+    async def hurt(self, state: str, fault: str) -> list[str]:
+        """Hurt a connection in a state; return the goodbyes when all is over."""
+        app, reached, goodbyes = load_faulty_app(state)
+        request = wire_request() + LOAD_STATES[state]
+        is_early = state == "handshake"
+        cut_at = len(wire_request()) - 9 if is_early else 2**40
+
+        async with (
+            app.serve("127.0.0.1", 0, **LOAD_LIMITS) as serving,
+            FaultyProxy(serving, fault, cut_at=cut_at) as proxy,
+            load_dialled(proxy.port, request[:cut_at]),
+        ):
+            async with asyncio.timeout(LIMIT):
+                await (proxy.has_hurt if is_early else reached).wait()
+            if not is_early:
+                proxy.hurt()
+            await load_deserted(serving)
+        return goodbyes
+
+    async def test_cut_anywhere(self) -> None:
+        """A reset behind any byte, in the middle of a frame too, is no error."""
+        payload = wire_json(x="y" * 200)
+        pieces = [
+            wire_request(),
+            wire_call("handler"),
+            wire_frame(payload[:90], TEXT),
+            wire_frame(b"hi", FIN | PING),
+            wire_frame(payload[90:], FIN | CONT),
+            wire_close(),
+        ]
+        talk = b"".join(pieces)
+        app, _, _ = load_faulty_app("handler")
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            for cut_at in range(1, len(talk), 5):
+                async with (
+                    FaultyProxy(serving, "reset", cut_at=cut_at) as proxy,
+                    load_dialled(proxy.port, talk) as wire,
+                ):
+                    await wire.ended()
+            await load_deserted(serving)
+
+    async def test_delay(self) -> None:
+        """What arrives byte by byte is answered as what arrives at once."""
+        frames = [wire_call(request_id=each, x="y" * 30 * each) for each in range(5)]
+
+        async with (
+            wire_app().serve("127.0.0.1", 0) as serving,
+            FaultyProxy(serving, chunk=1) as proxy,
+            load_shaken(proxy.port) as wire,
+        ):
+            wire.send(*frames, wire_close(1000, b"bye"))
+
+            for each in range(5):
+                assert await wire.answer() == wire_result(each, {"x": "y" * 30 * each})
+            assert await wire.closed() == (1000, "bye")
+
+    async def test_honest_client_behind_a_slow_line(self) -> None:
+        """One that takes seconds for one answer of 8 MB stays, with short pings."""
+        app, size = wire_app(), 8_000_000
+        limits: Any = {"ping_interval": 0.05, "ping_timeout": 0.4}
+
+        async with (
+            app.serve("127.0.0.1", 0, **limits) as serving,
+            FaultyProxy(serving, chunk=2**16, delay=0.008) as proxy,
+            ws_connect(
+                f"ws://127.0.0.1:{proxy.port}/api",
+                proxy=None,
+                compression=None,
+                max_size=None,
+                ping_interval=None,
+            ) as ws,
+        ):
+            (connection,) = serving.connections
+            server_end = connection.transport.get_extra_info("socket")
+            server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            answer = await Talk(ws).call("e.fill", size=size)
+            halts = connection.halts
+            again = await Talk(ws).call("e.echo", x=1)
+
+        assert len(result_of(answer)) == size
+        assert halts == 1
+        assert result_of(again) == {"x": 1}
+        assert not app.counts["stalled_clients_dropped"]
+
+
+class WalkHandlers:
+    """Handlers of every kind."""
+
+    marks = App()
+
+    @marks.method
+    def echo(self, request: wsappy.Request, n: int) -> int:
+        """Return at once."""
+        return n
+
+    @marks.method
+    async def wait(self, request: wsappy.Request, n: int) -> None:
+        """Wait for ever."""
+        await asyncio.Event().wait()
+
+    @marks.method
+    async def nap(self, request: wsappy.Request, n: int) -> None:
+        """Return some turns later."""
+        for _ in range(n):
+            await asyncio.sleep(0)
+
+    @marks.method
+    async def swallow(self, request: wsappy.Request, n: int) -> None:
+        """End late when cancelled."""
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+
+    @marks.method(thread=True)
+    def thread(self, request: wsappy.Request, n: int) -> int:
+        """Return from a thread."""
+        return n
+
+    @marks.method
+    async def fail(self, request: wsappy.Request, n: int) -> None:
+        """Raise, now or later."""
+        if n > 1:
+            await asyncio.sleep(0)
+        raise Error("no", "no")
+
+    @marks.method(timeout=0.001)
+    async def late(self, request: wsappy.Request, n: int) -> None:
+        """Take too long."""
+        await asyncio.Event().wait()
+
+    @marks.method
+    async def own(self, request: wsappy.Request, n: int) -> None:
+        """Send its own events."""
+        await request.response("progress", n=n)
+        await asyncio.sleep(0)
+        await request.response("result", n=n)
+
+    @marks.method
+    async def watch(self, request: wsappy.Request, n: int) -> AsyncIterator[int]:
+        """Yield some items."""
+        for each in range(4 * n):
+            yield each
+
+    @marks.method
+    async def ask(self, request: wsappy.Request, n: int) -> Any:
+        """Call the client."""
+        return await request.client.call("ui", "confirm", n=n, timeout=None)
+
+    @marks.method
+    async def push(self, request: wsappy.Request, n: int) -> None:
+        """Push to the client and to its group."""
+        request.client.join("room")
+        await request.client.push("e", "one")
+        await request.client.app.to("room").push("e", "all")
+
+
+def load_walk_app() -> App:
+    """Make an app with handlers of every kind, on routes of every kind."""
+    app = App(grace=0, max_in_flight=6)
+    for path, is_ordered in (("/api", False), ("/ordered", True)):
+        app.client(path, ordered=is_ordered)(lambda client: None)
+
+    @app.client("/wrapped")
+    class Wrapped(Client):
+        async def process_message(self, request: wsappy.Request) -> Any:
+            return await super().process_message(request)
+
+    app.module("e")(WalkHandlers())
+    return app
+
+
+LOAD_KINDS = [
+    "echo",
+    "wait",
+    "nap",
+    "swallow",
+    "thread",
+    "fail",
+    "late",
+    "own",
+    "watch",
+    "ask",
+    "push",
+]
+
+
+class Walker:
+    """A client that does what it is told, and checks what the server says.
+
+    Attributes:
+        unfinished: How many calls of each id have no terminal event yet.
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.unfinished: collections.Counter[Any] = collections.Counter()
+        self.faults: list[Any] = []
+        self.listener = asyncio.create_task(self.listen())
+
+    async def listen(self) -> None:
+        """Take every message of the server's."""
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+            while True:
+                first, payload = await self.wire.frame()
+                if first == FIN | TEXT:
+                    self.take(json.loads(payload))
+
+    def take(self, message: Any) -> None:
+        """Count a terminal event, and answer a call."""
+        request_id = message["request_id"]
+        if "event" not in message:
+            self.answer(request_id, message["data"]["n"])
+        elif request_id is not None:
+            if not self.unfinished[request_id]:
+                self.faults.append(message)
+            if message["event"] in {"result", "error"}:
+                self.unfinished[request_id] -= 1
+
+    def answer(self, request_id: int, n: int) -> None:
+        """Answer a call of the server's, in one of three ways, or never."""
+        event = {"module": "ui", "method": "confirm", "request_id": request_id}
+        answers: list[Any] = [("result", {}), ("error", {"code": "x"}), ("item", 1)]
+        for name, data in [answers[n - 1], *answers[:1]] if n < 3 else answers[2:]:
+            event |= {"event": name, "data": data}
+            self.wire.send(wire_frame(json.dumps(event).encode()))
+
+    def call(self, name: str, request_id: Any, data: Any, **more: Any) -> None:
+        """Send a call."""
+        module, _, method = name.partition(".")
+        message = {"module": module, "method": method, "data": data, **more}
+        self.unfinished[request_id] += 1
+        text = json.dumps({**message, "request_id": request_id})
+        self.wire.send(wire_frame(text.encode()))
+
+    def step(self, verb: str, request_id: int, n: int) -> None:
+        """Make one step of a walk."""
+        if verb == "cancel":
+            self.call("$.cancel", f"c{n}", {"request_id": request_id})
+        elif verb == "more":
+            self.call("$.more", f"m{n}", {"request_id": request_id, "items": n})
+        elif verb == "credit":
+            self.call("e.watch", request_id, {"n": n}, items=n)
+        else:
+            self.call(f"e.{verb}", request_id, {"n": n})
+
+    async def finish(self) -> None:
+        """Cancel all that is unfinished, and wait for the last terminal event."""
+        for _ in range(100):
+            for request_id in [*+self.unfinished]:
+                self.call("$.cancel", "end", {"request_id": request_id})
+            await load_until(lambda: self.faults or not self.unfinished["end"])
+            if self.faults or not +self.unfinished:
+                break
+        assert not +self.unfinished
+        # What comes behind the end would come before the answer to this.
+        self.call("$.ping", "last", {})
+        await load_until(lambda: self.faults or not self.unfinished["last"])
+        assert self.faults == []
+
+    async def leave(self, *, is_reset: bool) -> None:
+        """Go, politely or not."""
+        if is_reset:
+            load_reset(self.wire.writer)
+        else:
+            self.wire.send(wire_close())
+            await self.wire_ended()
+        self.listener.cancel()
+        await asyncio.wait([self.listener])
+        assert self.faults == []
+
+    async def wire_ended(self) -> None:
+        """Wait until the server has closed."""
+        async with asyncio.timeout(LIMIT):
+            await asyncio.wait([self.listener])
+        self.wire.writer.transport.abort()
+
+
+LOAD_STEPS = st.tuples(
+    st.sampled_from(
+        [*LOAD_KINDS, *["credit", "cancel", "more"] * 2, "turn", "leave", "reset"]
+    ),
+    st.integers(0, 1),
+    st.integers(1, 4),
+    st.integers(1, 3),
+)
+
+
+async def load_walk(serving: Any, path: str, steps: list[Any]) -> None:
+    """Walk with two clients; at the end nothing may be left."""
+    before = asyncio.all_tasks()
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def enter() -> Walker:
+            wire = await stack.enter_async_context(load_shaken(serving.port, path))
+            return Walker(wire)
+
+        walkers = [await enter(), await enter()]
+        for verb, who, request_id, n in steps:
+            if verb == "turn":
+                for _ in range(n):
+                    await asyncio.sleep(0)
+            elif verb in {"leave", "reset"}:
+                await walkers[who].leave(is_reset=verb == "reset")
+                walkers[who] = await enter()
+            else:
+                walkers[who].step(verb, request_id, n)
+        for walker in walkers:
+            await walker.finish()
+            await walker.leave(is_reset=False)
+        await load_deserted(serving)
+    await load_until(lambda: asyncio.all_tasks() == before)
+
+
+@pytest.mark.usefixtures("load_quiet", "load_hasty")
+class TestWalks:
+    """Whatever comes in whatever order: each call has one end, and none stays."""
+
+    @pytest.mark.parametrize("path", ["/api", "/ordered", "/wrapped"])
+    def test_random_walk(self, path: str) -> None:
+        """Each call with an id has exactly one terminal event, behind all others."""
+        with asyncio.Runner() as runner:
+            serving = load_walk_app().serve("127.0.0.1", 0)
+            runner.run(serving.__aenter__())
+
+            @settings(max_examples=LOAD_EXAMPLES // 2, deadline=None, database=None)
+            @given(st.lists(LOAD_STEPS, max_size=30))
+            def walk(steps: list[Any]) -> None:
+                runner.run(load_walk(serving, path, steps))
+
+            try:
+                walk()
+            finally:
+                runner.run(serving.__aexit__())
+
+
+# Codes of closes that a peer can bring about (RFC 6455, section 7.4; protocol.md, 8).
+LOAD_CLOSE_CODES = {1000, 1002, 1007, 1009, 4400}
+LOAD_ERRORS = {"bad_message", "unknown_method", "bad_data", "overloaded"}
+
+
+def load_check(message: Any) -> None:
+    """Check that a message is an answer of the protocol."""
+    assert list(message) == ["request_id", "module", "method", "event", "data"]
+    if message["event"] == "error":
+        assert message["data"]["code"] in LOAD_ERRORS
+        assert isinstance(message["data"]["message"], str)
+    else:
+        assert message["event"] == "result"
+
+
+def load_flip(data: bytes, spots: list[int]) -> bytes:
+    """Flip some bits."""
+    damaged = bytearray(data)
+    for spot in spots:
+        damaged[spot // 8 % len(damaged)] ^= 1 << spot % 8
+    return bytes(damaged)
+
+
+LOAD_FRAMES = st.one_of(
+    st.binary(min_size=1, max_size=40),
+    st.builds(wire_frame, st.binary(max_size=140), st.integers(0, 255)),
+    st.builds(
+        load_flip,
+        st.sampled_from([wire_call(), wire_frame(b"hi", FIN | PING), wire_close()]),
+        st.lists(st.integers(0), min_size=1, max_size=4),
+    ),
+    st.sampled_from(
+        [
+            wire_call(),
+            wire_frame(b"{}", FIN | BINARY),
+            wire_frame(b'{"module":', TEXT),
+            wire_frame(b'"e"}', FIN | CONT),
+            wire_frame(b"", FIN | PONG),
+            wire_frame(b"x" * 4097),
+            wire_call()[:9],
+            b"\x81\xff" + b"\xff" * 8 + MASK,
+        ]
+    ),
+)
+
+
+async def load_fuzz(serving: Any, frames: list[bytes]) -> None:
+    """Send frames and the end; check all that comes back until the end."""
+    async with load_shaken(serving.port) as wire:
+        wire.send(*frames)
+        wire.writer.write_eof()
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionResetError):
+            while True:
+                first, payload = await wire.frame()
+                if first == FIN | TEXT:
+                    load_check(json.loads(payload))
+                elif first == FIN | CLOSE:
+                    code = int.from_bytes(payload[:2], "big") if payload else 1000
+                    is_echo = 3000 <= code < 5000 or 1000 <= code < 1015
+                    assert code in LOAD_CLOSE_CODES or is_echo
+                else:
+                    assert first == FIN | PONG
+
+
+LOAD_JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+LOAD_IDS = st.one_of(
+    st.integers(-2, 9),
+    st.sampled_from([None, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, "", True, 1.0]),
+    st.sampled_from(["x" * 128, "x" * 129]),
+    LOAD_JSON,
+)
+LOAD_NAMES = st.sampled_from(["e", "e", "echo", "echo", "__class__", "", 1, None])
+LOAD_MESSAGES = LOAD_JSON | st.fixed_dictionaries(
+    {"module": LOAD_NAMES, "method": LOAD_NAMES, "request_id": LOAD_IDS},
+    optional={
+        "data": st.dictionaries(st.text(max_size=4), LOAD_JSON, max_size=3) | LOAD_JSON,
+        "items": st.sampled_from([None, 1, 0, True, "1"]),
+        "event": st.sampled_from(["result", "x", None, 1]),
+        "more": LOAD_JSON,
+    },
+)
+
+
+def load_is_id(value: Any) -> bool:
+    """Tell whether the protocol allows a `request_id`."""
+    if isinstance(value, str):
+        return len(value) <= 128
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    return value is None or (is_int and -(2**63) <= value < 2**63)
+
+
+def load_expected(message: Any) -> Any:
+    """Return id and outcome of the answer that protocol.md asks for; None for none."""
+    if not isinstance(message, dict):
+        return None, "bad_message"
+    request_id, items = message.get("request_id"), message.get("items")
+    if not load_is_id(request_id) or not isinstance(message.get("event", ""), str):
+        return None, "bad_message"
+    if items is not None and (type(items) is not int or items < 1):
+        return request_id, "bad_message"
+    if "event" in message:
+        return None
+    names, data = [message.get("module"), message.get("method")], message.get("data")
+    is_call = all(isinstance(name, str) for name in names)
+    if not is_call or not isinstance(data, dict | None):
+        return request_id, "bad_message"
+    return request_id, (data or {}) if names == ["e", "echo"] else "unknown_method"
+
+
+async def load_compare(serving: Any, messages: list[Any]) -> None:
+    """Send messages; compare each answer with what the protocol says."""
+    expected = [load_expected(each) for each in messages]
+    async with load_shaken(serving.port) as wire:
+        frames = [wire_frame(json.dumps(each).encode()) for each in messages]
+        wire.send(*frames, wire_close())
+        for each in expected:
+            if each is not None:
+                answer = await wire.answer()
+                load_check(answer)
+                data = answer["data"]
+                is_error = answer["event"] == "error"
+                outcome = data["code"] if is_error else data
+                assert (answer["request_id"], outcome) == each
+        assert await wire.closed() == (1000, "")
+
+
+@pytest.mark.usefixtures("load_quiet", "load_hasty")
+class TestFuzzing:
+    """Bad input gets an answer of the protocol or a documented close code."""
+
+    limits: ClassVar[dict[str, Any]] = {"max_size": 4096, "close_timeout": 0.2}
+
+    def run(self, strategy: Any, check: Callable[[Any, Any], Any]) -> None:
+        """Run a check with examples of a strategy against one server."""
+        with asyncio.Runner() as runner:
+            serving = wire_app().serve("127.0.0.1", 0, **self.limits)
+            runner.run(serving.__aenter__())
+
+            @settings(max_examples=LOAD_EXAMPLES, deadline=None, database=None)
+            @given(strategy)
+            def run(example: Any) -> None:
+                runner.run(check(serving, example))
+
+            try:
+                run()
+                runner.run(load_deserted(serving))
+            finally:
+                runner.run(serving.__aexit__())
+
+    def test_frames(self) -> None:
+        """Any bytes in place of frames."""
+        self.run(st.lists(LOAD_FRAMES, min_size=1, max_size=12), load_fuzz)
+
+    def test_messages(self) -> None:
+        """Any JSON in place of messages; each is answered as the protocol says."""
+        self.run(st.lists(LOAD_MESSAGES, min_size=3, max_size=8), load_compare)
+
+    def test_requests(self) -> None:
+        """Any bytes in place of a handshake."""
+        spots = st.lists(st.integers(0), min_size=1, max_size=4)
+        requests = st.binary(min_size=1, max_size=99) | st.builds(
+            load_flip, st.just(wire_request()), spots
+        )
+        self.run(requests, load_knock)
+
+
+async def load_knock(serving: Any, request: bytes) -> None:
+    """Send a request and the end; check that a status comes back, or nothing."""
+    async with load_dialled(serving.port, request) as wire:
+        wire.writer.write_eof()
+        answer = await wire.ended()
+        assert not answer or answer[9:12] in {b"101", b"400", b"404", b"405", b"426"}
+
+
+@pytest.mark.usefixtures("load_quiet", "load_hasty")
+class TestHostilePeers:
+    """What spoils a server with the bare library does nothing to this one."""
+
+    @pytest.mark.parametrize("path", ["/ordered", "/raw"])
+    async def test_calls_behind_a_slow_one(self, path: str) -> None:
+        """A client with 17 messages behind a slow one stays, with short pings."""
+        app, began, go_on = App(grace=0), asyncio.Event(), asyncio.Event()
+        app.client("/ordered", ordered=True)(lambda client: None)
+
+        async def slow() -> None:
+            began.set()
+            await go_on.wait()
+
+        @app.client("/raw")
+        class Raw(Client):
+            async def on_message(self, message: str | bytes) -> None:
+                await slow()
+                await self.connection.send(b'{"event": "result", "data": {}}')
+
+        @app.module("e")
+        @app.method
+        async def work(request: wsappy.Request) -> None:
+            await slow()
+
+        limits = {"ping_interval": 0.02, "ping_timeout": 0.1}
+
+        async with talking(app, path, serve=limits) as talk:
+            for each in range(18):
+                call = {"module": "e", "method": "work", "request_id": each}
+                await talk.send(call)
+            await began.wait()
+            await asyncio.sleep(0.3)
+            go_on.set()
+
+            for _ in range(18):
+                assert result_of(await talk.receive()) == {}
+
+    @pytest.mark.parametrize("name", ["echo", "wait", "none"])
+    async def test_flood_of_calls(self, name: str) -> None:
+        """100,000 calls whose answers nobody reads fill no memory."""
+        app = wire_app()
+
+        @app.module("w")
+        @app.method
+        async def wait(request: wsappy.Request) -> None:
+            await asyncio.Event().wait()
+
+        calls = wire_call(name) * 100_000
+        if name == "wait":
+            calls = wire_frame(wire_json("wait").replace(b'"e"', b'"w"')) * 100_000
+
+        async with wired(app) as wire:
+            wire.stop_reading()
+            wire.send(calls)
+            tracemalloc.start()
+            await load_until(lambda: wire.connection.paused)
+            await asyncio.sleep(0.05)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+
+            assert peak < 2**21
+            assert len(wire.connection.calls.unfinished) <= 100
+            load_reset(wire.writer)
+            await load_deserted(wire.serving)
+
+    async def test_flood_of_calls_that_is_read(self) -> None:
+        """20,000 calls in one go are all answered, in order."""
+        call = wire_frame(wire_json("echo", None, x=1))
+
+        async with wired(wire_app()) as wire:
+            wire.send(call * 20_000, wire_close())
+            size = len(await wire.reader.readuntil(b"}}")) - 2
+            rest = 0
+            while data := await wire.reader.read(2**16):
+                rest += len(data)
+
+        assert rest == 19_999 * (size + 2) + 4
+
+    async def test_thread_jobs_of_clients_that_are_gone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Jobs that no worker has begun go with their client."""
+        app, gate = make_app(grace=0), threading.Event()
+        threads, begun = wsappy.__dict__["Threads"](1), list[int]()
+        monkeypatch.setattr(wsappy, "THREADS", threads)
+
+        @app.module("e")
+        @app.method(thread=True)
+        def work(request: wsappy.Request) -> None:
+            begun.append(1)
+
+        threads.run(lambda _: gate.wait(LIMIT), None, {})
+        async with app.serve("127.0.0.1", 0) as serving:
+            for _ in range(5):
+                async with load_shaken(serving.port) as wire:
+                    wire.send(wire_call("work") * 99, wire_frame(b"", FIN | PING))
+                    await wire.frame()
+                    load_reset(wire.writer)
+            await load_deserted(serving)
+        gate.set()
+        threads.run(lambda _: None, None, {}).result(LIMIT)
+
+        assert begun == []
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    async def test_large_answers_that_nobody_reads(self, is_async: bool) -> None:
+        """Answers of 1 MiB to a client that doesn't read wait in bounded number."""
+        app = make_app(grace=0, max_in_flight=5)
+        module = app.module("e")
+
+        @module.method("fill")
+        async def fill_later(request: wsappy.Request) -> str:
+            await asyncio.sleep(0)
+            return "x" * 2**20
+
+        @module.method("fill_now")
+        def fill_now(request: wsappy.Request) -> str:
+            return "x" * 2**20
+
+        most = 5 if is_async else 1
+
+        async with wired(app) as wire:
+            wire.stop_reading()
+            wire.send(wire_call("fill" if is_async else "fill_now") * 1_000)
+            await load_until(lambda: wire.connection.paused)
+            await asyncio.sleep(0.05)
+
+            assert wire.connection.backlog < (most + 1) * 2**20
+            load_reset(wire.writer)
+            await load_deserted(wire.serving)
+
+    async def test_half_of_a_surrogate_pair(self) -> None:
+        """Text that UTF-8 can't hold, in or out, ends no connection."""
+        async with wired(wire_app()) as wire:
+            wire.send(wire_frame(rb'{"data": "\ud800"}'))
+            wire.send(wire_call())
+
+            assert error_of(await wire.answer()) == (
+                "bad_message",
+                "a message must be a JSON object",
+            )
+            assert await wire.answer() == wire_result(1, {})
+
+    async def test_one_does_not_read(self) -> None:
+        """While one client doesn't read the others are answered and pushed to."""
+        app = wire_app(max_backlog=2**16)
+
+        async with wired(app) as slow:
+            for client in slow.serving.clients:
+                client.join("room")
+            slow.stop_reading()
+            slow.send(wire_call("fill", size=2**23))
+            await load_until(lambda: slow.connection.paused)
+            async with load_shaken(slow.serving.port) as wire:
+                wire.send(wire_call())
+                assert await wire.answer() == wire_result(1, {})
+                for client in slow.serving.clients:
+                    client.join("room")
+                app.to("room").push("e", "hello")
+
+                assert (await wire.answer())["event"] == "hello"
+        assert app.counts["slow_clients_dropped"] == 1
+
+
+LOAD_SERVER = """
+import asyncio, time
+from wsappy import App
+
+app = App(grace=0.5)
+app.client("/api")(lambda client: None)
+module = app.module("e")
+
+@module.method
+async def brief(request):
+    await request.response("began")
+    await asyncio.sleep(0.2)
+
+@module.method
+async def endless(request):
+    await request.response("began")
+    await asyncio.Event().wait()
+
+@module.method(thread=True)
+def thread(request):
+    request.response("began")
+    time.sleep(0.2)
+
+@module.method
+async def stream(request):
+    await request.response("began")
+    while True:
+        yield 1
+        await asyncio.sleep(0.01)
+
+app.run("127.0.0.1", 0)
+"""
+
+
+async def load_terminals(wire: Wire) -> list[tuple[int, str]]:
+    """Read until the end; return id and event of each terminal event."""
+    ends: list[tuple[int, str]] = []
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionResetError):
+        while True:
+            first, payload = await wire.frame()
+            if first == FIN | CLOSE:
+                assert payload == b"\x03\xe9the server is stopping"
+                wire.send(wire_close(1001))
+                continue
+            message = json.loads(payload)
+            if message["event"] in {"result", "error"}:
+                ends.append((message["request_id"], message["event"]))
+            else:
+                assert message["request_id"] not in dict(ends)
+    return ends
+
+
+class TestStopUnderLoad:
+    """A stop leaves no call without its end, and is over in time."""
+
+    async def test_unfinished_calls(self) -> None:
+        """200 unfinished calls over 50 connections have one terminal event each."""
+        command = [sys.executable, "-W", "error", "-c", LOAD_SERVER]
+        process = subprocess.Popen(  # noqa: S603, ASYNC220
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split(":")[2].split("/")[0])
+        names = ["brief", "endless", "thread", "stream"]
+
+        async with contextlib.AsyncExitStack() as stack:
+            wires = [
+                await stack.enter_async_context(load_shaken(port)) for _ in range(50)
+            ]
+            for wire in wires:
+                wire.send(*[wire_call(name, at) for at, name in enumerate(names)])
+                assert (await wire.answer())["event"] == "began"
+            process.send_signal(signal.SIGTERM)
+            ends = await asyncio.gather(*map(load_terminals, wires))
+        _, errors = process.communicate(timeout=LIMIT)
+
+        assert [sorted(dict(each)) for each in ends] == [[0, 1, 2, 3]] * 50
+        assert [len(each) for each in ends] == [4] * 50
+        assert {dict(each)[1] for each in ends} == {"error"}
+        assert (process.returncode, errors) == (0, "")
+
+    @pytest.mark.usefixtures("load_hasty")
+    async def test_hostile_peers(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Full buffers, half-open handshakes and hooks that hang hold nothing up."""
+        app = wire_app()
+
+        @app.client("/hang")
+        class Hang(Client):
+            async def on_connecting(self) -> None:
+                await asyncio.Event().wait()
+
+        @app.client("/bye")
+        class Bye(Client):
+            async def on_disconnected(self) -> None:
+                await asyncio.Event().wait()
+
+        async with contextlib.AsyncExitStack() as stack:
+            serving = await stack.enter_async_context(app.serve("127.0.0.1", 0))
+            dial, port = stack.enter_async_context, serving.port
+            for request in (b"", b"GET /api HTT", wire_request("/hang")):
+                for _ in range(10):
+                    await dial(load_dialled(port, request))
+            for path in ["/bye", "/api"] * 5:
+                wire = await dial(load_shaken(port, path))
+                wire.writer.transport.pause_reading()
+                wire.send(wire_call("fill", size=2**23))
+            await load_until(
+                lambda: sum(each.paused for each in serving.connections) == 10
+            )
+            async with asyncio.timeout(LIMIT):
+                await serving.stack.aclose()
+
+            await load_deserted(serving)
+        assert set(caplog.messages) == {"on_disconnected failed"}
+
+    @pytest.mark.usefixtures("load_quiet", "load_hasty")
+    async def test_clients_that_keep_coming(self) -> None:
+        """Handshakes and calls that go on during the stop hold nothing up."""
+        app = wire_app()
+
+        async def visit(port: int) -> None:
+            while True:
+                async with load_shaken(port) as wire:
+                    wire.send(wire_call())
+                    await wire.frame()
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            visits = [asyncio.create_task(visit(serving.port)) for _ in range(20)]
+            await load_until(lambda: len(serving.clients) > 5)
+
+            async with asyncio.timeout(LIMIT):
+                await serving.stack.aclose()
+                await asyncio.wait(visits)
+
+            for each in visits:
+                assert each.exception() is not None
+            await load_deserted(serving)
+
+
+async def load_visit(port: int, kind: int) -> None:
+    """Come and go: politely, by a reset, within a call, a stream, or a handshake."""
+    if kind == 4:
+        async with load_dialled(port, wire_request()[:60]) as wire:
+            load_reset(wire.writer)
+        return
+    async with load_shaken(port) as wire:
+        name = ["echo", "echo", "wait", "watch"][kind]
+        wire.send(wire_call("join", None), wire_call(name))
+        if kind == 0:
+            await wire.answer()
+            wire.send(wire_close())
+            await wire.ended()
+        else:
+            if kind != 2:
+                await wire.answer()
+            load_reset(wire.writer)
+
+
+def load_leavings() -> dict[str, int]:
+    """Count what a visit could leave behind."""
+    gc.collect()
+    kinds = [wsappy.__dict__[name] for name in ("Connection", "Calls", "RawMessages")]
+    kinds += [Client, wsappy.Request]
+    found = [each for each in gc.get_objects() if isinstance(each, tuple(kinds))]
+    return {
+        "tasks": len(asyncio.all_tasks()),
+        "files": len(os.listdir("/dev/fd")),
+        "objects": len(found),
+    }
+
+
+@pytest.mark.usefixtures("load_quiet")
+class TestLeaks:
+    """What comes and goes leaves nothing behind."""
+
+    async def test_visits(self) -> None:
+        """Tasks, files, clients, groups and memory are back where they were."""
+        app = wire_app()
+        module = app.module("e")
+
+        @module.method
+        def join(request: wsappy.Request) -> None:
+            request.client.join("room")
+            request.client.join(request.client.id)
+
+        @module.method
+        async def wait(request: wsappy.Request) -> None:
+            await asyncio.Event().wait()
+
+        @module.method
+        async def watch(request: wsappy.Request) -> AsyncIterator[int]:
+            yield 1
+            await asyncio.Event().wait()
+
+        async with app.serve("127.0.0.1", 0) as serving:
+
+            async def visits(count: int) -> None:
+                for _ in range(count // 10):
+                    each = (load_visit(serving.port, at % 5) for at in range(10))
+                    await asyncio.gather(*each)
+                await load_deserted(serving)
+
+            await visits(50)
+            before, blocks = load_leavings(), sys.getallocatedblocks()
+            await visits(LOAD_VISITS)
+
+            assert load_leavings() == before
+            assert sys.getallocatedblocks() - blocks < LOAD_VISITS
+            assert serving.dirty == []
+
+
+LOAD_FLOODS = {
+    "lines": (wire_request()[:-2] + b"X: y\r\n" * 100_000, 431),
+    "line": (wire_request()[:-2] + b"X: " + b"y" * 2**20, 431),
+    "address": (b"GET /" + b"y" * 2**20, 414),
+    "body": (
+        b"POST /api HTTP/1.1\r\nHost: x\r\nContent-Length: 1048576\r\n\r\n"
+        + b"y" * 2**20,
+        None,
+    ),
+    "chunks": (
+        b"GET /api HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + b"1\r\ny\r\n" * 2**17,
+        None,
+    ),
+    "behind": (wire_request("/hang") + wire_call() * 10_000, None),
+    "zeros": (bytes(2**20), None),
+}
+
+
+@pytest.mark.usefixtures("load_hasty")
+class TestNothingGetsIn:
+    """What a client may not do it can't do."""
+
+    @pytest.mark.usefixtures("load_quiet")
+    @pytest.mark.parametrize("name", LOAD_FLOODS)
+    async def test_flood_before_the_handshake(self, name: str) -> None:
+        """A flood of headers, or of anything else, ends in bounded memory."""
+        app = wire_app()
+        flood, status = LOAD_FLOODS[name]
+
+        @app.client("/hang")
+        async def hang(client: Client) -> None:
+            await asyncio.Event().wait()
+
+        async with app.serve("127.0.0.1", 0, **LOAD_LIMITS) as serving:
+            async with load_dialled(serving.port) as wire:
+                tracemalloc.start()
+                wire.send(flood)
+                answer = await wire.ended()
+                peak = tracemalloc.get_traced_memory()[1]
+                tracemalloc.stop()
+            await load_deserted(serving)
+
+        # Its own end keeps what it hasn't sent yet.
+        assert peak < len(flood) + 2**20
+        if status and answer:
+            assert int(answer[9:12]) == status
+
+    @pytest.mark.usefixtures("load_quiet")
+    async def test_drip(self) -> None:
+        """A request that never ends is ended by `open_timeout`."""
+        async with (
+            wire_app().serve("127.0.0.1", 0, open_timeout=0.1) as serving,
+            FaultyProxy(serving, chunk=1, delay=0.02) as proxy,
+            load_dialled(proxy.port, wire_request()) as wire,
+        ):
+            assert await wire.ended() == b""
+            await load_deserted(serving)
+
+    @pytest.mark.usefixtures("load_quiet")
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "e.__init__",
+            "e.__class__",
+            "e.hidden",
+            "e._own",
+            "e.get.__call__",
+            "__main__.get",
+            "e.",
+            ".get",
+            "$.__init__",
+            "$.perform",
+        ],
+    )
+    async def test_name_that_nobody_registered(self, name: str) -> None:
+        """Only what is marked can be called, whatever else the object has."""
+        app = make_app(grace=0)
+
+        @app.module("e")
+        class Entities:
+            @app.method
+            def get(self, request: wsappy.Request) -> None: ...
+
+            def hidden(self, request: wsappy.Request) -> None: ...
+
+            def _own(self, request: wsappy.Request) -> None: ...
+
+        async with talking(app) as talk:
+            code, _ = error_of(await talk.call(name))
+
+        assert code == "unknown_method"
+
+    async def test_forged_log_lines(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Names and texts of a client's can't begin a line of the log."""
+        app, forged = wire_app(), "x\nERROR forged\r\u2028\x1b[2J"
+        caplog.set_level(logging.INFO)
+
+        @app.client("/{name}")
+        class Room(Client):
+            async def process_message(self, request: wsappy.Request) -> Any:
+                if request.id == 1:
+                    return b""
+                if request.id == 2:
+                    raise LookupError
+                await request.response("result")
+                raise Error("not_found", f"no {request.module}")
+
+            async def on_disconnected(self) -> None:
+                raise LookupError
+
+        @app.client("/refusing/{name}")
+        def refuse(client: Client, name: str) -> None:
+            raise Refused(403, name)
+
+        path = "/x%0AERROR%20forged%0D"
+        origin = b"Origin: http://x\x0bERROR forged\r\n\r\n"
+
+        async with wired(app, path=path) as wire:
+            port = wire.serving.port
+            for each in range(1, 4):
+                call = {"module": forged, "method": forged, "request_id": each}
+                wire.send(wire_frame(json.dumps(call).encode()))
+                await wire.answer()
+            wire.send(wire_close(3000, b"x\nERROR forged"))
+            await wire.closed()
+            for request in (
+                wire_request(f"/refusing{path}"),
+                wire_request()[:-2] + origin,
+                wire_request("/x\x0bERROR forged"),
+            ):
+                async with load_dialled(port, request) as other:
+                    other.writer.write_eof()
+                    await other.ended()
+        texts = caplog.messages
+
+        assert len(texts) > 6
+        assert [each for each in texts if not each.isprintable()] == []

@@ -1122,37 +1122,36 @@ class Calls:
         """Take one whole message: a plain call here, the others in `receive_other`."""
         try:
             message = self.decode(payload)
-            module, method = message["module"], message["method"]
-            request_id, data = message.get("request_id"), message.get("data")
+            # The four keys of most calls, by index: it's the quickest look at them.
+            module, name = message["module"], message["method"]
+            data, request_id = message["data"], message["request_id"]
+            method = self.methods[module, name]
         except ValueError:
             self.receive_unreadable(payload, is_text)
             return
-        except (LookupError, TypeError, AttributeError):
+        except (LookupError, TypeError):
             self.receive_other(message, len(payload))
             return
         if (
-            type(module) is not str
-            or type(method) is not str
-            or (type(data) is not dict and data is not None)
-            or "event" in message
-            or "items" in message
+            len(message) != 4
+            or type(data) is not dict
+            or self.is_gated
             or not (
                 MIN_REQUEST_ID <= request_id <= MAX_REQUEST_ID
                 if type(request_id) is int
                 else is_request_id(request_id)
             )
-            or self.is_gated
         ):
             self.receive_other(message, len(payload))
             return
         request = new_request()
-        request.client, request.module, request.method = self.client, module, method
-        request.data, request.id = data or {}, request_id
+        request.client, request.module, request.method = self.client, module, name
+        request.data, request.id = data, request_id
         request._is_ended = request._is_cut = False
         request._credit = None
         self.bad_messages = 0
         self.received += 1
-        self.begin(request)
+        self.start(request, method)
 
     def receive_unreadable(self, payload: bytes, is_text: bool) -> None:
         """Answer what isn't JSON; text that isn't UTF-8 ends the connection."""
@@ -1245,21 +1244,31 @@ class Calls:
     def begin(self, request: Request) -> None:
         """Find the method of a call and begin it."""
         method = self.methods.get((request.module, request.method))
-        request._method = method
         if method is None:
             self.send_error(request, UNKNOWN_METHOD)
-        elif len(self.unfinished) >= self.app.max_in_flight and request.module != "$":
-            self.send_error(request, OVERLOADED)
         else:
-            try:
-                arguments = method.bind(request.data)
-            except Error as exc:
-                self.send_error(request, exc)
-                return
-            if method.kind == "inline" and not self.connection.is_behind_task:
-                self.run_inline(request, method, arguments)
-            else:
-                BEGIN[method.kind](self, request, method, arguments)
+            self.start(request, method)
+
+    def start(self, request: Request, method: Method) -> None:
+        """Check a call against the limit and its method, and run it."""
+        request._method = method
+        unfinished = self.unfinished
+        if (
+            unfinished
+            and len(unfinished) >= self.app.max_in_flight
+            and request.module != "$"
+        ):
+            self.send_error(request, OVERLOADED)
+            return
+        try:
+            arguments = method.bind(request.data)
+        except Error as exc:
+            self.send_error(request, exc)
+            return
+        if method.kind == "inline" and not self.connection.is_behind_task:
+            self.run_inline(request, method, arguments)
+        else:
+            BEGIN[method.kind](self, request, method, arguments)
 
     def run_inline(self, request: Request, method: Method, arguments: JSON) -> None:
         began = monotonic()
@@ -1558,7 +1567,7 @@ class Calls:
             sender.cancel()
         for answer in self.asked.values():
             if not answer.done():
-                answer.set_exception(self.connection.close_exc)
+                answer.set_exception(self.connection.protocol.close_exc)
         return [*self.unfinished, *self.senders]
 
 
@@ -2689,7 +2698,7 @@ class Client:
             )
         if not connection.is_sendable:
             await connection.wait_closed()
-            raise connection.close_exc
+            raise connection.protocol.close_exc
         return await connection.calls.ask(module, method, merge(data, fields), timeout)
 
     def join(self, group: str) -> None:
@@ -4146,9 +4155,9 @@ class PeerConnection(ClientConnection):
         self.peer.pause(self)
         for answer in self.answers.values():
             if not answer.done():
-                answer.set_exception(self.close_exc)
+                answer.set_exception(self.protocol.close_exc)
         for stream in self.streams.values():
-            stream.finish(self.close_exc)
+            stream.finish(self.protocol.close_exc)
         self.answers.clear()
         self.streams.clear()
 
@@ -4590,7 +4599,7 @@ class Peer:
                 await self._stay(connection)
                 if time.monotonic() - began > MAX_WAIT:
                     self._attempts = 0
-                lost = connection.close_exc
+                lost = connection.protocol.close_exc
                 if not self._reconnects or is_final(lost):
                     return
                 LOGGER.info("connection to %s is lost: %s", self.url, lost)
@@ -4598,7 +4607,7 @@ class Peer:
         except Refused as exc:
             self._end = exc
         finally:
-            self._end = self._end or connection.close_exc
+            self._end = self._end or connection.protocol.close_exc
             self._changed.set()
             for reader in self._readers:
                 reader.finish(self._end_of_pushes())
