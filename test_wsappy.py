@@ -10590,6 +10590,47 @@ class TestMetricsExample:
         assert after == ("HTTP/1.1 503 Service Unavailable", "stopping")
 
 
+class TestBenchmark:
+    """`examples/benchmark.py`: its figures are for people, their names for programs."""
+
+    @staticmethod
+    def figures(*options: str) -> Any:
+        """Run it for as short as can be; return what it prints."""
+        command = [sys.executable, "examples/benchmark.py", "--json", "--rounds", "1"]
+        done = subprocess.run(  # noqa: S603
+            [*command, *options],
+            cwd=EXAMPLE_ROOT,
+            env=example_environment(),
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads clocks of Linux")
+    def test_servers(self) -> None:
+        """Every server has its figures for calls, pushes and memory."""
+        names = ("wsappy-def", "websockets")
+
+        result = self.figures("--seconds", "0.05", "--clients", "20", "--only", *names)
+
+        assert set(result["servers"]) == set(names)
+        assert set(result["servers"]["wsappy-def"]) == {
+            "calls_1",
+            "calls_16",
+            "push",
+            "idle",
+        }
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads clocks of Linux")
+    def test_clients(self) -> None:
+        """The Python client is compared with one that is written by hand."""
+        result = self.figures("--client")
+
+        assert set(result["client"]) == {"wsappy", "websockets"}
+        assert result["ratios"][0]["at_most"] == 1.1
+
+
 # --- README ------------------------------------------------------------------
 
 EXAMPLE_README = EXAMPLE_ROOT / "README.md"

@@ -4,6 +4,7 @@
     python examples/benchmark.py --only wsappy-def websockets    these alone
     python examples/benchmark.py --json                          the figures as JSON
     python examples/benchmark.py --scaling                       more clients, methods
+    python examples/benchmark.py --client                        the Python client
 
 `pip install aiohttp picows python-socketio starlette uvicorn uvloop` adds the others.
 
@@ -30,8 +31,9 @@ anew. All this is read from outside of the server, as only Linux lets one.
     3. The driver      many connections, driven as cheaply as Python can
     4. One server      its process, what it used, and what that makes for each call
     5. Rounds          all the servers in turn; ratios and scaling
-    6. Tables          what is printed
-    7. Command line    the options
+    6. The clients     the Python client against one that is written by hand
+    7. Tables          what is printed
+    8. Command line    the options
 """
 
 from __future__ import annotations
@@ -59,12 +61,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn, Self, cast
 
 import orjson
+from websockets.asyncio.client import connect as open_connection
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 
 # The file beside this one's folder, whether or not another version is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wsappy import App, Client, Request
+from wsappy import App, Client, Request, connect
 
 ITEMS = [{"id": 42, "name": "a"}, {"id": 15, "name": "b"}, {"id": 30, "name": "c"}]
 HOST = "127.0.0.1"
@@ -1043,7 +1046,93 @@ TARGETS = (
     Target("wsappy-def", "idle", "kib", "", 20.0),
 )
 
-# --- 6. Tables ---------------------------------------------------------------
+# --- 6. The clients ----------------------------------------------------------
+
+# Calls that wait for their answers at a time, and calls of one measurement.
+CLIENT_WIDTH, CLIENT_CALLS = 200, 10_000
+CLIENT_AT_MOST = 1.10
+
+
+class Paired:
+    """A client written by hand on `websockets`: it pairs answers with futures."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.answers: dict[int, asyncio.Future[JSON]] = {}
+        self.last_id = 0
+
+    async def __aenter__(self) -> Self:
+        self.ws = await open_connection(self.url, compression=None, proxy=None)
+        self.reader = asyncio.create_task(self.read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.reader.cancel()
+        await self.ws.close()
+
+    async def read(self) -> None:
+        """Give each answer to the call that waits for it."""
+        while True:
+            event = orjson.loads(await self.ws.recv(decode=False))
+            self.answers.pop(event["request_id"]).set_result(event["data"])
+
+    async def call(self, module: str, method: str, **data: JSON) -> JSON:
+        """Call the server and wait for the answer."""
+        self.last_id += 1
+        answer: asyncio.Future[JSON] = asyncio.get_running_loop().create_future()
+        self.answers[self.last_id] = answer
+        call: JSON = {"module": module, "method": method, "data": data}
+        call["request_id"] = self.last_id
+        await self.ws.send(orjson.dumps(call), text=True)
+        return await answer
+
+
+CLIENTS: dict[str, Callable[[str], Any]] = {
+    "wsappy": functools.partial(connect, proxy=None),
+    "websockets": Paired,
+}
+
+
+async def use_client(client: Any) -> float:
+    """Return the CPU seconds of a call, with hundreds of them at once."""
+
+    async def caller() -> None:
+        for _ in range(CLIENT_CALLS // CLIENT_WIDTH):
+            await client.call("entity", "get", item_id=42)
+
+    async with client:
+        await client.call("entity", "get", item_id=42)
+        began = time.process_time()
+        await asyncio.gather(*(caller() for _ in range(CLIENT_WIDTH)))
+        return (time.process_time() - began) / CLIENT_CALLS
+
+
+def compare_clients(options: argparse.Namespace) -> dict[str, JSON]:
+    """Measure the clients in turn, in this process, against one server."""
+    best = dict.fromkeys(CLIENTS, float("inf"))
+    with Server("wsappy-def") as server:
+        for _ in range(options.rounds):
+            for name, make in CLIENTS.items():
+                client = make(f"ws://{HOST}:{server.port}/")
+                best[name] = min(best[name], asyncio.run(use_client(client)))
+    figures = {name: {"cpu_us": 1e6 * cost} for name, cost in best.items()}
+    ratio = {
+        "name": "wsappy",
+        "scenario": "client",
+        "figure": "cpu_us",
+        "against": "websockets",
+        "at_most": CLIENT_AT_MOST,
+        "aim": None,
+        "measured": round(best["wsappy"] / best["websockets"], 3),
+    }
+    return {
+        **conditions(options, options.rounds),
+        "client": figures,
+        "ratios": [ratio],
+    }
+
+
+# --- 7. Tables ---------------------------------------------------------------
 
 HEADS = {
     "cpu_us": "CPU µs",
@@ -1073,7 +1162,9 @@ def show(result: dict[str, JSON]) -> None:
     servers = result.get("servers", {})
     for scenario, title in TITLES.items() if servers else ():
         show_figures(title, {name: servers[name][scenario] for name in servers})
-    if servers:
+    if "client" in result:
+        show_figures("A call, 200 at once from one client", result["client"])
+    if "ratios" in result:
         show_ratios(result["ratios"])
     for name in result.get("missing", ()):
         print(f"not installed, hence not measured: {name}")
@@ -1110,7 +1201,7 @@ def show_ratios(ratios: Sequence[dict[str, JSON]]) -> None:
         print(f"{what:52}{ratio['at_most']:9.2f}{aim:>9}{measured:>10}")
 
 
-# --- 7. Command line ---------------------------------------------------------
+# --- 8. Command line ---------------------------------------------------------
 
 
 def between(least: float, most: float, kind: type[float]) -> Callable[[str], float]:
@@ -1131,6 +1222,7 @@ def parse() -> argparse.Namespace:
     add("--json", action="store_true", help="print the figures as JSON")
     add("--only", nargs="+", choices=KINDS, metavar="NAME", help=", ".join(KINDS))
     add("--scaling", action="store_true", help="more clients, more methods")
+    add("--client", action="store_true", help="the Python client")
     add("--rounds", type=between(1, 100, int), default=4, help="at most; 4")
     seconds = between(SLICE, MAX_SECONDS, float)
     add("--seconds", type=seconds, default=0.4, help="of each measurement; 0.4")
@@ -1154,7 +1246,8 @@ def main() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     pin(os.getpid(), 1)
-    result = scale(options) if options.scaling else compare(options)
+    measure_all = compare_clients if options.client else compare
+    result = scale(options) if options.scaling else measure_all(options)
     if options.json:
         print(json.dumps(result, indent=2))
     else:
