@@ -1991,6 +1991,19 @@ class TestResponse:
 
         assert await wire.settled() == [calls_event("work", "result", "still here")]
 
+    async def test_answer_to_a_client_that_is_behind(self) -> None:
+        """A call stays unfinished until its answer can be written."""
+
+        async def work(request: Request) -> int:
+            await asyncio.sleep(0)
+            return 5
+
+        wire = calls_wire(work)
+        wire.call("m.work")
+        wire.paused = True
+
+        assert await wire.settled() == ["writable", calls_event("work", "result", 5)]
+
     async def test_while_the_client_is_behind(self) -> None:
         """Awaiting what `response` returns waits while the client is behind."""
         wire = calls_wire(echo)
@@ -4164,6 +4177,7 @@ class TestSlowReaders:
             async with asyncio.timeout(LIMIT):
                 await other.recv()
                 app.to("room").push("e", "small")
+                app.to("room").push("e", "smaller")
                 await slow.connection.wait_closed()
 
                 assert json.loads(await other.recv())["event"] == "small"

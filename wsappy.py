@@ -1351,9 +1351,20 @@ class Calls:
         request = self.unfinished.pop(task)
         if request._timer is not None:
             request._timer.cancel()
+        if self.connection.paused and not request._is_cut:
+            # It stays unfinished until the client has read some: so does its answer.
+            later = asyncio.Task(self.end_later(task), loop=self.loop)
+            self.unfinished[later] = request
+            later.add_done_callback(self.finish)
+            return
         self.end(request, task)
         if self.waiting:
             self.release()
+
+    async def end_later(self, task: asyncio.Future[Any]) -> Any:
+        """Return the outcome of a task when its answer can be written."""
+        await self.connection.writable()
+        return outcome_of(task)
 
     def end(self, request: Request, task: asyncio.Future[Any]) -> None:
         """Conclude a call whose task is done, unless it was cut."""
@@ -2063,6 +2074,8 @@ class Connection(ServerConnection):
             is_alone: Whether no other push came before it in this turn of the loop:
                 written at once it costs less, together the others do.
         """
+        if not self.is_sendable:
+            return
         if self.paused and self.backlog > self.app.max_backlog:
             self.drop()
         elif is_alone and self.whole_frames and not (self.out or self.is_fragmenting):
