@@ -2065,22 +2065,10 @@ class Connection(ServerConnection):
             self.is_dirty = True
             self.serving.flush_soon(self)
 
-    def deliver(self, payload: bytes, frame: bytes, *, is_alone: bool) -> None:
-        """Take a push to a group, encoded and framed for all of its members.
-
-        Args:
-            payload: The message.
-            frame: The same as a frame.
-            is_alone: Whether no other push came before it in this turn of the loop:
-                written at once it costs less, together the others do.
-        """
-        if not self.is_sendable:
-            return
-        if self.paused and self.backlog > self.app.max_backlog:
+    def deliver(self, payload: bytes) -> None:
+        """Take a push to a group, unless the client is too far behind."""
+        if self.is_sendable and self.paused and self.backlog > self.app.max_backlog:
             self.drop()
-        elif is_alone and self.whole_frames and not (self.out or self.is_fragmenting):
-            self.written += len(frame)
-            self.transport.write(frame)
         else:
             self.post(payload)
 
@@ -2802,12 +2790,20 @@ class Group:
         members = self._app.groups.get(self.name)
         if not members:
             return
-        frame, is_alone = frame_of(payload), self._app.is_first_push()
         self._app.counts["pushes"] += 1
         self._app.counts["deliveries"] += len(members)
-        for client in members:
-            if client not in self._without:
-                client.connection.deliver(payload, frame, is_alone=is_alone)
+        # The first push of a turn is written at once, which costs less; those that
+        # follow it are written together.
+        frame, is_first = frame_of(payload), self._app.is_first_push()
+        size = len(frame)
+        for client in [each for each in members if each not in self._without]:
+            connection = client.connection
+            must_wait = connection.out or connection.paused or connection.is_fragmenting
+            if is_first and connection.whole_frames and not must_wait:
+                connection.written += size
+                connection.transport.write(frame)
+            else:
+                connection.deliver(payload)
 
 
 # --- 7. App ------------------------------------------------------------------
