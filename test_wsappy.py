@@ -1424,12 +1424,8 @@ class TestDescribing:
 # --- 4. Calls ----------------------------------------------------------------
 
 
-# Kept, so that a call which a test leaves unfinished ends with the test's loop.
-CALLS_WIRES: list[CallsWire] = []
-
-
 class CallsWire:
-    """Stands for a connection: takes what calls send, and does no I/O."""
+    """Stands for a connection, until the test ends: takes what calls send, no I/O."""
 
     def __init__(self, app: App, path: str = "/api") -> None:
         self.app = app
@@ -1452,8 +1448,8 @@ class CallsWire:
         self.calls = wsappy.Calls(app, route, self)  # type: ignore[arg-type]
         self.client: Client = route.factory(app, self, None)
         self.calls.attend(self.client)
-        CALLS_WIRES[:] = [each for each in CALLS_WIRES if not each.loop.is_closed()]
-        CALLS_WIRES.append(self)
+        test: Any = asyncio.current_task()
+        test.add_done_callback(lambda _: self.calls.abandon())
 
     def post(self, payload: bytes) -> None:
         """Take what is sent."""
