@@ -107,6 +107,12 @@ class Talk:
         return self.ws.close_code, self.ws.close_reason
 
 
+async def turns() -> None:
+    """Let the loop turn, for what would go wrong to go wrong."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 def make_app(**options: Any) -> App:
     """Make an app with the route `/api`, where everyone may come in."""
     app = App(**options)
@@ -4070,8 +4076,7 @@ class TestSlowReaders:
             wire.send(*calls)
             await wire_until(lambda: wire.connection.paused)
             begun = len(started)
-            for _ in range(50):
-                await asyncio.sleep(0)
+            await turns()
 
             assert len(started) == begun < 60
             assert wire.connection.backlog < 2**20
@@ -4100,8 +4105,7 @@ class TestSlowReaders:
             wire.stop_reading()
             wire.send(pings)
             await wire_until(lambda: wire.connection.paused)
-            for _ in range(50):
-                await asyncio.sleep(0)
+            await turns()
 
             assert wire.connection.backlog + len(wire.connection.rest) < 2**19
 
@@ -4135,14 +4139,14 @@ class TestSlowReaders:
     async def test_reads_slowly(self) -> None:
         """A client that takes bytes now and then stays, though no pong can come."""
         app = wire_app()
-        limits = {"ping_interval": 0.05, "ping_timeout": 0.3}
+        limits = {"ping_interval": 0.05, "ping_timeout": 0.6}
         size = 2**20
 
         async with wired(app, serve=limits) as wire:
             wire.narrow()
             wire.send(wire_call("fill", size=size))
             began, taken = time.monotonic(), 0
-            while time.monotonic() < began + 1:
+            while time.monotonic() < began + 1.5:
                 taken += len(await wire.reader.readexactly(1000))
                 await asyncio.sleep(0.01)
             assert wire.connection.paused
@@ -4267,6 +4271,24 @@ class TestKeepalive:
                 first, payload = await wire.frame()
                 assert first == FIN | PING
                 wire.send(wire_frame(payload, FIN | PONG))
+
+    async def test_no_pong_across_a_pause(self) -> None:
+        """While reading was paused no pong could come, so its absence says nothing."""
+        limits = {"ping_interval": 0.05, "ping_timeout": 0.3}
+
+        async with wired(wire_app(), serve=limits) as wire:
+            await wire.frame()
+            halts = wire.connection.halts
+            wire.stop_reading()
+            wire.send(wire_call("fill", size=2**22))
+            await wire_until(lambda: wire.connection.paused)
+            wire.read_on()
+            await wire.answer()
+            first, payload = await wire.frame()
+
+            assert wire.connection.halts == halts + 1
+            assert first == FIN | PING
+            wire.send(wire_frame(payload, FIN | PONG))
 
     async def test_switched_off(self) -> None:
         """Without a `ping_interval`, from now on, it is pinged no more."""
@@ -5849,8 +5871,7 @@ class TestRawMessages:
         ):
             await hand.head()
             flooding = asyncio.create_task(flood(hand))
-            for _ in range(50):
-                await asyncio.sleep(0)
+            await turns()
             is_free.set()
             header = 2 if not message else 4
             frame = header + len(message.encode())
@@ -10822,6 +10843,12 @@ async def load_until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.002)
 
 
+async def load_ponged(connection: Any) -> None:
+    """Wait until a pong was read: its time tells."""
+    before = connection.latency
+    await load_until(lambda: connection.latency != before)
+
+
 async def load_deserted(serving: Any) -> None:
     """Wait until nothing is left of any connection."""
     await load_until(lambda: not (serving.connections or serving.lives))
@@ -11633,14 +11660,16 @@ class TestHostilePeers:
         async def work(request: wsappy.Request) -> None:
             await slow()
 
-        limits = {"ping_interval": 0.02, "ping_timeout": 0.1}
+        limits = {"ping_interval": 0.01, "ping_timeout": LIMIT}
 
         async with talking(app, path, serve=limits) as talk:
             for each in range(18):
                 call = {"module": "e", "method": "work", "request_id": each}
                 await talk.send(call)
             await began.wait()
-            await asyncio.sleep(0.3)
+            ((connection,),) = [each.connections for each in app.servings]
+            for _ in range(3):
+                await load_ponged(connection)
             go_on.set()
 
             for _ in range(18):
@@ -11665,7 +11694,7 @@ class TestHostilePeers:
             wire.send(calls)
             tracemalloc.start()
             await load_until(lambda: wire.connection.paused)
-            await asyncio.sleep(0.05)
+            await turns()
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
 
@@ -11734,7 +11763,7 @@ class TestHostilePeers:
             wire.stop_reading()
             wire.send(wire_call("fill" if is_async else "fill_now") * 1_000)
             await load_until(lambda: wire.connection.paused)
-            await asyncio.sleep(0.05)
+            await turns()
 
             assert wire.connection.backlog < (most + 1) * 2**20
             load_reset(wire.writer)
