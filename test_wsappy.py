@@ -1484,6 +1484,13 @@ class CallsWire:
     def halt(self, rest: bytes) -> None:
         """Stop reading until the loop has turned."""
 
+    def hear(self, message: Any) -> None:
+        """Count a push."""
+        self.app.counts["dropped_push"] += 1
+
+    def give_up(self, request_id: int) -> None:
+        """Let a call run on."""
+
     async def writable(self) -> None:
         """Wait until the client has caught up, which it does at once."""
         self.paused = False
@@ -2133,30 +2140,11 @@ class TestKinds:
 
         async with asyncio.timeout(LIMIT):
             names = [
-                await asyncio.wrap_future(
-                    threads.run(lambda _: threading.get_ident(), None, {})
-                )
+                await asyncio.wrap_future(threads.submit(threading.get_ident))
                 for _ in range(3)
             ]
 
         assert len(set(names)) == threads.count == 1
-
-    async def test_thread_whose_job_is_cancelled_first(self) -> None:
-        """A job that is cancelled before its turn doesn't run, nor end the worker."""
-        threads = wsappy.Threads(1)
-        gate = threading.Event()
-        first = threads.run(lambda _: gate.wait(LIMIT), None, {})
-        second = threads.run(lambda _: pytest.fail("must not run"), None, {})
-
-        second.cancel()
-        await asyncio.sleep(0)
-        gate.set()
-
-        assert (
-            await asyncio.wrap_future(threads.run(lambda _: "third", None, {}))
-            == "third"
-        )
-        assert first.result(LIMIT) is True
 
     async def test_job_of_to_thread_that_fails(self) -> None:
         """The workers run `asyncio.to_thread`, too: what fails there is raised."""
@@ -2167,8 +2155,8 @@ class TestKinds:
         with pytest.raises(ValueError, match="invalid literal"):
             await future
 
-    async def test_job_of_to_thread_that_is_cancelled_first(self) -> None:
-        """A job that is cancelled before its turn doesn't run."""
+    async def test_job_that_is_cancelled_first(self) -> None:
+        """A job that is cancelled before its turn doesn't run, nor end the worker."""
         threads = wsappy.Threads(1)
         gate = threading.Event()
         first = asyncio.wrap_future(threads.submit(gate.wait, LIMIT))
@@ -2179,6 +2167,24 @@ class TestKinds:
 
         assert await first is True
         assert await asyncio.wrap_future(threads.submit(int, "5")) == 5
+
+    @pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError])
+    async def test_job_that_ends_more_than_itself(
+        self, kind: type[BaseException], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What no handler should raise is `internal`, and the worker lives on."""
+
+        @App().method(thread=True)
+        def leave(request: Request) -> None:
+            raise kind
+
+        wire = calls_wire(leave)
+
+        wire.call("m.leave")
+        (answer,) = await wire.settled()
+
+        assert error_of(answer)[0] == "internal"
+        assert caplog.messages == ["handler 'm.leave' failed"]
 
     async def test_blocking_def(
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -3901,6 +3907,16 @@ class TestOrder:
             assert await wire.closed() == (4000, "done")
             assert ended.is_set()
 
+    async def test_push_of_a_client(self) -> None:
+        """A push is nothing for a server: it is dropped and counted."""
+        app = wire_app()
+
+        async with wired(app) as wire:
+            wire.send(wire_frame(b'{"event": "x"}'), wire_call())
+            assert await wire.answer() == wire_result(1, {})
+
+        assert app.stats()["dropped_push"] == 1
+
 
 class TestTurns:
     """One client can't keep the loop, nor the memory, for itself."""
@@ -4219,7 +4235,7 @@ class TestSlowReaders:
                 asyncio.create_task(wire_wait(client.push("e", "x", "y" * 2**22)))
                 for _ in range(2)
             ]
-            await wire_until(lambda: wire.connection.writable_waiter)
+            await wire_until(lambda: wire.connection.drain_waiters)
             wire.read_on()
             await wire.answer()
             await wire.answer()
@@ -4234,7 +4250,7 @@ class TestSlowReaders:
             (client,) = wire.serving.clients
             wire.stop_reading()
             push = asyncio.create_task(wire_wait(client.push("e", "x", "y" * 2**22)))
-            await wire_until(lambda: wire.connection.writable_waiter)
+            await wire_until(lambda: wire.connection.drain_waiters)
             wire.connection.transport.abort()
 
             async with asyncio.timeout(LIMIT):
@@ -7960,7 +7976,9 @@ class TestProcess:
 
     async def test_second_signal(self) -> None:
         """A second signal leaves at once with 130, in a handler that blocks, too."""
-        process, url = start_server("__import__('time').sleep(60)")
+        # In short pieces: a signal right before a sleep doesn't interrupt it.
+        naps = "[__import__('time').sleep(0.1) for _ in range(600)]"
+        process, url = start_server(naps)
         async with ws_connect(url, proxy=None) as ws:
             process.send_signal(signal.SIGTERM)
             await Talk(ws).closed()
@@ -8802,7 +8820,7 @@ class TestCall:
         answer = asyncio.get_running_loop().create_future()
         answer.set_result(1)
 
-        wsappy.expire(answer, "entity", "get")
+        wsappy.settle_answer(answer, bool, "error", TimeoutError())
 
         assert answer.result() == 1
 
@@ -11729,7 +11747,7 @@ class TestHostilePeers:
         def work(request: wsappy.Request) -> None:
             begun.append(1)
 
-        threads.run(lambda _: gate.wait(LIMIT), None, {})
+        threads.submit(gate.wait, LIMIT)
         async with app.serve("127.0.0.1", 0) as serving:
             for _ in range(5):
                 async with load_shaken(serving.port) as wire:
@@ -11738,7 +11756,7 @@ class TestHostilePeers:
                     load_reset(wire.writer)
             await load_deserted(serving)
         gate.set()
-        threads.run(lambda _: None, None, {}).result(LIMIT)
+        threads.submit(int).result(LIMIT)
 
         assert begun == []
 

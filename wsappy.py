@@ -96,6 +96,7 @@ try:
     import orjson
     from websockets.asyncio.client import ClientConnection
     from websockets.asyncio.client import connect as open_connection
+    from websockets.asyncio.connection import Connection as LibraryConnection
     from websockets.asyncio.server import Server as WebSocketServer
     from websockets.asyncio.server import ServerConnection, serve
     from websockets.client import ClientProtocol
@@ -946,7 +947,7 @@ class Sent:
 
     __slots__ = ("connection",)
 
-    def __init__(self, connection: Connection | None) -> None:
+    def __init__(self, connection: Link | None) -> None:
         self.connection = connection
 
     def __await__(self) -> Generator[Any, Any, None]:
@@ -1055,7 +1056,7 @@ class Request:
         return answer
 
 
-def head_of(request: Request) -> tuple[str | int | None, str, str]:
+def names_of(request: Request) -> tuple[str | int | None, str, str]:
     """Return what every event of a call begins with."""
     return request.id, request.module, request.method
 
@@ -1073,10 +1074,11 @@ class Calls:
         received: How many calls came.
         unfinished: Calls whose tasks haven't ended; a thread counts until it returns.
         waiting: Calls that haven't begun: `on_connected` runs, or the route is ordered.
+        asked: The unfinished calls to the other side, by id: what takes their events.
         is_gated: Whether anything but the plain case may hold; then `admit` decides.
     """
 
-    def __init__(self, app: App, route: Route, connection: Connection) -> None:
+    def __init__(self, app: App, route: Route, connection: Link) -> None:
         self.app = app
         self.route = route
         self.connection = connection
@@ -1090,7 +1092,7 @@ class Calls:
         self.senders: set[asyncio.Task[Any]] = set()
         self.waiting: collections.deque[Request] = collections.deque()
         self.waiting_size = 0
-        self.asked: dict[str | int | None, asyncio.Future[JSON]] = {}
+        self.asked: dict[JSON, Callable[[str, Any], None]] = {}
         self.last_id = 0
         self.is_starting = self.is_stopping = False
         self.is_held = True
@@ -1168,10 +1170,21 @@ class Calls:
             self.bad_messages = 0
             self.received += 1
             self.admit(self.make_request(message), size)
-        elif reading.kind == "push" or reading.request_id not in self.asked:
-            self.app.counts[f"dropped_{reading.kind}"] += 1
+        elif reading.kind == "push":
+            self.connection.hear(message)
+        elif reading.request_id in self.asked:
+            self.receive_event(message)
         else:
-            settle_answer(self.asked[reading.request_id], message)
+            self.app.counts["dropped_event"] += 1
+
+    def receive_event(self, message: dict[str, JSON]) -> None:
+        """Take an event of a call to the other side."""
+        request_id, event = message["request_id"], message["event"]
+        take = self.asked[request_id]
+        if event in TERMINAL:
+            del self.asked[request_id]
+        data = message.get("data")
+        take(event, Error.from_data(data) if event == "error" else data)
 
     def make_request(self, message: dict[str, JSON]) -> Request:
         """Make the request of a call; its attributes are set before `__init__` runs."""
@@ -1297,7 +1310,7 @@ class Calls:
         self.follow(request, self.send_items(request, method, arguments))
 
     def begin_thread(self, request: Request, method: Method, arguments: JSON) -> None:
-        request._job = THREADS.run(method.function, request, arguments)
+        request._job = run_in_thread(method, request, arguments)
         self.keep(request, asyncio.wrap_future(request._job))
 
     async def perform(self, request: Request) -> JSON:
@@ -1314,7 +1327,7 @@ class Calls:
         if method.kind == "stream":
             return await self.send_items(request, method, arguments)
         if method.kind == "thread":
-            job = THREADS.run(method.function, request, arguments)
+            job = run_in_thread(method, request, arguments)
             outcome = await asyncio.wrap_future(job)
             if type(outcome) is Failure:
                 raise outcome.exc
@@ -1479,7 +1492,7 @@ class Calls:
             exc,
         )
         request._is_ended = True
-        error = message_of(*head_of(request), "error", INTERNAL.as_data())
+        error = message_of(*names_of(request), "error", INTERNAL.as_data())
         # The standard library's writer takes every name and id that a client can send.
         self.connection.post(json.dumps(error).encode())
 
@@ -1507,8 +1520,8 @@ class Calls:
             and not data.keys() & SEND_PARAMETERS
         ):
             request._is_ended = request._is_ended or event in TERMINAL
-            return client.send_message(*head_of(request), event, **data)
-        payload = self.codec.write(message_of(*head_of(request), event, data))
+            return client.send_message(*names_of(request), event, **data)
+        payload = self.codec.write(message_of(*names_of(request), event, data))
         request._is_ended = request._is_ended or event in TERMINAL
         return self.connection.queue(payload)
 
@@ -1533,25 +1546,65 @@ class Calls:
                 await asyncio.sleep(0)
                 turn = monotonic() + TURN
 
+    # Calls to the other side
+
+    def ask_for_events(
+        self, take: Callable[[str, Any], None], *names: str, data: JSON, **options: JSON
+    ) -> int:
+        """Queue a call to the other side; *take* gets its events, or how it ended.
+
+        Returns:
+            Its `request_id`, for `leave`.
+        """
+        self.last_id += 1
+        self.asked[self.last_id] = take
+        try:
+            self.send_call(*names, data=data, request_id=self.last_id, **options)
+        except TypeError:
+            del self.asked[self.last_id]
+            raise
+        return self.last_id
+
+    def send_call(self, module: str, method: str, **rest: JSON) -> None:
+        message = {"module": module, "method": method, **rest}
+        self.connection.queue(self.codec.write(message))
+
     async def ask(
         self,
         module: str,
         method: str,
         data: JSON,
         timeout: float | None,  # noqa: ASYNC109
+        note: Callable[[JSON], object] = bool,
     ) -> JSON:
-        """Call the client and return its result; what `Client.call` does."""
-        self.last_id += 1
-        request_id = self.last_id
-        message = {"module": module, "method": method, "data": data}
-        payload = self.codec.write({**message, "request_id": request_id})
-        answer = self.asked[request_id] = self.loop.create_future()
+        """Call the other side and return its result; `Client.call` and `Peer.call`.
+
+        Args:
+            module: Name of the module.
+            method: Name of the method.
+            data: The arguments.
+            timeout: Seconds; None for no limit.
+            note: Gets the result before the next message of the same read is taken.
+        """
+        answer = self.loop.create_future()
+        take = functools.partial(settle_answer, answer, note)
+        request_id = self.ask_for_events(take, module, method, data=data)
+        # A timer of its own: `asyncio.timeout` for each call takes twice as long.
+        seconds = math.inf if timeout is None else timeout
+        late = TimeoutError(f"no answer to {module}.{method} in time")
+        timer = self.loop.call_later(seconds, take, "error", late)
         try:
-            async with asyncio.timeout(timeout):
-                await self.connection.queue(payload)
-                return await answer
+            return await answer
         finally:
-            del self.asked[request_id]
+            timer.cancel()
+            self.leave(request_id)
+
+    def leave(self, request_id: int) -> None:
+        """Forget a call to the other side; one that is unfinished ends there too."""
+        if self.asked.pop(request_id, None) is not None:
+            self.connection.give_up(request_id)
+
+    # The end
 
     def stop(self) -> None:
         """Refuse new calls from now on, and end the streams."""
@@ -1576,9 +1629,9 @@ class Calls:
             self.cut(task, CANCELLED)
         for sender in self.senders:
             sender.cancel()
-        for answer in self.asked.values():
-            if not answer.done():
-                answer.set_exception(self.connection.protocol.close_exc)
+        asked, self.asked = self.asked, {}
+        for take in asked.values():
+            take("error", self.connection.protocol.close_exc)
         return [*self.unfinished, *self.senders]
 
 
@@ -1629,15 +1682,20 @@ for control in CONTROLS.values():
     control.prepare()
 
 
-def settle_answer(answer: asyncio.Future[JSON], message: dict[str, JSON]) -> None:
-    """Settle a call to the other side by one of its events."""
-    data = message.get("data")
-    if message["event"] not in TERMINAL or answer.done():
+def settle_answer(
+    answer: asyncio.Future[JSON],
+    note: Callable[[JSON], object],
+    event: str,
+    value: Any,
+) -> None:
+    """Take an event of a call to the other side that has one answer."""
+    if answer.done():
         return
-    if message["event"] == "result":
-        answer.set_result(data)
-    else:
-        answer.set_exception(Error.from_data(data))
+    if event == "result":
+        note(value)
+        answer.set_result(value)
+    elif event == "error":
+        answer.set_exception(value)
 
 
 async def as_async(items: Iterable[Any]) -> AsyncIterator[Any]:
@@ -1682,34 +1740,20 @@ class Threads(ThreadPoolExecutor):
         self.busy = self.count = 0
         self.lock = threading.Lock()
 
-    def run(
-        self, function: Callable[..., Any], argument: Any, keywords: dict[str, Any]
-    ) -> Future[Any]:
-        """Run users' code in a worker; the future's result is that of `run`."""
-        future: Future[Any] = Future()
-        context = contextvars.copy_context()
-
-        def work() -> None:
-            if future.set_running_or_notify_cancel():
-                future.set_result(context.run(run, function, argument, keywords))
-
-        self._put(work)
-        return future
-
     def submit(
         self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any
     ) -> Future[Any]:
-        """Run what `asyncio.to_thread` asks for."""
+        """Run a function in a worker; its outcome is the future's."""
         future: Future[Any] = Future()
 
         def work() -> None:
             if not future.set_running_or_notify_cancel():
                 return
-            outcome = run(lambda _: function(*arguments, **keywords), None)
-            if type(outcome) is Failure:
-                future.set_exception(outcome.exc)
-            else:
-                future.set_result(outcome)
+            try:
+                future.set_result(function(*arguments, **keywords))
+            except BaseException as exc:  # noqa: BLE001
+                # SystemExit, say: it mustn't take the worker with it.
+                future.set_exception(exc)
 
         self._put(work)
         return future
@@ -1731,24 +1775,38 @@ class Threads(ThreadPoolExecutor):
 
 THREADS = Threads(MAX_THREADS)
 
+
+def run_in_thread(
+    method: Method, request: Request, arguments: dict[str, Any]
+) -> Future[Any]:
+    """Run a `thread=True` handler; the result is that of `run`."""
+    context = contextvars.copy_context()
+    return THREADS.submit(context.run, run, method.function, request, arguments)
+
+
 # --- 5. Connections ----------------------------------------------------------
 
 # The first byte of a whole text or binary frame (RFC 6455, section 5.2), and whether
 # it is text.
 WHOLE_FRAMES = {0x81: True, 0x82: False}
 NO_FRAMES: dict[int, bool] = {}
-# The header of an unmasked text frame for each payload of up to 125 bytes.
-SHORT_HEADERS = [bytes((0x81, size)) for size in range(126)]
+
+
+def head_of(size: int, mask: int = 0) -> bytes:
+    """Return what stands before the payload, or its key, in a whole text frame."""
+    if size < 126:
+        return bytes((0x81, mask | size))
+    if size < 65536:
+        return bytes((0x81, mask | 126)) + size.to_bytes(2, "big")
+    return bytes((0x81, mask | 127)) + size.to_bytes(8, "big")
+
+
+SHORT_HEADERS = [head_of(size) for size in range(126)]
 
 
 def frame_of(payload: bytes) -> bytes:
     """Return *payload* as one unmasked text frame (RFC 6455, section 5.2)."""
-    size = len(payload)
-    if size < 126:
-        return SHORT_HEADERS[size] + payload
-    if size < 65536:
-        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
-    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+    return head_of(len(payload)) + payload
 
 
 class FrameHead(NamedTuple):
@@ -1790,7 +1848,126 @@ def ignore_message(payload: bytes, is_text: bool) -> None:
     """Take a message that nobody waits for any more."""
 
 
-class Connection(ServerConnection):
+class Link(LibraryConnection):
+    """What both ends of a connection have in common: its messages, and its end.
+
+    Attributes:
+        calls: The calls of the other side, and those to it.
+        out: Messages that wait to be written together, as `flush` takes them.
+        receive: Takes whole messages.
+        is_fragmenting: Whether the application sends a message of several frames.
+        is_behind_task: Whether a task of this read has yet to begin.
+    """
+
+    def __init__(self, app: App, protocol: Any, *args: Any, **options: Any) -> None:
+        super().__init__(protocol, *args, **options)
+        self.app = app
+        self.thread = threading.get_ident()
+        self.params: dict[str, Any] = {}
+        self.calls: Calls
+        self.receive: Callable[[bytes, bool], None] = ignore_message
+        self.out: list[bytes] = []
+        self.fragments = bytearray()
+        self.fragment_count = 0
+        self.is_text = self.is_fragmenting = self.is_behind_task = False
+        self.close_timer: asyncio.TimerHandle | None = None
+
+    def process_event(self, event: Event) -> None:
+        """Take what the library read; fragments are joined here."""
+        if not isinstance(event, Frame) or event.opcode & 0x08:
+            super().process_event(event)
+            return
+        if event.opcode is not Opcode.CONT:
+            self.is_text = event.opcode is Opcode.TEXT
+            self.fragment_count = 0
+        self.fragments += event.data
+        self.fragment_count += 1
+        if self.fragment_count > MAX_FRAGMENTS:
+            self.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
+        elif event.fin:
+            payload = bytes(self.fragments)
+            self.fragments.clear()
+            self.receive(payload, self.is_text)
+
+    def read_text(self, payload: bytes) -> str | None:
+        """Decode a text message; None for one that ended the connection: no UTF-8."""
+        try:
+            return payload.decode()
+        except UnicodeDecodeError as exc:
+            reason = f"{exc.reason} at position {exc.start}"
+            self.fail(CloseCode.INVALID_DATA, reason)
+            return None
+
+    def halt(self, rest: bytes) -> None:
+        """Let the rest of a read wait."""
+
+    def hear(self, message: dict[str, JSON]) -> None:
+        """Drop a push, which a server doesn't expect."""
+        self.app.counts["dropped_push"] += 1
+
+    def give_up(self, request_id: int) -> None:
+        """Let a call to the other side run there, though nobody waits for it."""
+
+    def queue(self, payload: bytes) -> Sent:
+        """Send a message, from whichever thread."""
+        if threading.get_ident() != self.thread:
+            self.loop.call_soon_threadsafe(self.post, payload)
+            return Sent(None)
+        self.post(payload)
+        return Sent(self)
+
+    def post(self, payload: bytes) -> None:
+        """Let a message wait to be written together with others."""
+
+    def flush(self) -> None:
+        """Write what waits."""
+
+    async def writable(self) -> None:
+        """Wait while the other side is behind; return at once when it's gone."""
+        with contextlib.suppress(OSError):
+            while self.paused:
+                await self.drain()
+
+    def shut(self, code: int, reason: str = "") -> None:
+        """Begin the closing handshake; what waits is written before it."""
+        if self.protocol.state is not OPEN:
+            return
+        self.flush()
+        if self.is_fragmenting:
+            self.protocol.fail(
+                CloseCode.INTERNAL_ERROR, "close during fragmented message"
+            )
+        else:
+            self.protocol.send_close(code, reason)
+        self.send_data()
+
+    def fail(self, code: int, reason: str) -> None:
+        """Fail the connection (RFC 6455, section 7.1.7)."""
+        self.flush()
+        self.protocol.fail(code, reason)
+        self.send_data()
+
+    def send_data(self) -> None:
+        """Write what the library has to say."""
+        super().send_data()
+        if (
+            self.protocol.close_expected()
+            and self.close_timer is None
+            and self.close_timeout
+        ):
+            # Nobody else ends a connection whose peer never answers the close.
+            self.close_timer = self.loop.call_later(
+                self.close_timeout, self.transport.abort
+            )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.out.clear()
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+
+
+class Connection(Link, ServerConnection):
     """A connection of the `websockets` library with a fast lane of its own.
 
     While the connection is open and no fragmented message is under way, the lane takes
@@ -1805,7 +1982,7 @@ class Connection(ServerConnection):
     and are written together, always before anything that the library writes.
 
     Attributes:
-        out: Frames that wait; payloads where an extension has to encode them.
+        out: Frames that wait; payloads, where an extension has to encode them.
         rest: Bytes that wait: an incomplete frame, or what may not be read yet.
         needed: How many bytes of `rest` make the frame whole.
         whole_frames: What the lane takes now: `WHOLE_FRAMES` or nothing.
@@ -1819,37 +1996,24 @@ class Connection(ServerConnection):
     def __init__(
         self, serving: Serving, protocol: ServerProtocol, *args: Any, **options: Any
     ) -> None:
-        super().__init__(protocol, *args, **options)
+        super().__init__(serving.app, protocol, *args, **options)
         self.serving = serving
-        self.app = serving.app
-        self.thread = threading.get_ident()
         self.client: Client | None = None
-        self.params: dict[str, Any] = {}
-        self.calls: Calls
         self.raw: RawMessages | None = None
         self.hooks: list[asyncio.Task[None]] = []
         self.refusal = FAILED
         self.at_open: list[Callable[[], object]] = []
-        self.receive: Callable[[bytes, bool], None] = ignore_message
-        self.out: list[bytes] = []
         self.out_size = 0
         self.head_tail = b""
         self.rest = bytearray()
         self.needed = 0
-        self.fragments = bytearray()
-        self.fragment_count = 0
-        self.is_text = False
         self.whole_frames = NO_FRAMES
         self.is_plain = True
         self.is_open = self.is_sendable = self.is_halted = self.is_given_up = False
-        self.is_reading = self.is_dirty = self.is_fragmenting = False
-        self.is_behind_task = False
-        self.halts = self.bytes_in = self.written = 0
-        self.taken = 0
+        self.is_reading = self.is_dirty = False
+        self.halts = self.bytes_in = self.written = self.taken = 0
         self.taken_at = 0.0
-        self.writable_waiter: asyncio.Future[None] | None = None
         self.stall_timer: asyncio.TimerHandle | None = None
-        self.close_timer: asyncio.TimerHandle | None = None
 
     # From bytes to messages
 
@@ -2000,44 +2164,7 @@ class Connection(ServerConnection):
         if self.rest:
             self.read_rest()
 
-    def process_event(self, event: Event) -> None:
-        """Take what the library read; fragments are joined here."""
-        if not isinstance(event, Frame) or event.opcode & 0x08:
-            super().process_event(event)
-            return
-        if event.opcode is not Opcode.CONT:
-            self.is_text = event.opcode is Opcode.TEXT
-            self.fragment_count = 0
-        self.fragments += event.data
-        self.fragment_count += 1
-        if self.fragment_count > MAX_FRAGMENTS:
-            self.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
-        elif event.fin:
-            payload = bytes(self.fragments)
-            self.fragments.clear()
-            self.receive(payload, self.is_text)
-
-    def read_text(self, payload: bytes) -> str | None:
-        """Decode a text message; None for one that ended the connection: no UTF-8."""
-        try:
-            return payload.decode()
-        except UnicodeDecodeError as exc:
-            reason = f"{exc.reason} at position {exc.start}"
-            self.fail(CloseCode.INVALID_DATA, reason)
-            return None
-
     # From messages to bytes
-
-    def queue(self, payload: bytes) -> Sent:
-        """Send a message when the connection is open, from whichever thread."""
-        if threading.get_ident() != self.thread:
-            self.loop.call_soon_threadsafe(self.queue, payload)
-            return Sent(None)
-        if self.is_open:
-            self.post(payload)
-        else:
-            self.when_open(functools.partial(self.post, payload))
-        return Sent(self)
 
     def when_open(self, action: Callable[[], object]) -> None:
         """Act now; before the connection is open, at its opening, in order."""
@@ -2049,6 +2176,8 @@ class Connection(ServerConnection):
     def post(self, payload: bytes) -> None:
         """Let a message wait for the end of this read, or of this turn of the loop."""
         if not self.is_sendable:
+            if self.protocol.state is CONNECTING:
+                self.at_open.append(functools.partial(self.post, payload))
             return
         size = len(payload)
         if not self.is_plain:
@@ -2127,11 +2256,6 @@ class Connection(ServerConnection):
         self.whole_frames = WHOLE_FRAMES if is_lane and is_live else NO_FRAMES
         if not is_live:
             self.is_sendable = False
-        if protocol.close_expected() and not self.close_timer and self.close_timeout:
-            # Nobody else ends a connection whose peer never answers the close.
-            self.close_timer = self.loop.call_later(
-                self.close_timeout, self.transport.abort
-            )
 
     def pause_writing(self) -> None:
         """Stop reading from a client that doesn't read."""
@@ -2162,22 +2286,9 @@ class Connection(ServerConnection):
         super().resume_writing()
         if self.stall_timer is not None:
             self.stall_timer.cancel()
-        self.wake_writers()
         if self.client is not None and not self.calls.is_held:
             self.calls.release()
         self.proceed()
-
-    def wake_writers(self) -> None:
-        if self.writable_waiter is not None:
-            self.writable_waiter.set_result(None)
-            self.writable_waiter = None
-
-    async def writable(self) -> None:
-        """Wait while the client is behind; return at once when it's gone."""
-        while self.paused:
-            if self.writable_waiter is None:
-                self.writable_waiter = self.loop.create_future()
-            await asyncio.shield(self.writable_waiter)
 
     async def keepalive(self) -> None:
         """Ping a client at intervals, and end one that doesn't answer.
@@ -2196,25 +2307,6 @@ class Connection(ServerConnection):
                 self.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
                 self.loop.call_later(SLOW_GRACE, self.transport.abort)
                 return
-
-    def shut(self, code: int, reason: str = "") -> None:
-        """Begin the closing handshake; what waits is written before it."""
-        if self.protocol.state is not OPEN:
-            return
-        self.flush()
-        if self.is_fragmenting:
-            self.protocol.fail(
-                CloseCode.INTERNAL_ERROR, "close during fragmented message"
-            )
-        else:
-            self.protocol.send_close(code, reason)
-        self.send_data()
-
-    def fail(self, code: int, reason: str) -> None:
-        """Fail the connection (RFC 6455, section 7.1.7)."""
-        self.flush()
-        self.protocol.fail(code, reason)
-        self.send_data()
 
     def is_own_task(self, task: asyncio.Task[Any] | None) -> bool:
         """Tell whether *task* runs a handler or a hook of this connection's client."""
@@ -2423,11 +2515,8 @@ class Connection(ServerConnection):
         self.app.counts.update(self.traffic())
         self.is_sendable = self.is_open = False
         self.rest.clear()
-        self.out.clear()
-        self.wake_writers()
-        for timer in (self.close_timer, self.stall_timer):
-            if timer is not None:
-                timer.cancel()
+        if self.stall_timer is not None:
+            self.stall_timer.cancel()
 
     def traffic(self) -> dict[str, int]:
         """Return what this connection counts by itself, because it is cheaper."""
@@ -2700,7 +2789,8 @@ class Client:
         if not connection.is_sendable:
             await connection.wait_closed()
             raise connection.protocol.close_exc
-        return await connection.calls.ask(module, method, merge(data, fields), timeout)
+        data = merge(data, fields)
+        return await connection.calls.ask(module, method, data, timeout)
 
     def join(self, group: str) -> None:
         """Put the client into a group; in `on_connecting`, when it is connected."""
@@ -3892,18 +3982,6 @@ FIRST_WAIT, MAX_WAIT = 0.25, 15.0
 WINDOW, MAX_UNREAD = 100, 10_000
 
 
-def masked_frame(payload: bytes, key: bytes) -> bytes:
-    """Return *payload* as one masked text frame (RFC 6455, section 5.2)."""
-    size = len(payload)
-    if size < 126:
-        head = bytes((0x81, 0x80 | size))
-    elif size < 65536:
-        head = b"\x81\xfe" + size.to_bytes(2, "big")
-    else:
-        head = b"\x81\xff" + size.to_bytes(8, "big")
-    return head + key + apply_mask(payload, key)
-
-
 def masked_frames(payloads: list[bytes], extensions: Sequence[Any]) -> bytes:
     """Return messages as text frames; the library's own way takes twice as long."""
     if extensions:
@@ -3912,11 +3990,11 @@ def masked_frames(payloads: list[bytes], extensions: Sequence[Any]) -> bytes:
             frame.serialize(mask=True, extensions=extensions) for frame in frames
         )
     # One system call for the keys of them all.
-    keys = os.urandom(4 * len(payloads))
-    return b"".join(
-        masked_frame(payload, keys[4 * index : 4 * index + 4])
-        for index, payload in enumerate(payloads)
-    )
+    keys, masked = os.urandom(4 * len(payloads)), list[bytes]()
+    for index, payload in enumerate(payloads):
+        key = keys[4 * index : 4 * index + 4]
+        masked += head_of(len(payload), 0x80), key, apply_mask(payload, key)
+    return b"".join(masked)
 
 
 def is_final(exc: ConnectionClosed | Refused) -> bool:
@@ -3951,12 +4029,6 @@ async def run_hook(what: str, hook: Callable[..., Any], *arguments: Any) -> None
         log_failure(what, outcome.exc)
 
 
-def expire(answer: asyncio.Future[JSON], module: str, method: str) -> None:
-    """End a call that took too long."""
-    if not answer.done():
-        answer.set_exception(TimeoutError(f"no answer to {module}.{method} in time"))
-
-
 class Inbox:
     """What has come and waits to be looped over, then how it ended.
 
@@ -3985,41 +4057,41 @@ class Inbox:
         self.items.append(item)
         self.arrived.set()
 
+    def take(self, event: str, value: Any) -> None:
+        """Take an event of a stream, or how it ended."""
+        if event == "result":
+            self.finish(StopAsyncIteration())
+        elif event == "error":
+            self.finish(value)
+        elif event == "item" and len(self.items) < WINDOW:
+            self.put(value)
+        elif event == "item":
+            self.finish(Error("bad_message", "more items than were asked for"))
+
     def finish(self, end: Exception) -> None:
         self.end = end
         self.arrived.set()
 
 
-class PeerConnection(ClientConnection):
+class PeerConnection(Link, ClientConnection):
     """One connection of a `Peer`, without the library's queue and its tasks.
 
-    What the library reads comes through `process_event` and is acted on at once; calls
-    of the server are run by `Calls`, as on a server. Messages of one turn of the loop
-    are written together, before anything that the library writes.
+    Messages of one turn of the loop are written together. What the library reads is
+    acted on at once; calls of the server are run by `Calls`, as on a server, which is
+    trusted not to flood its clients.
 
     Attributes:
-        answers: The unfinished calls by their `request_id`.
-        streams: The unfinished streams by theirs.
-        out: Messages that wait for the end of the loop's turn.
         is_overrun: Whether pushes are dropped, because a reader has too many.
     """
 
     def __init__(
         self, peer: Peer, protocol: ClientProtocol, *args: Any, **options: Any
     ) -> None:
-        super().__init__(protocol, *args, **options)
+        super().__init__(peer.app, protocol, *args, **options)
         self.peer = peer
-        self.app = peer.app
-        self.params: dict[str, Any] = {}
-        self.thread = threading.get_ident()
-        self.calls = Calls(self.app, peer.route, self)  # type: ignore[arg-type]
-        self.answers: dict[JSON, asyncio.Future[JSON]] = {}
-        self.streams: dict[JSON, Inbox] = {}
-        self.last_id = 0
-        self.out: list[bytes] = []
-        self.fragments = bytearray()
-        self.is_text = self.is_overrun = self.is_behind_task = False
-        self.close_timer: asyncio.TimerHandle | None = None
+        self.calls = Calls(peer.app, peer.route, self)
+        self.receive = self.calls.receive
+        self.is_overrun = False
 
     @property
     def is_open(self) -> bool:
@@ -4031,144 +4103,44 @@ class PeerConnection(ClientConnection):
         self.is_behind_task = False
         super().data_received(data)
 
-    def halt(self, rest: bytes) -> None:
-        """Go on: a server is trusted not to flood its clients."""
-
     def process_event(self, event: Event) -> None:
         """Take what the library read: the handshake's response, then frames."""
+        super().process_event(event)
         if not isinstance(event, Frame):
-            super().process_event(event)
             self.calls.is_held = False
             self.calls.attend(Client(self.app, self, None))  # type: ignore[arg-type]
-        elif event.opcode & 0x08:
-            super().process_event(event)
-        else:
-            if event.opcode is not Opcode.CONT:
-                self.is_text = event.opcode is Opcode.TEXT
-            self.fragments += event.data
-            if event.fin:
-                payload = bytes(self.fragments)
-                self.fragments.clear()
-                self.receive(payload, self.is_text)
 
-    def receive(self, payload: bytes, is_text: bool) -> None:
-        """Take one whole message, by the table of the protocol, section 1."""
-        try:
-            message = self.calls.decode(payload)
-        except ValueError:
-            self.calls.receive_unreadable(payload, is_text)
-            return
-        kind, request_id, _ = classify(message)
-        if kind == "push":
-            self.peer.hear(self, message)
-        elif kind == "event" and request_id in self.answers:
-            self.receive_answer(request_id, message)
-        elif kind == "event" and request_id in self.streams:
-            self.receive_item(request_id, message)
-        else:
-            self.calls.receive_other(message, len(payload))
+    def hear(self, message: dict[str, JSON]) -> None:
+        """Take a push."""
+        self.peer.hear(self, message)
 
-    def receive_answer(self, request_id: JSON, message: dict[str, JSON]) -> None:
-        # At once: pushes behind it in the same read are counted from where it stands.
-        if message.get("module") == "$":
-            self.peer.note(message)
-        settle_answer(self.answers[request_id], message)
-        if message["event"] in TERMINAL:
-            del self.answers[request_id]
-
-    def receive_item(self, request_id: JSON, message: dict[str, JSON]) -> None:
-        event, stream = message["event"], self.streams[request_id]
-        if event in TERMINAL:
-            is_error = event == "error"
-            error = Error.from_data(message.get("data"))
-            stream.finish(error if is_error else StopAsyncIteration())
-            del self.streams[request_id]
-        elif event == "item" and len(stream.items) < WINDOW:
-            stream.put(message.get("data"))
-        elif event == "item":
-            stream.finish(Error("bad_message", "more items than were asked for"))
-
-    def ask(self, module: str, method: str, data: JSON, **options: JSON) -> int:
-        """Queue a call and return its `request_id`; raise TypeError for no JSON."""
-        request_id = self.last_id + 1
-        message = {"module": module, "method": method, "data": data}
-        message |= {"request_id": request_id, **options}
-        self.post(self.calls.codec.write(message))
-        self.last_id = request_id
-        return request_id
-
-    def control(self, method: str, **data: JSON) -> None:
-        """Queue a call to the module `$` that is answered by an error alone."""
-        message = {"module": "$", "method": method, "data": data}
-        self.post(self.calls.encode(message))
-
-    def leave(self, calls: dict[JSON, Any], request_id: int) -> None:
-        """Cancel a call on the server, unless it has ended."""
-        if calls.pop(request_id, None) is not None:
-            self.control("cancel", request_id=request_id)
-
-    def queue(self, payload: bytes) -> Sent:
-        """Queue what a handler sends, from whichever thread."""
-        if threading.get_ident() == self.thread:
-            self.post(payload)
-            return Sent(self)  # type: ignore[arg-type]
-        self.loop.call_soon_threadsafe(self.post, payload)
-        return Sent(None)
+    def give_up(self, request_id: int) -> None:
+        """Cancel a call on the server; only an error would be answered."""
+        self.calls.send_call("$", "cancel", data={"request_id": request_id})
 
     def post(self, payload: bytes) -> None:
         """Let a message wait for the end of this turn of the loop."""
         if self.is_open:
             if not self.out:
-                self.loop.call_soon(self.send_data)
+                self.loop.call_soon(self.flush)
             self.out.append(payload)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self.out:
+            out, self.out = self.out, []
+            self.transport.write(masked_frames(out, self.protocol.extensions))
 
     def send_data(self) -> None:
         """Write what waits, and behind it what the library has to say."""
-        protocol = self.protocol
-        if self.out:
-            self.transport.write(masked_frames(self.out, protocol.extensions))
-            self.out.clear()
+        self.flush()
         super().send_data()
         if not self.is_open:
             self.peer.pause(self)
-        if protocol.close_expected() and self.close_timeout and not self.close_timer:
-            # Nobody else ends a connection whose server never answers the close.
-            self.close_timer = self.loop.call_later(
-                self.close_timeout, self.transport.abort
-            )
-
-    async def writable(self) -> None:
-        """Wait while the server is behind; return at once when it's gone."""
-        with contextlib.suppress(OSError):
-            await self.drain()
-
-    def shut(self, code: int, reason: str = "") -> None:
-        """Begin the closing handshake, unless it has begun."""
-        if self.is_open:
-            self.protocol.send_close(code, reason)
-            self.send_data()
-
-    read_text = Connection.read_text
-
-    def fail(self, code: int, reason: str) -> None:
-        """Fail the connection (RFC 6455, section 7.1.7)."""
-        self.protocol.fail(code, reason)
-        self.send_data()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End what is unfinished."""
         super().connection_lost(exc)
-        self.out.clear()
-        if self.close_timer is not None:
-            self.close_timer.cancel()
         self.peer.pause(self)
-        for answer in self.answers.values():
-            if not answer.done():
-                answer.set_exception(self.protocol.close_exc)
-        for stream in self.streams.values():
-            stream.finish(self.protocol.close_exc)
-        self.answers.clear()
-        self.streams.clear()
 
 
 class Push(NamedTuple):
@@ -4343,24 +4315,24 @@ class Peer:
             RuntimeError: If the peer isn't entered.
             TypeError: If the data can't be written as JSON.
         """
-        loop = asyncio.get_running_loop()
         limit = self.timeout if timeout is ... else timeout
-        deadline = loop.time() + (math.inf if limit is None else limit)
+        return await self._result_of(module, method, merge(data, fields), limit)
+
+    async def _result_of(
+        self,
+        module: str,
+        method: str,
+        data: JSON,
+        limit: float | None,
+        note: Callable[[JSON], object] = bool,
+    ) -> JSON:
         connection = self._ready
         if connection is None:
-            async with asyncio.timeout_at(deadline):
+            began = time.monotonic()
+            async with asyncio.timeout(limit):
                 connection = await self._connected()
-        request_id = connection.ask(module, method, merge(data, fields))
-        answer = connection.answers[request_id] = loop.create_future()
-        # A timer of its own: `asyncio.timeout` for each call takes twice as long.
-        timer = loop.call_at(deadline, expire, answer, module, method)
-        try:
-            return await answer
-        except (asyncio.CancelledError, TimeoutError):
-            connection.leave(connection.answers, request_id)
-            raise
-        finally:
-            timer.cancel()
+            limit = None if limit is None else limit - (time.monotonic() - began)
+        return await connection.calls.ask(module, method, data, limit, note)
 
     async def _connected(self) -> PeerConnection:
         """Wait for a connection that calls may be sent on."""
@@ -4402,17 +4374,19 @@ class Peer:
         """
         async with asyncio.timeout(self.timeout):
             connection = self._ready or await self._connected()
-        request_id = connection.ask(module, method, merge(data, fields), items=WINDOW)
-        items = connection.streams[request_id] = Inbox()
-        taken = 0
+        calls, items, taken = connection.calls, Inbox(), 0
+        request_id = calls.ask_for_events(
+            items.take, module, method, data=merge(data, fields), items=WINDOW
+        )
+        more: JSON = {"request_id": request_id, "items": WINDOW // 2}
         try:
             async for item in items:
                 yield item
                 taken += 1
                 if taken % (WINDOW // 2) == 0:
-                    connection.control("more", request_id=request_id, items=WINDOW // 2)
+                    calls.send_call("$", "more", data=more)
         finally:
-            connection.leave(connection.streams, request_id)
+            calls.leave(request_id)
 
     # Pushes
 
@@ -4505,18 +4479,16 @@ class Peer:
         data: dict[str, JSON] = {"group": group}
         if position.offset is not None:
             data["since"] = {"offset": position.offset, "epoch": position.epoch}
+        # At once: pushes behind it in the same read are counted from where it stands.
+        note = functools.partial(self._note, group, position)
         try:
-            await self.call("$", "subscribe", data)
+            await self._result_of("$", "subscribe", data, self.timeout, note)
         finally:
             position.is_joining = False
 
-    def note(self, message: dict[str, JSON]) -> None:
+    def _note(self, group: str, position: Position, data: JSON) -> None:
         """Keep where a group stands, from the answer to `$ subscribe`."""
-        data: JSON = message.get("data")
-        group = name_of(data, "group") or ""
-        position = self._positions.get(group)
-        if position is None or message["event"] != "result":
-            return
+        data = data if isinstance(data, dict) else {}
         position.is_joined = True
         position.offset, position.epoch = offset_of(data), data.get("epoch")
         if data.get("recovered") is False:
@@ -4760,11 +4732,11 @@ class TestedPeer(Peer):
                 f"{'the push ' + came if came else 'nothing'} instead"
             ) from None
 
-    async def call(self, *names: Any, **fields: Any) -> JSON:
-        """Call the server, as `Peer.call` does."""
-        seconds = fields.pop("timeout", self.timeout)
-        async with self.limit(f"the answer to {names[0]}.{names[1]}", seconds):
-            return await super().call(*names, timeout=None, **fields)
+    async def _result_of(
+        self, module: str, method: str, data: JSON, limit: float | None, *note: Any
+    ) -> JSON:
+        async with self.limit(f"the answer to {module}.{method}", limit):
+            return await super()._result_of(module, method, data, None, *note)
 
     async def stream(self, *names: Any, **fields: Any) -> AsyncGenerator[JSON, None]:
         """Call the server and loop over the items, as `Peer.stream` does."""
@@ -4802,7 +4774,7 @@ class TestedPeer(Peer):
         """
         await self.call("$", "ping")
         connection = self._connection
-        calls = [*connection.answers, *connection.streams] if connection else []
+        calls = list(connection.calls.asked) if connection else []
         if self.unread or calls:
             raise AssertionError(
                 f"nothing must have come: got the pushes {self.unread!r}, and the "
