@@ -74,6 +74,7 @@ from wsappy import (
     layers_of,
 )
 
+ABSENT: Any = None  # Where no client is looked at.
 LIMIT = 5.0  # Seconds that a test waits for anything before it fails.
 
 
@@ -1963,7 +1964,7 @@ class TestResponse:
 
     async def test_event_behind_the_end(self) -> None:
         """An event behind the terminal one is a RuntimeError."""
-        request = Request("m", "work", {}, None, 1)
+        request = Request("m", "work", {}, ABSENT, 1)
         request._is_ended = True
 
         with pytest.raises(RuntimeError) as raised:
@@ -1976,7 +1977,7 @@ class TestResponse:
 
     async def test_error_without_code(self) -> None:
         """An `error` must have a code and a message."""
-        request = Request("m", "work", {}, None, 1)
+        request = Request("m", "work", {}, ABSENT, 1)
 
         with pytest.raises(ValueError, match="error") as raised:
             request.response("error", message="odd")
@@ -8026,7 +8027,8 @@ class Entities: ...
 
 
 Item = dict[str, Any]
-request = Request("", "", {}, None, 1)
+nobody: Any = None
+request = Request("", "", {}, nobody, 1)
 assert_type(app.method("get")(get)(request, item_id=1), Item)
 assert_type(app.method(get)(request, item_id=1), Item)
 assert_type(app.module("a")(get)(request, item_id=1), Item)

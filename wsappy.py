@@ -926,6 +926,22 @@ def settle(outcome: Any) -> Generator[Any, Any, Any]:
             value, step = exc, steps.throw
 
 
+async def attempt(function: Callable[..., Any], argument: Any) -> Any:
+    """Run users' code to its end.
+
+    Returns:
+        Its result, or a `Failure`: for a cancellation of its own making, too, which
+        must not end the task that it runs in. One from outside passes through.
+    """
+    task: Any = asyncio.current_task()
+    try:
+        return await settle(run(function, argument))
+    except asyncio.CancelledError as exc:
+        if task.cancelling():
+            raise
+        return Failure(exc)
+
+
 def as_coroutine(awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
     """Return what a task can run: awaitables that are no coroutine are wrapped."""
     return awaitable if inspect.iscoroutine(awaitable) else forward(awaitable)
@@ -957,6 +973,7 @@ class Sent:
     __iter__ = __await__
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Request:
     """One call, as its handler gets it.
 
@@ -968,42 +985,19 @@ class Request:
         id: The caller's `request_id`: a string, an integer, or None.
     """
 
-    __slots__ = (
-        "_credit",
-        "_is_cut",
-        "_is_ended",
-        "_job",
-        "_method",
-        "_more",
-        "_size",
-        "_timer",
-        "client",
-        "data",
-        "id",
-        "method",
-        "module",
-    )
-
-    def __init__(
-        self,
-        module: str,
-        method: str,
-        data: JSON,
-        client: Any,
-        id: str | int | None,  # noqa: A002
-    ) -> None:
-        self.module = module
-        self.method = method
-        self.data: dict[str, JSON] = data
-        self.client: Client = client
-        self.id = id
-        self._is_ended = self._is_cut = False
-        self._job: Future[Any]
-        self._method: Method | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._credit: int | None = None
-        self._more: asyncio.Future[None] | None = None
-        self._size = 0
+    module: str
+    method: str
+    data: dict[str, JSON]
+    client: Client
+    id: str | int | None
+    _is_ended: bool = field(init=False, default=False)
+    _is_cut: bool = field(init=False, default=False)
+    _size: int = field(init=False, default=0)
+    _method: Method | None = field(init=False, default=None)
+    _job: Future[Any] = field(init=False)
+    _timer: asyncio.TimerHandle | None = field(init=False)
+    _credit: int | None = field(init=False, default=None)
+    _more: asyncio.Future[None] | None = field(init=False, default=None)
 
     def __repr__(self) -> str:
         # Quoted: the names come from outside, and this stands in logs.
@@ -2527,16 +2521,9 @@ class Connection(Link, ServerConnection):
         """Run a hook or a page to its end, and log how it failed.
 
         Returns:
-            Its result, or the `Refused` that it raised; `FAILED` for anything else, a
-            cancellation of its own making too. One from outside passes through.
+            Its result, or the `Refused` that it raised; `FAILED` for anything else.
         """
-        task: Any = asyncio.current_task()
-        try:
-            outcome = await settle(run(hook, argument))
-        except asyncio.CancelledError as exc:
-            if task.cancelling():
-                raise
-            outcome = Failure(exc)
+        outcome = await attempt(hook, argument)
         if type(outcome) is not Failure:
             return outcome
         error = outcome.exc
@@ -4017,14 +4004,7 @@ def refused_by(exc: InvalidStatus) -> Refused:
 
 async def run_hook(what: str, hook: Callable[..., Any], *arguments: Any) -> None:
     """Run users' code to its end; what it raises is logged."""
-    try:
-        call = functools.partial(hook, *arguments)
-        outcome = await settle(run(operator.call, call))
-    except asyncio.CancelledError as exc:
-        # One of the hook's own making must not end the task that runs the next hook.
-        if asyncio.current_task().cancelling():  # type: ignore[union-attr]
-            raise
-        outcome = Failure(exc)
+    outcome = await attempt(operator.call, functools.partial(hook, *arguments))
     if type(outcome) is Failure:
         log_failure(what, outcome.exc)
 
