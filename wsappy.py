@@ -64,17 +64,8 @@ import urllib.parse
 import uuid
 import warnings
 import weakref
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections import abc
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar, overload
@@ -94,47 +85,21 @@ def check_versions() -> None:
 
 try:
     import orjson
-    from websockets.asyncio.client import ClientConnection
-    from websockets.asyncio.client import connect as open_connection
+    import websockets
+    from websockets import ClientProtocol, ConnectionClosed, Headers, ServerProtocol
     from websockets.asyncio.connection import Connection as LibraryConnection
-    from websockets.asyncio.server import Server as WebSocketServer
-    from websockets.asyncio.server import ServerConnection, serve
-    from websockets.client import ClientProtocol
-    from websockets.datastructures import Headers
-    from websockets.exceptions import (
-        ConnectionClosed,
-        ConnectionClosedOK,
-        InvalidHandshake,
-        InvalidStatus,
-    )
     from websockets.frames import CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
-    from websockets.http11 import Request as HandshakeRequest
-    from websockets.http11 import Response as HandshakeResponse
     from websockets.protocol import CONNECTING, OPEN, Event
-    from websockets.server import ServerProtocol
 
     check_versions()
 except ImportError as exc:
-    raise ImportError(
-        f"wsappy needs orjson and websockets ({exc}); write: {REQUIREMENTS}"
-    ) from exc
+    needs = f"wsappy needs orjson and websockets ({exc})"
+    raise ImportError(f"{needs}; write: {REQUIREMENTS}") from exc
 
 __version__ = "0.2.0"
-__all__ = [
-    "App",
-    "Client",
-    "ConnectionClosed",
-    "Error",
-    "Handler",
-    "Module",
-    "Peer",
-    "Push",
-    "Refused",
-    "Request",
-    "Server",
-    "connect",
-    "handler_method",
-]
+__all__ = ["App", "Client", "ConnectionClosed", "Error", "Module", "Refused", "Request"]
+__all__ += ["Handler", "Server", "handler_method"]  # the classic API
+__all__ += ["Peer", "Push", "connect"]  # the client
 
 LOGGER = logging.getLogger("wsappy")
 
@@ -209,18 +174,14 @@ class Error(Exception):
 
     def as_data(self) -> dict[str, JSON]:
         """Return the `data` of the `error` event (protocol, section 3)."""
-        data: dict[str, JSON] = {"code": self.code, "message": self.message}
-        if self.details is not None:
-            data["details"] = self.details
-        if self.retry:
-            data["retry"] = True
-        return data
+        options = {"details": self.details, "retry": bool(self.retry) or None}
+        given = {key: value for key, value in options.items() if value is not None}
+        return {"code": self.code, "message": self.message, **given}
 
     @classmethod
     def from_data(cls, data: JSON) -> Self:
         """Make the error that an `error` event from the other side tells of."""
-        if not isinstance(data, dict):
-            data = {"message": str(data)}
+        data = data if isinstance(data, dict) else {"message": str(data)}
         code, message = str(data.get("code", "internal")), str(data.get("message", ""))
         retry = data.get("retry") is True
         return cls(code, message, details=data.get("details"), retry=retry)
@@ -239,12 +200,11 @@ class Refused(Exception):  # noqa: N818
     """
 
     def __init__(self, status: int, message: str = "") -> None:
+        example = "Refused(403, 'members only')"
         if status not in set(http.HTTPStatus) or not 401 <= status <= 507:
             must = "status of Refused must be one of HTTP in 401 to 499 or 500 to 507"
-            raise ValueError(
-                f"{must}: got {status!r}; write Refused(403, 'members only')"
-            )
-        check_string("message of Refused", message, "Refused(403, 'members only')")
+            raise ValueError(f"{must}: got {status!r}; write {example}")
+        check_string("message of Refused", message, example)
         super().__init__(status, message)
         self.status = int(status)
         self.message = message
@@ -355,19 +315,16 @@ def plain_of(value: Any) -> JSON:
     raise TypeError
 
 
+ALL = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 # Tried only where plain `orjson.dumps` refuses: it costs two thirds more.
-dumps_all = functools.partial(
-    orjson.dumps,
-    default=plain_of,
-    option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS,
-)
+dumps_all = functools.partial(orjson.dumps, default=plain_of, option=ALL)
 
 
 class Codec:
     """The JSON codec of an application.
 
     `decode` raises ValueError for what it can't read. `encode` is tried first, then
-    `encode_all`, which raises TypeError for what it can't write.
+    `encode_all`.
 
     Args:
         loads: Takes bytes; those that aren't JSON never reach it.
@@ -378,8 +335,7 @@ class Codec:
         self.loads: Callable[[bytes], JSON] = loads
         self.dumps = dumps or dumps_all
         self.decode = loads if loads is orjson.loads else self._decode_checked
-        self.encode = orjson.dumps if dumps is None else self._encode_checked
-        self.encode_all = self._encode_checked
+        self.encode = orjson.dumps if dumps is None else self.encode_all
 
     def _decode_checked(self, payload: bytes) -> JSON:
         # The standard library takes UTF-16, NaN and halves of surrogate pairs, too.
@@ -389,7 +345,8 @@ class Codec:
             raise ValueError("not readable") from message.exc
         return message
 
-    def _encode_checked(self, value: JSON) -> bytes:
+    def encode_all(self, value: JSON) -> bytes:
+        """Encode whatever can be written; raises TypeError for the rest."""
         payload = run(self.dumps, value)
         if isinstance(payload, str):
             payload = run(str.encode, payload)
@@ -466,10 +423,10 @@ def decode_path(path: str) -> str:
         return "?"
 
 
-def parse_query(path: str) -> dict[str, str]:
-    """Return the query of a path from outside; the last value of a repeated name."""
-    query = path.partition("?")[2]
-    return dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
+def split_query(target: str) -> tuple[str, dict[str, str]]:
+    """Cut what a client asks for into the path and the last value of each name."""
+    path, _, query = target.partition("?")
+    return path, dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
 
 
 def parse_path(text: str) -> Path:
@@ -545,15 +502,14 @@ PLAIN_TYPES: dict[Any, frozenset[type]] = {
 }
 
 
-def plain_types(annotation: object) -> frozenset[type] | None:
-    """Return the exact JSON types that *annotation* allows, or None for pydantic."""
+def plain_types(annotation: object) -> frozenset[type]:
+    """Return the exact JSON types that *annotation* allows; none for pydantic's."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        members: Any = [plain_types(each) for each in typing.get_args(annotation)]
-        return None if None in members else frozenset().union(*members)
-    try:
-        return PLAIN_TYPES.get(annotation)
-    except TypeError:  # not hashable: Literal[[]]
-        return None
+        members = [plain_types(each) for each in typing.get_args(annotation)]
+        return frozenset().union(*members) if all(members) else frozenset()
+    # Compared and not looked up: some can't be hashed, such as Literal[[]].
+    found = (kinds for plain, kinds in PLAIN_TYPES.items() if plain == annotation)
+    return next(found, frozenset())
 
 
 def resolve(function: object, name: str, annotation: object) -> Any:
@@ -565,10 +521,10 @@ def resolve(function: object, name: str, annotation: object) -> Any:
     Raises:
         TypeError: If a name in it can't be found.
     """
-    holder = types.SimpleNamespace(__annotations__={name: annotation})
-    known = getattr(layers_of(function)[-1], "__globals__", {})
-    options = {"globalns": known, "include_extras": True}
-    hints = run(typing.get_type_hints, holder, options)
+    # Names are looked up in the module of what is wrapped.
+    plain = layers_of(function)[-1]
+    owner = types.SimpleNamespace(__annotations__={name: annotation}, __wrapped__=plain)
+    hints = run(typing.get_type_hints, owner, {"include_extras": True})
     return checked(hints, function, name, annotation)[name]
 
 
@@ -579,55 +535,52 @@ def checked(outcome: Any, function: object, name: str, annotation: object) -> An
     is_missing = isinstance(outcome.exc, ImportError)
     remedy = "python -m pip install pydantic" if is_missing else "a type of its module"
     why = str(outcome.exc).partition("\n")[0]
-    raise TypeError(
-        f"annotation {annotation!r} of parameter {name!r} of {describe(function)} "
-        f"can't be checked: {why}; write {remedy}"
-    ) from outcome.exc
+    who = f"annotation {annotation!r} of parameter {name!r} of {describe(function)}"
+    raise TypeError(f"{who} can't be checked: {why}; write {remedy}") from outcome.exc
 
 
-def fault_of(name: str, message: str) -> dict[str, str]:
-    return {"argument": name, "message": message}
+# Which arguments are wrong, and how.
+Faults = list[tuple[str, str]]
 
 
-def validator_of(annotation: Any) -> Callable[..., Any]:
-    """Return what reads an argument from JSON with pydantic, strictly.
+def bad_data(faults: Faults) -> Error:
+    """Return the error that names all *faults*, the first one in its message too."""
+    details = [{"argument": name, "message": message} for name, message in faults]
+    return Error("bad_data", ": ".join(faults[0]), details=details)
+
+
+def validator_of(annotation: Any) -> Callable[[str, JSON, Faults], Any]:
+    """Return what converts an argument with pydantic, as strictly as JSON allows.
+
+    It takes name and value, and a list to which it adds what is wrong with them; it
+    raises `Error`, `internal`, if a validator of the application's fails.
 
     Raises:
         ImportError: If pydantic isn't installed.
         Exception: Whatever, if it can't check the annotation.
     """
-    from pydantic import TypeAdapter  # noqa: PLC0415
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
 
     # The look-up raises where pydantic has put off a type that it can't resolve.
-    return TypeAdapter(annotation).validator.validate_json
+    validate = TypeAdapter(annotation).validator.validate_json
 
-
-def convert(
-    validate: Callable[..., Any], name: str, value: JSON, faults: list[dict[str, str]]
-) -> Any:
-    """Return the converted *value*; what is wrong with it is added to *faults*.
-
-    Raises:
-        Error: `internal`, if a validator of the application's fails.
-    """
-    from pydantic import ValidationError  # noqa: PLC0415
-
-    # Strictness in JSON differs from that in Python: a date is a string there.
-    try:
-        payload = orjson.dumps(value, default=str)
-    except TypeError as exc:
-        faults.append(fault_of(name, str(exc)))
+    def convert(name: str, value: JSON, faults: Faults) -> Any:
+        # Strictness in JSON differs from that in Python: a date is a string there.
+        payload = run(orjson.dumps, value, {"default": str})
+        if type(payload) is Failure:
+            faults.append((name, str(payload.exc)))
+            return None
+        outcome = run(validate, payload, {"strict": True})
+        if type(outcome) is not Failure:
+            return outcome
+        if not isinstance(outcome.exc, ValidationError):
+            log_failure(f"check of argument {name!r}", outcome.exc)
+            raise Error(*INTERNAL.args)
+        for fault in outcome.exc.errors(include_url=False, include_input=False):
+            faults.append((".".join(map(str, (name, *fault["loc"]))), fault["msg"]))
         return None
-    outcome = run(validate, payload, {"strict": True})
-    if type(outcome) is not Failure:
-        return outcome
-    if not isinstance(outcome.exc, ValidationError):
-        log_failure(f"check of argument {name!r}", outcome.exc)
-        raise Error(*INTERNAL.args)
-    for fault in outcome.exc.errors(include_url=False, include_input=False):
-        argument = ".".join(map(str, (name, *fault["loc"])))
-        faults.append(fault_of(argument, fault["msg"]))
-    return None
+
+    return convert
 
 
 def expected(accepted: frozenset[type]) -> str:
@@ -669,6 +622,7 @@ class Method:
     costs two comparisons of sets and one look-up for each annotated argument.
 
     Attributes:
+        names: Of its module and its own.
         annotations: The arguments it names, with their annotations.
         required: Those without a default.
         takes_rest: Whether it has `**kwargs`.
@@ -681,8 +635,7 @@ class Method:
     def __init__(
         self, module: str, function: Any, mark: Mark, clients: Paths = None
     ) -> None:
-        self.module = module
-        self.method = mark.name
+        self.names = (module, mark.name)
         self.function = function
         self.kind = kind_of(function, mark)
         self.is_classic = mark.is_classic
@@ -697,7 +650,7 @@ class Method:
         by_position = map(names_by_position, layers_of(function))
         self.reserved = frozenset[str]().union(*by_position) - self.annotations.keys()
         self.types = dict.fromkeys(self.annotations, ANYTHING)
-        self.validators: dict[str, Callable[..., Any]] = {}
+        self.validators: dict[str, Callable[[str, JSON, Faults], Any]] = {}
         self.paths: dict[str, str] | None = None
         if clients is not None:
             self.paths = {parse_path(each).shape: each for each in clients}
@@ -718,11 +671,11 @@ class Method:
                 raise TypeError(f"{must}; write it behind the /, without a *")
 
     def __repr__(self) -> str:
-        return f"{self.module}.{self.method}"
+        return ".".join(self.names)
 
     def clashes(self, other: Method) -> bool:
         """Tell whether some route could have both under one name."""
-        if (self.module, self.method) != (other.module, other.method):
+        if self.names != other.names:
             return False
         if self.paths is None or other.paths is None:
             return True
@@ -732,9 +685,8 @@ class Method:
         """Resolve the annotations; raises TypeError for one that can't be checked."""
         for name, annotation in self.annotations.items():
             resolved = resolve(self.function, name, annotation)
-            accepted = plain_types(resolved)
-            self.types[name] = accepted or frozenset()
-            if accepted is None:
+            self.types[name] = plain_types(resolved)
+            if not self.types[name]:
                 made = run(validator_of, resolved)
                 self.validators[name] = checked(made, self.function, name, annotation)
 
@@ -753,23 +705,19 @@ class Method:
         return self._bind_slowly(data)
 
     def _bind_slowly(self, data: dict[str, JSON]) -> dict[str, Any]:
-        missing = sorted(self.required - data.keys())
-        faults = [fault_of(name, "missing") for name in missing]
-        arguments = {}
+        faults = [(name, "missing") for name in sorted(self.required - data.keys())]
+        arguments = dict(data)
         for name, value in data.items():
             accepted = self.types.get(name, ANYTHING)
             is_known = name in self.types or self.takes_rest
             if name in self.validators:
-                arguments[name] = convert(self.validators[name], name, value, faults)
+                arguments[name] = self.validators[name](name, value, faults)
             elif name in self.reserved or not is_known:
-                faults.append(fault_of(name, "unknown"))
+                faults.append((name, "unknown"))
             elif accepted.isdisjoint((object, type(value))):
-                faults.append(fault_of(name, expected(accepted)))
-            else:
-                arguments[name] = value
+                faults.append((name, expected(accepted)))
         if faults:
-            first = f"{faults[0]['argument']}: {faults[0]['message']}"
-            raise Error("bad_data", first, details=faults)
+            raise bad_data(faults)
         return arguments
 
 
@@ -782,9 +730,8 @@ def names_by_position(function: Any) -> tuple[str, ...]:
 def check_name(kind: str, name: object) -> None:
     check_string(f"name of a {kind}", name, f"@app.{kind}('name')")
     if str(name).startswith("$"):
-        raise ValueError(
-            f"name of a {kind} must not start with '$': got {name!r}; write it without"
-        )
+        must = f"name of a {kind} must not start with '$'"
+        raise ValueError(f"{must}: got {name!r}; write it without")
 
 
 @dataclass(eq=False, slots=True)
@@ -806,14 +753,12 @@ class Route:
     is_ordered: bool = False
     server: object = None
     handlers: object = None
-    methods: dict[tuple[str, str], Method] = field(
-        default_factory=lambda: dict(CONTROLS)
-    )
+    methods: dict[tuple[str, str], Method] = field(default_factory=dict)
 
     def offer(self, method: Method) -> None:
         """Take a method, unless it is limited to other routes."""
         if method.paths is None or self.path.shape in method.paths:
-            self.methods[method.module, method.method] = method
+            self.methods[method.names] = method
 
 
 class Table:
@@ -829,7 +774,7 @@ class Table:
         if other is not route:
             texts = f"{route.path.text!r} clashes with {other.path.text!r}"
             raise ValueError(f"path {texts}; write another")
-        for method in self.methods:
+        for method in (*CONTROLS.values(), *self.methods):
             route.offer(method)
 
     def add_method(self, method: Method) -> None:
@@ -848,10 +793,9 @@ class Table:
     def find(self, path: str) -> tuple[Route, dict[str, Any]] | None:
         """Return the route of a path from outside with its parameters' values."""
         decoded = decode_path(path)
+        routes = self.routes.values()
         # A literal path wins; patterns are tried in the order of registration.
-        for route in sorted(
-            self.routes.values(), key=lambda each: bool(each.path.converters)
-        ):
+        for route in sorted(routes, key=lambda each: bool(each.path.converters)):
             params = route.path.match(decoded)
             if params is not None:
                 return route, params
@@ -905,7 +849,7 @@ def run(
 
 
 @types.coroutine
-def settle(outcome: Any) -> Generator[Any, Any, Any]:
+def settle(outcome: Any) -> abc.Generator[Any, Any, Any]:
     """Await what `run` returned, if it has to be awaited; each step goes through `run`.
 
     Returns:
@@ -942,12 +886,12 @@ async def attempt(function: Callable[..., Any], argument: Any) -> Any:
         return Failure(exc)
 
 
-def as_coroutine(awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
+def as_coroutine(awaitable: abc.Awaitable[Any]) -> Coroutine[Any, Any, Any]:
     """Return what a task can run: awaitables that are no coroutine are wrapped."""
     return awaitable if inspect.iscoroutine(awaitable) else forward(awaitable)
 
 
-async def forward(awaitable: Awaitable[Any]) -> Any:
+async def forward(awaitable: abc.Awaitable[Any]) -> Any:
     return await awaitable
 
 
@@ -966,7 +910,7 @@ class Sent:
     def __init__(self, connection: Link | None) -> None:
         self.connection = connection
 
-    def __await__(self) -> Generator[Any, Any, None]:
+    def __await__(self) -> abc.Generator[Any, Any, None]:
         if self.connection is not None and self.connection.paused:
             yield from self.connection.writable().__await__()
 
@@ -1650,10 +1594,7 @@ def cancel_call(request: Request, request_id: str | int) -> JSON:
 def give_credit(request: Request, request_id: str | int, items: int) -> None:
     """Let a stream send that many items more; an unknown id is no error."""
     if items < 1:
-        message = "expected an integer of at least 1"
-        raise Error(
-            "bad_data", f"items: {message}", details=[fault_of("items", message)]
-        )
+        raise bad_data([("items", "expected an integer of at least 1")])
     for each in request.client.connection.calls.unfinished.values():
         if each.id == request_id:
             each._earn(items)
@@ -1692,7 +1633,7 @@ def settle_answer(
         answer.set_exception(value)
 
 
-async def as_async(items: Iterable[Any]) -> AsyncIterator[Any]:
+async def as_async(items: abc.Iterable[Any]) -> abc.AsyncIterator[Any]:
     """Make an asynchronous generator of a plain one."""
     with contextlib.closing(items):  # type: ignore[type-var]
         for item in items:
@@ -1961,7 +1902,7 @@ class Link(LibraryConnection):
             self.close_timer.cancel()
 
 
-class Connection(Link, ServerConnection):
+class Connection(Link, websockets.ServerConnection):
     """A connection of the `websockets` library with a fast lane of its own.
 
     While the connection is open and no fragmented message is under way, the lane takes
@@ -2344,7 +2285,7 @@ class Connection(Link, ServerConnection):
         if status >= 400:
             self.app.counts[f"refused {status}"] += 1
 
-    async def decide(self, request: HandshakeRequest) -> HandshakeResponse:
+    async def decide(self, request: websockets.Request) -> websockets.Response:
         """Answer the handshake, in the order of the protocol, section 8."""
         headers = request.headers
         upgrade = ",".join(headers.get_all("Upgrade")).lower()
@@ -2361,7 +2302,7 @@ class Connection(Link, ServerConnection):
             response.body = b""
         return response
 
-    async def serve_page(self, request: HandshakeRequest) -> HandshakeResponse:
+    async def serve_page(self, request: websockets.Request) -> websockets.Response:
         """Answer a request that is no WebSocket handshake."""
         page = self.app.find_page(request.path)
         if page is None and self.app.table.find(request.path) is None:
@@ -2374,12 +2315,11 @@ class Connection(Link, ServerConnection):
             response = self.respond(426, "this address is for WebSocket clients")
             response.headers["Upgrade"] = "websocket"
             return response
-        path, query = request.path.partition("?")[0], parse_query(request.path)
-        asked = PageRequest(path, query, request.headers)
+        asked = PageRequest(*split_query(request.path), request.headers)
         name = f"page {describe(page)}"
         return self.page_response(name, await self.attempt(name, page, asked))
 
-    def page_response(self, name: str, outcome: Any) -> HandshakeResponse:
+    def page_response(self, name: str, outcome: Any) -> websockets.Response:
         """Turn what a page returned into a response."""
         body: str | bytes
         match outcome:
@@ -2402,7 +2342,7 @@ class Connection(Link, ServerConnection):
         response.headers["Content-Type"] = content_type
         return response
 
-    async def admit(self, request: HandshakeRequest) -> HandshakeResponse | None:
+    async def admit(self, request: websockets.Request) -> websockets.Response | None:
         """Let a WebSocket client in, or return the response that keeps it out."""
         found = self.app.table.find(request.path)
         origins = found[0].origins if found else self.app.origins
@@ -2435,12 +2375,12 @@ class Connection(Link, ServerConnection):
             if self.client is None:
                 self.serving.clients.discard(client)
 
-    def reject(self, refused: Refused) -> HandshakeResponse:
+    def reject(self, refused: Refused) -> websockets.Response:
         """Refuse by an HTTP status, with the reason as its text."""
         phrase = http.HTTPStatus(refused.status).phrase
         return self.respond(refused.status, refused.message or phrase)
 
-    def refuse(self, refused: Refused) -> HandshakeResponse | None:
+    def refuse(self, refused: Refused) -> websockets.Response | None:
         """Refuse; a browser is let in and closed, since it can't read a status."""
         self.refusal = refused
         return self.reject(refused) if self.protocol.origin is None else None
@@ -2657,16 +2597,14 @@ class Client:
     def _attach(self, server: Any, connection: Connection, handlers: Any) -> None:
         request: Any = connection.request
         address = connection.remote_address
+        has_port = isinstance(address, tuple)
         self.app = connection.app
         self.server = server
         self.id: str = connection.id.hex
-        self.path: str = request.path.partition("?")[0]
+        self.path, self.query = split_query(request.path)
         self.params = connection.params
-        self.query = parse_query(request.path)
         self.headers: Headers = request.headers
-        self.remote: tuple[str, int] | None = None
-        if isinstance(address, tuple):
-            self.remote = address[:2]
+        self.remote: tuple[str, int] | None = address[:2] if has_port else None
         self.groups: set[str] = set()
         self.connection = connection
         self.handlers = handlers
@@ -2768,11 +2706,8 @@ class Client:
             ConnectionClosed: If it goes, at once.
             RuntimeError: If the connection isn't open yet.
         """
+        self._check_open("called", "call it in on_connected")
         connection = self.connection
-        if connection.protocol.state is CONNECTING:
-            raise RuntimeError(
-                "client must be open to be called; call it in on_connected"
-            )
         if not connection.is_sendable:
             await connection.wait_closed()
             raise connection.protocol.close_exc
@@ -2808,14 +2743,14 @@ class Client:
                 f"code and reason of a close must be what RFC 6455 allows: got {code!r}"
                 f" and {size} bytes; write 1000 or 4000 to 4999, and at most 123 bytes"
             )
-        connection = self.connection
-        if connection.protocol.state is CONNECTING:
-            raise RuntimeError(
-                "client must be open to be closed; raise Refused(403) in on_connecting"
-            )
-        connection.shut(code, reason)
-        if not connection.is_own_task(asyncio.current_task()):
-            await connection.wait_closed()
+        self._check_open("closed", "raise Refused(403) in on_connecting")
+        self.connection.shut(code, reason)
+        if not self.connection.is_own_task(asyncio.current_task()):
+            await self.connection.wait_closed()
+
+    def _check_open(self, what: str, remedy: str) -> None:
+        if self.connection.protocol.state is CONNECTING:
+            raise RuntimeError(f"client must be open to be {what}; {remedy}")
 
 
 def overrides(client: Client, hook: str) -> bool:
@@ -3609,7 +3544,7 @@ class Serving:
         self.unix = unix
         self.options = {"compression": None, "logger": LOGGER, **options}
         self.grace = app.grace
-        self.server: WebSocketServer | None = None
+        self.server: websockets.Server | None = None
         self.connections: set[Connection] = set()
         self.clients: set[Client] = set()
         self.lives: dict[asyncio.Task[Any], Connection] = {}
@@ -3660,7 +3595,7 @@ class Serving:
         host = f"[{host}]" if ":" in host else host
         return f"{scheme}://{host}:{self.port}{path}"
 
-    async def listen(self, attempts: int = PORT_ATTEMPTS) -> WebSocketServer:
+    async def listen(self, attempts: int = PORT_ATTEMPTS) -> websockets.Server:
         """Open the port; with port 0 the same one at all of the host's addresses."""
         port = self.requested_port
         try:
@@ -3672,7 +3607,7 @@ class Serving:
             text = f"cannot listen on {self.unix or f'{self.host}:{port}'}: {reason}"
             raise ListenError(exc.errno, text) from exc
 
-    async def open(self, port: int) -> WebSocketServer:
+    async def open(self, port: int) -> websockets.Server:
         """Open the port, the Unix socket, or the socket that was handed in."""
         options: Any = {"host": self.host, "port": port}
         if self.unix:
@@ -3682,7 +3617,7 @@ class Serving:
         options["process_request"] = Connection.decide
         options["create_connection"] = functools.partial(Connection, self)
         live: Any = Connection.live
-        return await serve(live, **options, **self.options)
+        return await websockets.serve(live, **options, **self.options)
 
     # What connections ask
 
@@ -3767,7 +3702,7 @@ class Serving:
             text = "a hook of a client at %r did not end in time; it is left behind"
             LOGGER.warning(text, path)
 
-    async def close_sockets(self, server: WebSocketServer) -> None:
+    async def close_sockets(self, server: websockets.Server) -> None:
         """Close the sockets; what came in meanwhile is aborted."""
         for connection in self.connections:
             connection.transport.abort()
@@ -3778,7 +3713,7 @@ class Serving:
         closed.cancel()
 
 
-async def pause(work: Iterable[asyncio.Future[Any]], seconds: float) -> None:
+async def pause(work: abc.Iterable[asyncio.Future[Any]], seconds: float) -> None:
     """Wait for *work* to end, but no longer than that."""
     tasks = list(work)
     if tasks:
@@ -3993,7 +3928,7 @@ def is_final(exc: ConnectionClosed | Refused) -> bool:
     return code in (1000, 1007, 1009) or (4400 <= code <= 4499 and code != 4429)
 
 
-def refused_by(exc: InvalidStatus) -> Refused:
+def refused_by(exc: websockets.InvalidStatus) -> Refused:
     """Make a `Refused` of any status: servers have some that applications may not."""
     status, body = exc.response.status_code, bytes(exc.response.body)
     message = cut_reason(body.decode(errors="replace").strip())
@@ -4053,7 +3988,7 @@ class Inbox:
         self.arrived.set()
 
 
-class PeerConnection(Link, ClientConnection):
+class PeerConnection(Link, websockets.ClientConnection):
     """One connection of a `Peer`, without the library's queue and its tasks.
 
     Messages of one turn of the loop are written together. What the library reads is
@@ -4391,14 +4326,14 @@ class Peer:
 
         return register
 
-    async def _listen(self, pushes: AsyncIterator[Push]) -> None:
+    async def _listen(self, pushes: abc.AsyncIterator[Push]) -> None:
         with contextlib.suppress(ConnectionClosed, Refused):
             async for push in pushes:
                 what = f"handler of push {push.module}.{push.event}"
                 for hook in self._listeners.get(push[:2], ()):
                     await run_hook(what, hook, push.data)
 
-    def pushes(self) -> AsyncIterator[Push]:
+    def pushes(self) -> abc.AsyncIterator[Push]:
         """Loop over all pushes from now on: `async for push in api.pushes()`.
 
         10,000 unread ones close the connection, which is then resumed.
@@ -4413,7 +4348,7 @@ class Peer:
         return inbox
 
     def _end_of_pushes(self) -> Any:
-        is_done = isinstance(self._end, ConnectionClosedOK)
+        is_done = isinstance(self._end, websockets.ConnectionClosedOK)
         return StopAsyncIteration() if is_done else self._end
 
     def hear(self, connection: PeerConnection, message: dict[str, JSON]) -> None:
@@ -4542,12 +4477,12 @@ class Peer:
         """Connect once; raises OSError or Refused."""
         make: Any = functools.partial(PeerConnection, self)
         try:
-            connection: Any = await open_connection(
+            connection: Any = await websockets.connect(
                 self.url, create_connection=make, **self._options
             )
-        except InvalidStatus as exc:
+        except websockets.InvalidStatus as exc:
             raise refused_by(exc) from exc
-        except InvalidHandshake as exc:
+        except websockets.InvalidHandshake as exc:
             raise ConnectionError(f"can't connect to {self.url}: {exc}") from exc
         self._connection = connection
         return connection  # type: ignore[no-any-return]
@@ -4700,7 +4635,7 @@ class TestedPeer(Peer):
         super().hear(connection, message)
 
     @contextlib.asynccontextmanager
-    async def limit(self, what: str, seconds: float | None) -> AsyncIterator[None]:
+    async def limit(self, what: str, seconds: float | None) -> abc.AsyncIterator[None]:
         """Raise a TimeoutError that says what came instead."""
         try:
             async with asyncio.timeout(seconds):
