@@ -2924,6 +2924,26 @@ class TestOwnClasses:
             calls_event("echo", "result", {"a": 1, "own": True})
         ]
 
+    async def test_send_message_that_fails(self) -> None:
+        """A call whose result its `send_message` doesn't take ends with `internal`."""
+
+        class Own(Client):
+            def send_message(self, *head: Any, **data: Any) -> Any:
+                if "code" not in data:
+                    raise RuntimeError("odd")
+                return super().send_message(*head, **data)
+
+        def answer(request: Request) -> None:
+            request.response("result", a=1)
+
+        wire = self.wire(client=Own, handler=answer)
+
+        wire.call("m.answer")
+
+        assert await wire.sent(1) == [
+            calls_error("answer", "internal", "internal error")
+        ]
+
     async def test_keys_that_send_message_has_itself(self) -> None:
         """Data with a key such as `event` goes past `send_message`, and isn't lost."""
 

@@ -639,8 +639,8 @@ class Method:
         self.function = function
         self.kind = kind_of(function, mark)
         self.is_classic = mark.is_classic
-        self.has_timeout = mark.timeout is not ...
-        self.timeout = None if mark.timeout is ... else mark.timeout
+        is_endless = self.kind == "stream" and mark.timeout is ...
+        self.timeout = None if is_endless else mark.timeout
         parameters = list(inspect.signature(function).parameters.values())
         self._check(mark, parameters)
         named = [each for each in parameters[1:] if each.kind is not each.VAR_KEYWORD]
@@ -661,7 +661,7 @@ class Method:
         who = f"handler {describe(self.function)}"
         if mark.in_thread and self.kind != "thread":
             raise TypeError(f"{who} has thread=True, but is no plain def; leave it out")
-        if self.has_timeout and self.kind == "inline":
+        if mark.timeout is not ... and self.kind == "inline":
             raise TypeError(f"{who} is a def with a timeout; add async or thread=True")
         if not parameters or parameters[0].kind > parameters[0].POSITIONAL_OR_KEYWORD:
             raise TypeError(f"{who} takes no request; write it as the first parameter")
@@ -1038,10 +1038,9 @@ class Calls:
     def attend(self, client: Client) -> None:
         """Take the client that the calls are of."""
         self.client = client
-        kind = type(client)
-        self.wraps = kind.process_message is not Client.process_message
+        self.wraps = overrides(client, "process_message")
         self.sends_itself = (
-            kind.send_message is not Client.send_message
+            overrides(client, "send_message")
             or self.app.request_class.response is not Request.response
         )
         self.set_gate()
@@ -1289,10 +1288,8 @@ class Calls:
         """Hold a call that is under way, until `finish`."""
         self.unfinished[task] = request
         self.connection.is_behind_task = not HAS_EAGER_TASKS
-        method = request._method
-        timeout = self.app.timeout
-        if method is not None and (method.has_timeout or method.kind == "stream"):
-            timeout = method.timeout
+        timeout = request._method.timeout if request._method else ...
+        timeout = self.app.timeout if timeout is ... else timeout
         request._timer = None
         if timeout is not None:
             request._timer = self.loop.call_later(timeout, self.cut, task, TIMEOUT)
@@ -1451,17 +1448,14 @@ class Calls:
 
     def respond(self, request: Request, event: str, data: JSON) -> Any:
         """Queue an event that a handler sends; a worker thread may call it too."""
-        client = self.client
-        if (
-            type(client).send_message is not Client.send_message
-            and isinstance(data, dict)
-            and not data.keys() & SEND_PARAMETERS
-        ):
-            request._is_ended = request._is_ended or event in TERMINAL
-            return client.send_message(*names_of(request), event, **data)
-        payload = self.codec.write(message_of(*names_of(request), event, data))
-        request._is_ended = request._is_ended or event in TERMINAL
-        return self.connection.queue(payload)
+        was_ended = request._is_ended
+        # First: beside a worker thread the loop may cut the call at any moment.
+        request._is_ended = was_ended or event in TERMINAL
+        try:
+            return self.client._tell(*names_of(request), event, data)
+        except BaseException:
+            request._is_ended = was_ended
+            raise
 
     async def send_items(
         self, request: Request, method: Method, arguments: dict[str, Any]
@@ -1633,9 +1627,9 @@ def settle_answer(
         answer.set_exception(value)
 
 
-async def as_async(items: abc.Iterable[Any]) -> abc.AsyncIterator[Any]:
+async def as_async(items: abc.Generator[Any, Any, Any]) -> abc.AsyncIterator[Any]:
     """Make an asynchronous generator of a plain one."""
-    with contextlib.closing(items):  # type: ignore[type-var]
+    with contextlib.closing(items):
         for item in items:
             yield item
 
@@ -2668,12 +2662,17 @@ class Client:
         """
         data = merge(data, fields)
         self.app.counts["pushes"] += 1
+        sent: Sent = self._tell(None, module, None, event, data)
+        return sent
+
+    def _tell(self, *parts: Any) -> Any:
+        """Queue an event, through an override of `send_message` where it fits."""
+        data = parts[-1]
         # The override may be of 2018, and have named parameters only.
         is_own = overrides(self, "send_message") and isinstance(data, dict)
         if is_own and not data.keys() & SEND_PARAMETERS:
-            sent: Sent = self.send_message(None, module, None, event, **data)
-            return sent
-        return self._send(message_of(None, module, None, event, data))
+            return self.send_message(*parts[:-1], **data)
+        return self._send(message_of(*parts))
 
     def _send(self, message: dict[str, JSON]) -> Sent:
         return self.connection.queue(self.app.codec.write(message))
