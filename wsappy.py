@@ -870,7 +870,7 @@ def settle(outcome: Any) -> abc.Generator[Any, Any, Any]:
             value, step = exc, steps.throw
 
 
-async def attempt(function: Callable[..., Any], argument: Any) -> Any:
+async def run_to_end(function: Callable[..., Any], argument: Any) -> Any:
     """Run users' code to its end.
 
     Returns:
@@ -2457,7 +2457,7 @@ class Connection(Link, websockets.ServerConnection):
         Returns:
             Its result, or the `Refused` that it raised; `FAILED` for anything else.
         """
-        outcome = await attempt(hook, argument)
+        outcome = await run_to_end(hook, argument)
         if type(outcome) is not Failure:
             return outcome
         error = outcome.exc
@@ -3938,7 +3938,7 @@ def refused_by(exc: websockets.InvalidStatus) -> Refused:
 
 async def run_hook(what: str, hook: Callable[..., Any], *arguments: Any) -> None:
     """Run users' code to its end; what it raises is logged."""
-    outcome = await attempt(operator.call, functools.partial(hook, *arguments))
+    outcome = await run_to_end(operator.call, functools.partial(hook, *arguments))
     if type(outcome) is Failure:
         log_failure(what, outcome.exc)
 
