@@ -7126,6 +7126,7 @@ class TestOriginOptions:
             ("", "", None),
             ("null", "null", None),
             ("null", "x", "*"),
+            ("null", "x", ["http://null"]),
             ("http://example.org", "example.org", []),
         ],
     )
@@ -7829,6 +7830,22 @@ class TestRun:
                 yield
             finally:
                 seen.append("ended")
+
+        app.run("127.0.0.1", 0)
+
+        assert seen == ["ended"]
+
+    def test_signal_that_the_lifespan_swallows(self) -> None:
+        """A signal isn't lost in a start that swallows its cancellation."""
+        app, seen = make_app(), []
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            os.kill(os.getpid(), signal.SIGINT)
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            yield
+            seen.append("ended")
 
         app.run("127.0.0.1", 0)
 
@@ -10421,7 +10438,7 @@ class TestTestClient:
             assert await one.call("m", "add", a=1, b=2) == 3
 
         assert app.stats()["clients"] == 0
-        assert app.tested is None
+        assert not app.servings
 
     async def test_refused(self) -> None:
         """A client that isn't let in leaves nothing behind."""
@@ -10432,7 +10449,7 @@ class TestTestClient:
                 pass
 
         assert raised.value.status == 404
-        assert app.tested is None
+        assert not app.servings
 
     async def test_headers(self) -> None:
         """Options go to `connect`: headers, origin and cookies can be tested."""

@@ -67,7 +67,7 @@ import weakref
 from collections import abc
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar, overload
 
 # The one place where the oldest versions stand, beside `install_requires`.
@@ -1389,7 +1389,7 @@ class Calls:
         return INTERNAL
 
     def send_error(self, request: Request, error: Error) -> None:
-        self.app.counts[f"error {error.code}"] += 1
+        self.app.error_counts[error.code] += 1
         self.emit(request, "error", error.as_data())
 
     def emit(self, request: Request, event: str, data: JSON) -> None:
@@ -2277,7 +2277,7 @@ class Connection(Link, websockets.ServerConnection):
         if status == 101 and self.client is None:
             status = self.refusal.status
         if status >= 400:
-            self.app.counts[f"refused {status}"] += 1
+            self.app.refusal_counts[str(status)] += 1
 
     async def decide(self, request: websockets.Request) -> websockets.Response:
         """Answer the handshake, in the order of the protocol, section 8."""
@@ -2829,14 +2829,8 @@ RESERVED_OPTIONS = {
     "max_queue": "App(max_in_flight=...)",
     "start_serving": "app.serve",
 }
-# The least value of each option that is a number.
-NUMBERS = {
-    "timeout": 0.001,
-    "max_in_flight": 1,
-    "max_backlog": 0,
-    "max_clients": 1,
-    "grace": 0,
-}
+# The least value of an option that is a number, where it isn't 0.
+LEAST = {"timeout": 0.001, "max_in_flight": 1, "max_clients": 1}
 # How often a port that is free at one address is tried at all of a host's addresses.
 PORT_ATTEMPTS = 20
 # Seconds for each small step of a stop; all of it must fit into 4 s behind the grace.
@@ -2851,7 +2845,7 @@ Origins = str | Sequence[str] | types.EllipsisType | None
 def check_number(name: str, value: Any) -> None:
     if value is None and name in ("timeout", "max_clients"):
         return
-    least = NUMBERS[name]
+    least = LEAST.get(name, 0)
     if not isinstance(value, int | float) or not value >= least:
         raise ValueError(f"{name} must be a number of at least {least}: got {value!r}")
 
@@ -2891,30 +2885,43 @@ def inner_of(function: Any) -> Any:
     return getattr(function, "__func__", function)
 
 
-def mark_of(function: Any) -> Mark | None:
-    mark: Mark | None = getattr(inner_of(function), "__wsappy_mark__", None)
-    return mark
+def mark_of(function: Any) -> Any:
+    """Return the `Mark` of a function, or None."""
+    return getattr(inner_of(function), "__wsappy_mark__", None)
 
 
-def mark_method(
-    name: Any, function: Any, timeout: Timeout = ..., **options: bool
-) -> Mark:
+def mark_method(function: Any, name: Any, **options: Any) -> Mark:
     """Leave a `Mark` on a function; modules that stand below it then take it."""
     inner = inner_of(function)
     if not inspect.isroutine(inner):
         raise TypeError(f"method must stand above a def: got {function!r}; write one")
-    name = inner.__name__ if name is None else name
-    check_name("method", name)
-    check_number("timeout", None if timeout is ... else timeout)
-    mark = Mark(name, timeout, **options)
+    mark = Mark(inner.__name__ if name is None else name, **options)
+    check_name("method", mark.name)
+    check_number("timeout", None if mark.timeout is ... else mark.timeout)
     vars(inner)["__wsappy_mark__"] = mark
     for module in vars(inner).pop("__wsappy_modules__", ()):
         module(function)
     return mark
 
 
+def check_whole(function: Any) -> None:
+    """Refuse a handler that is marked but in no module, or the other way round."""
+    who, mark = f"handler {describe(function)}", mark_of(function)
+    if mark is None:
+        raise TypeError(f"{who} is no method; write @app.method below @app.module")
+    if not mark.is_owned:
+        remedy = "write @app.module('name') above it or its class"
+        raise TypeError(f"{who} belongs to no module; {remedy}")
+
+
 class Marking:
-    """What `App` and `Module` have in common: the decorator `method`."""
+    """What `App` and `Module` have in common: the decorator `method`.
+
+    Attributes:
+        checks: What only the whole can show, to be called at start-up.
+    """
+
+    checks: list[Callable[[], None]]
 
     @overload
     def method(self, name: Function) -> Function: ...
@@ -2942,14 +2949,15 @@ class Marking:
             return self.method(timeout=timeout, thread=thread)(name)
 
         def register(function: Any) -> Any:
-            mark = mark_method(name, function, timeout, in_thread=thread)
-            self._take(function, mark)
+            options = {"timeout": timeout, "in_thread": thread}
+            self._take(function, mark_method(function, name, **options))
             return function
 
         return register
 
     def _take(self, function: Any, mark: Mark) -> None:
-        """Take a function that was marked."""
+        """Take a function that was marked; a `Module` registers it."""
+        self.checks.append(functools.partial(check_whole, function))
 
 
 class Module(Marking):
@@ -2971,13 +2979,12 @@ class Module(Marking):
         if name is not None:
             check_name("module", name)
         if isinstance(clients, str):
-            raise TypeError(
-                f"clients must be a list of paths: got {clients!r}; write [{clients!r}]"
-            )
+            must = f"clients must be a list of paths: got {clients!r}"
+            raise TypeError(f"{must}; write [{clients!r}]")
         self.name, self.clients = name, clients
         self.methods: list[Method] = []
-        self.unmarked: list[Any] = []
         self.apps: list[App] = []
+        self.checks = []
 
     def __call__(self, target: Target) -> Target:
         """Register a class, an instance, or a function marked as a method."""
@@ -2987,7 +2994,7 @@ class Module(Marking):
             self._take(target, mark)
         else:
             # @app.method stands above, and follows.
-            self.unmarked.append(target)
+            self.checks.append(functools.partial(check_whole, target))
             vars(inner_of(target)).setdefault("__wsappy_modules__", []).append(self)
         return target
 
@@ -3005,20 +3012,17 @@ class Module(Marking):
     def _take_object(self, target: object) -> None:
         kind = target if isinstance(target, type) else type(target)
         instance = target() if isinstance(target, type) else target
-        marks = {
-            name: mark_of(inspect.getattr_static(kind, name)) for name in dir(kind)
-        }
-        if not any(marks.values()):
+        members = inspect.getmembers_static(kind, mark_of)
+        if not members:
             who = f"module of {kind.__qualname__!r}"
             raise TypeError(f"{who} must have a method; mark one with @app.method")
-        for attribute, mark in marks.items():
-            if mark is not None:
-                function = getattr(instance, attribute)
-                self._take(function, mark, self.name or module_name_of(kind))
+        name = self.name or module_name_of(kind)
+        for attribute, value in members:
+            self._take(getattr(instance, attribute), mark_of(value), name)
         # Methods that a subclass overrides belong to it, too.
-        for value in [value for base in kind.__mro__ for value in vars(base).values()]:
-            if mark := mark_of(value):
-                mark.is_owned = True
+        for base in kind.__mro__:
+            for _, value in inspect.getmembers_static(base, mark_of):
+                mark_of(value).is_owned = True
 
 
 def module_name_of(kind: type) -> str:
@@ -3072,17 +3076,16 @@ def client_of(path: Path, function: Any) -> type[Client]:
     return type(function.__name__, (base,), attributes)
 
 
-def check_client_annotations(path: Path, function: Any) -> None:
-    """Refuse a parameter whose annotation isn't its converter's type; at start-up."""
+def check_types(path: Path, function: Any) -> None:
+    """Refuse a client function's parameter that isn't of its converter's type."""
     parameters = inspect.signature(function).parameters
     for name in [each for each in path.converters if each in parameters]:
         wanted = CONVERTERS[path.converters[name]].type
         annotation = resolve(function, name, parameters[name].annotation)
         if annotation not in (wanted, Any, object, inspect.Parameter.empty):
-            raise TypeError(
-                f"parameter {name!r} of client function {describe(function)} must fit "
-                f"{path.text!r}: got {annotation!r}; write {name}: {wanted.__name__}"
-            )
+            who = f"parameter {name!r} of client function {describe(function)}"
+            must = f"{who} must fit {path.text!r}: got {annotation!r}"
+            raise TypeError(f"{must}; write {name}: {wanted.__name__}")
 
 
 def check_origins(origins: Any) -> None:
@@ -3102,6 +3105,7 @@ def address_of(text: str, scheme: str) -> tuple[str, int | None] | None:
     return (parts.hostname, port) if parts.hostname else None
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class App(Marking):
     """An application: its routes, its modules and their methods, and its options.
 
@@ -3125,44 +3129,39 @@ class App(Marking):
         ValueError: If a number is out of range.
     """
 
-    def __init__(  # noqa: PLR0913
-        self,
-        *,
-        title: str = "wsappy",
-        version: str = "0.1.0",
-        origins: str | Sequence[str] | None = None,
-        timeout: float | None = None,
-        max_in_flight: int = 100,
-        max_backlog: int = 2**20,
-        max_clients: int | None = None,
-        grace: float = 10.0,
-        loads: Callable[[bytes], JSON] = orjson.loads,
-        dumps: Callable[[JSON], bytes | str] | None = None,
-    ) -> None:
-        self.title, self.version, self.origins = title, version, origins
-        self.timeout, self.grace = timeout, grace
-        self.max_in_flight, self.max_backlog = max_in_flight, max_backlog
-        self.max_clients = max_clients
-        check_origins(origins)
-        for name in NUMBERS:
+    title: str = "wsappy"
+    version: str = "0.1.0"
+    origins: str | Sequence[str] | None = None
+    timeout: float | None = None
+    max_in_flight: int = 100
+    max_backlog: int = 2**20
+    max_clients: int | None = None
+    grace: float = 10.0
+    loads: Callable[[bytes], JSON] = orjson.loads
+    dumps: Callable[[JSON], bytes | str] | None = None
+
+    def __post_init__(self) -> None:
+        check_origins(self.origins)
+        for name in (*LEAST, "max_backlog", "grace"):
             check_number(name, getattr(self, name))
-        self.codec = Codec(loads, dumps)
+        self.codec = Codec(self.loads, self.dumps)
         self.request_class: type[Request] = Request
         self.table = Table()
         self.modules: list[Module] = []
-        self.marked: list[tuple[Any, Mark]] = []
-        self.client_functions: list[tuple[Path, Any]] = []
+        self.checks = []
         self.errors: dict[type[BaseException], Callable[..., Any]] = {}
         self.pages: dict[str, Callable[..., Any]] = {}
         self.life: Callable[..., Any] | None = None
         self.groups: dict[str, dict[Client, None]] = {}
-        self.counts: collections.Counter[str] = collections.Counter()
+        self.counts = collections.Counter[str]()
+        self.error_counts = collections.Counter[str]()
+        self.refusal_counts = collections.Counter[str]()
         self.logged_origins: set[str] = set()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread = 0
         self.has_pushed = False
         self.servings: set[Serving] = set()
-        self.tested: Serving | None = None
+        self.tested: Serving
         self.test_clients = 0
         self.test_lock = asyncio.Lock()
 
@@ -3191,7 +3190,7 @@ class App(Marking):
             factory: Any = target
             if inspect.isroutine(target) and not inspect.isgeneratorfunction(target):
                 factory = client_of(parsed, target)
-                self.client_functions.append((parsed, target))
+                self.checks.append(functools.partial(check_types, parsed, target))
             elif not isinstance(target, type) or not issubclass(target, Client):
                 must = f"client of {path!r} must be a subclass of Client or a function"
                 raise TypeError(f"{must}: got {target!r}; write async def api(client)")
@@ -3234,9 +3233,8 @@ class App(Marking):
             ValueError: If one of its methods is registered already.
         """
         if not isinstance(module, Module):
-            raise TypeError(
-                f"include takes a Module: got {module!r}; write Module('x')"
-            )
+            text = f"include takes a Module: got {module!r}; write Module('x')"
+            raise TypeError(text)
         for method in module.methods:
             self.table.add_method(method)
         module.apps.append(self)
@@ -3253,15 +3251,13 @@ class App(Marking):
             ValueError: If it has a function already.
         """
         if not isinstance(kind, type) or not issubclass(kind, Exception):
-            raise TypeError(
-                f"error takes an exception: got {kind!r}; write KeyError, say"
-            )
+            text = f"error takes an exception: got {kind!r}; write KeyError, say"
+            raise TypeError(text)
 
         def register(function: Function) -> Function:
             if inspect.iscoroutinefunction(function):
-                raise TypeError(
-                    f"error function {describe(function)} must not be async"
-                )
+                who = f"error function {describe(function)}"
+                raise TypeError(f"{who} must not be async")
             check_free("error function", kind.__name__, function, self.errors.get(kind))
             self.errors[kind] = function
             return function
@@ -3276,11 +3272,10 @@ class App(Marking):
             ValueError: If there is one already.
         """
         if not inspect.isasyncgenfunction(function):
-            raise TypeError(
-                f"lifespan {describe(function)} must be async def with yield"
-            )
+            who = f"lifespan {describe(function)}"
+            raise TypeError(f"{who} must be async def with yield")
         check_free("lifespan", "the app", function, self.life)
-        self.life = function
+        self.life = contextlib.asynccontextmanager(function)
         return function
 
     def http(self, path: str) -> Callable[[Function], Function]:
@@ -3292,13 +3287,13 @@ class App(Marking):
         Raises:
             ValueError: If the path has parameters, or is taken by another page.
         """
-        parsed = parse_path(path)
-        if parsed.converters:
+        if parse_path(path).converters:
             raise ValueError(f"page {path!r} must have no parameters; use the query")
+        place = path.removesuffix("/").replace("/", SLASH)
 
         def register(function: Function) -> Function:
-            check_free("page", repr(path), function, self.pages.get(parsed.shape))
-            self.pages[parsed.shape] = function
+            check_free("page", repr(path), function, self.pages.get(place))
+            self.pages[place] = function
             return function
 
         return register
@@ -3338,7 +3333,8 @@ class App(Marking):
         for name, instead in RESERVED_OPTIONS.items():
             if name in options:
                 raise TypeError(f"option {name!r} is wsappy's own; write {instead}")
-        return Serving(self, host, port, unix, options)
+        place = {"unix": True, "path": unix} if unix else {}
+        return Serving(self, host, port, {**place, **options})
 
     def run(self, host: str = "localhost", port: int = 8008, **options: Any) -> None:
         """Serve until SIGINT or SIGTERM; a second signal leaves at once with 130.
@@ -3369,27 +3365,14 @@ class App(Marking):
 
     def prepare(self) -> None:
         """Check what only the whole can show; raises TypeError or ValueError."""
-        for function in [each for module in self.modules for each in module.unmarked]:
-            if mark_of(function) is None:
-                who = f"handler {describe(function)}"
-                raise TypeError(
-                    f"{who} is no method; write @app.method below @app.module"
-                )
-        for function, mark in self.marked:
-            if not mark.is_owned:
-                who = f"handler {describe(function)} belongs to no module"
-                raise TypeError(
-                    f"{who}; write @app.module('name') above it or its class"
-                )
+        for each in (self, *self.modules):
+            for check in each.checks:
+                check()
         self.table.prepare()
-        for path, function in self.client_functions:
-            check_client_annotations(path, function)
 
     def find_page(self, path: str) -> Callable[..., Any] | None:
         """Return the page at a path from outside, or None."""
-        decoded = decode_path(path)
-        found = (self.pages[each] for each in self.pages if re.fullmatch(each, decoded))
-        return next(found, None)
+        return self.pages.get(decode_path(path).removesuffix(SLASH))
 
     def allows_origin(self, headers: Headers, origins: Sequence[str] | None) -> bool:
         """Tell whether an `Origin` may come in; each refused one is logged once."""
@@ -3398,13 +3381,12 @@ class App(Marking):
             return True
         scheme = origin.partition(":")[0].lower()
         address = address_of(origin, scheme)
+        allowed: abc.Iterable[str] = [host] if origins is None else origins
+        # It is anybody's, so it has to be listed just so.
         if origin == "null":
-            is_allowed = "null" in (origins or ())
-        else:
-            allowed = [host] if origins is None else origins
-            is_allowed = address is not None and any(
-                address == address_of(each, scheme) for each in allowed
-            )
+            allowed = {origin}.intersection(origins or ())
+        addresses = [address_of(each, scheme) for each in allowed]
+        is_allowed = address is not None and address in addresses
         seen = self.logged_origins
         if not is_allowed and origin not in seen and len(seen) < MAX_LOGGED_ORIGINS:
             seen.add(origin)
@@ -3429,26 +3411,20 @@ class App(Marking):
             `dropped_event` and `dropped_push` (that nobody waited for),
             `slow_clients_dropped` (4508), `stalled_clients_dropped` (took nothing).
         """
-        counts = collections.Counter(self.counts)
+        counts = self.counts.copy()
         for serving in self.servings:
             for connection in serving.connections:
                 counts.update(connection.traffic())
         clients = [client for each in self.servings for client in each.clients]
-        stats: dict[str, Any] = {
+        return {
             "clients": len(clients),
             "unfinished": sum(len(one.connection.calls.unfinished) for one in clients),
             "stopping": any(each.is_stopping for each in self.servings),
             **dict.fromkeys(COUNTERS, 0),
-            "errors": {},
-            "refused": {},
+            **counts,
+            "errors": dict(self.error_counts),
+            "refused": dict(self.refusal_counts),
         }
-        for name, count in counts.items():
-            kind, _, label = name.partition(" ")
-            if label:
-                stats[{"error": "errors"}.get(kind, kind)][label] = count
-            else:
-                stats[name] = count
-        return stats
 
     def test_client(self, path: str = "/", **options: Any) -> TestedPeer:
         """Start the app on a free loopback port and connect to it, for a test.
@@ -3465,10 +3441,10 @@ class App(Marking):
     async def share(self) -> Serving:
         """Return what serves the app to its test clients; the first one starts it."""
         async with self.test_lock:
-            if self.tested is None:
-                serving = self.serve("127.0.0.1", 0)
-                serving.grace = 0
-                self.tested = await serving.__aenter__()
+            if not self.test_clients:
+                self.tested = self.serve("127.0.0.1", 0)
+                self.tested.grace = 0
+                await self.tested.__aenter__()
             self.test_clients += 1
             return self.tested
 
@@ -3476,9 +3452,8 @@ class App(Marking):
         """Stop what serves the app to its test clients, behind the last one."""
         async with self.test_lock:
             self.test_clients -= 1
-            if not self.test_clients and self.tested is not None:
-                serving, self.tested = self.tested, None
-                await serving.__aexit__()
+            if not self.test_clients:
+                await self.tested.__aexit__()
 
     def is_first_push(self) -> bool:
         """Tell whether no other push to a group came in this turn of the loop."""
@@ -3508,9 +3483,6 @@ class App(Marking):
             if not members:
                 self.groups.pop(group, None)
 
-    def _take(self, function: Any, mark: Mark) -> None:
-        self.marked.append((function, mark))
-
 
 def check_free(what: str, place: str, new: object, old: object) -> None:
     """Refuse a second function where there can be one only."""
@@ -3534,13 +3506,11 @@ class Serving:
         is_stopping: Whether the end has begun.
     """
 
-    def __init__(
-        self, app: App, host: str, port: int, unix: str | None, options: dict[str, Any]
-    ) -> None:
+    def __init__(self, app: App, host: str, port: int, options: dict[str, Any]) -> None:
         self.app = app
         self.host = host
         self.requested_port = port
-        self.unix = unix
+        self.unix: str | None = options.get("path")
         self.options = {"compression": None, "logger": LOGGER, **options}
         self.grace = app.grace
         self.server: websockets.Server | None = None
@@ -3557,16 +3527,14 @@ class Serving:
         app.loop, app.thread = asyncio.get_running_loop(), threading.get_ident()
         async with contextlib.AsyncExitStack() as stack:
             if app.life is not None:
-                life = contextlib.asynccontextmanager(app.life)(app)
-                await stack.enter_async_context(life)
+                await stack.enter_async_context(app.life(app))
             self.server = await self.listen()
             app.servings.add(self)
             stack.callback(app.servings.discard, self)
             # The last one runs first, and each one whatever becomes of those before it.
             stack.push_async_callback(self.close_sockets, self.server)
-            stack.push_async_callback(self.close_clients)
-            stack.push_async_callback(self.cut_calls)
-            stack.push_async_callback(self.end_calls)
+            for step in (self.close_clients, self.cut_calls, self.end_calls):
+                stack.push_async_callback(step)
             self.stack = stack.pop_all()
         return self
 
@@ -3608,24 +3576,20 @@ class Serving:
 
     async def open(self, port: int) -> websockets.Server:
         """Open the port, the Unix socket, or the socket that was handed in."""
-        options: Any = {"host": self.host, "port": port}
-        if self.unix:
-            options = {"unix": True, "path": self.unix}
-        elif "sock" in self.options:
-            options = {}
+        options: Any = {"handler": Connection.live, **self.options}
         options["process_request"] = Connection.decide
         options["create_connection"] = functools.partial(Connection, self)
-        live: Any = Connection.live
-        return await websockets.serve(live, **options, **self.options)
+        if options.keys().isdisjoint(("sock", "unix")):
+            options.update(host=self.host, port=port)
+        return await websockets.serve(**options)
 
     # What connections ask
 
     def refusal(self) -> Refused | None:
         """Say why nobody is let in at all, or None."""
-        limit = self.app.max_clients
         if self.is_stopping:
             return Refused(503, STOPPING.message)
-        is_full = limit is not None and len(self.clients) >= limit
+        is_full = len(self.clients) >= (self.app.max_clients or math.inf)
         return Refused(503, "too many clients") if is_full else None
 
     def keep(self, connection: Connection) -> None:
@@ -3680,16 +3644,13 @@ class Serving:
     async def close_clients(self) -> None:
         """Close every connection, and wait for the goodbyes."""
         for life, connection in list(self.lives.items()):
-            if connection.request is None:
-                connection.transport.abort()
-            elif connection.response is None and connection not in self.connections:
-                # Its `on_connecting` doesn't know that the peer is gone.
+            # Half a request; or an `on_connecting` that doesn't know its peer is gone.
+            is_vain = connection.request is None or connection not in self.connections
+            if is_vain and connection.response is None:
                 life.cancel()
             connection.shut(CloseCode.GOING_AWAY, STOPPING.message)
-        for is_last, seconds in (
-            (False, CLOSE_GRACE),
-            (True, GOODBYE_GRACE + LAST_GRACE),
-        ):
+        steps = [(False, CLOSE_GRACE), (True, GOODBYE_GRACE + LAST_GRACE)]
+        for is_last, seconds in steps:
             await pause(self.lives, seconds)
             for life, connection in self.lives.items():
                 connection.transport.abort()
@@ -3707,9 +3668,8 @@ class Serving:
             connection.transport.abort()
         # The library counts the first call only, and waits without a limit.
         server.close(close_connections=False)
-        closed = asyncio.ensure_future(server.wait_closed())
-        await pause([closed], LAST_GRACE)
-        closed.cancel()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(server.wait_closed(), LAST_GRACE)
 
 
 async def pause(work: abc.Iterable[asyncio.Future[Any]], seconds: float) -> None:
@@ -3723,28 +3683,20 @@ async def free_port(host: str) -> int:
     """Return a port that is free at the first of the host's addresses."""
     loop = asyncio.get_running_loop()
     probe = await loop.create_server(asyncio.Protocol, host, 0, start_serving=False)
-    port = probe.sockets[0].getsockname()[1]
-    probe.close()
-    return int(port)
+    async with probe:
+        return int(probe.sockets[0].getsockname()[1])
 
 
 def run_serving(serving: Serving) -> None:
     """Serve in a loop of its own until a signal; tasks that won't end can't hold it."""
     loop = asyncio.new_event_loop()
     loop.set_default_executor(THREADS)
-    asyncio.set_event_loop(loop)
-    stopped = asyncio.Event()
-    main = loop.create_task(serve_until(serving, stopped))
-
-    def stop() -> None:
-        stopped.set()
-        if serving.server is None:
-            main.cancel()
+    main = loop.create_task(serve_until_cancelled(serving))
 
     def on_signal(*_: object) -> None:
         for each in STOP_SIGNALS:
             signal.signal(each, lambda *_: os._exit(130))
-        loop.call_soon_threadsafe(stop)
+        loop.call_soon_threadsafe(main.cancel)
 
     previous = {each: signal.signal(each, on_signal) for each in STOP_SIGNALS}
     try:
@@ -3758,11 +3710,14 @@ def run_serving(serving: Serving) -> None:
             signal.signal(each, handler)
 
 
-async def serve_until(serving: Serving, stopped: asyncio.Event) -> None:
+async def serve_until_cancelled(serving: Serving) -> None:
+    main: Any = asyncio.current_task()
     async with serving:
         for route in serving.app.table.routes.values():
             print(serving.url(route.path.text, serving.host), flush=True)  # noqa: T201
-        await stopped.wait()
+        # The lifespan may have swallowed a cancellation.
+        if not main.cancelling():
+            await asyncio.Event().wait()
 
 
 def end_loop(loop: asyncio.AbstractEventLoop) -> None:
@@ -3776,7 +3731,6 @@ def end_loop(loop: asyncio.AbstractEventLoop) -> None:
         LOGGER.warning("%r did not end in time; it is left behind", task)
     generators = loop.create_task(loop.shutdown_asyncgens())
     loop.run_until_complete(pause([generators], LAST_GRACE))
-    asyncio.set_event_loop(None)
     loop.close()
 
 
@@ -3796,7 +3750,7 @@ def handler_method(function: Function) -> Function:
     """
     if inspect.isgeneratorfunction(function):
         types.coroutine(function)
-    mark_method(None, function, is_classic=True)
+    mark_method(function, None, is_classic=True)
     return function
 
 
@@ -3811,11 +3765,11 @@ class Handler:
         self, client: Client, request_id: str | int | None, event: str, /, **data: JSON
     ) -> Any:
         """Queue an event of this module, with `method` null."""
-        return client.send_message(
-            request_id, self.get_module_name(), None, event, **data
-        )
+        module = self.get_module_name()
+        return client.send_message(request_id, module, None, event, **data)
 
 
+@dataclass(eq=False, repr=False)
 class Server:
     """The server of wsappy 0.1.3, on the same table as `App`.
 
@@ -3832,37 +3786,30 @@ class Server:
         serving: What `run` started, None before.
     """
 
-    def __init__(
-        self,
-        request_factory: type[Request],
-        client_factories: Mapping[str, Any],
-        handlers: Mapping[str, Any] | None = None,
-        *,
-        json_encoder: type[json.JSONEncoder] = json.JSONEncoder,
-        json_decoder: type[json.JSONDecoder] = json.JSONDecoder,
-    ) -> None:
-        self.request_factory = request_factory
-        self.client_factories = client_factories
-        self.handlers = handlers
-        self.json_encoder = json_encoder
-        self.json_decoder = json_decoder
-        loads = functools.partial(json.loads, cls=json_decoder)
-        dumps = functools.partial(json.dumps, cls=json_encoder)
+    request_factory: type[Request]
+    client_factories: Mapping[str, Any]
+    handlers: Mapping[str, Any] | None = None
+    _: KW_ONLY
+    json_encoder: type[json.JSONEncoder] = json.JSONEncoder
+    json_decoder: type[json.JSONDecoder] = json.JSONDecoder
+
+    def __post_init__(self) -> None:
+        loads = functools.partial(json.loads, cls=self.json_decoder)
+        dumps = functools.partial(json.dumps, cls=self.json_encoder)
         self.app = App(
-            loads=orjson.loads if json_decoder is json.JSONDecoder else loads,
-            dumps=None if json_encoder is json.JSONEncoder else dumps,
+            loads=orjson.loads if self.json_decoder is json.JSONDecoder else loads,
+            dumps=None if self.json_encoder is json.JSONEncoder else dumps,
         )
-        self.app.request_class = request_factory
-        adopt_generators(request_factory)
+        self.app.request_class = self.request_factory
+        adopt_generators(self.request_factory)
         self.serving: Serving | None = None
-        for name, entry in client_factories.items():
-            factory, own = entry if isinstance(entry, tuple) else (entry, handlers)
+        for name, entry in self.client_factories.items():
+            factory, own = entry if isinstance(entry, tuple) else (entry, self.handlers)
             self._add_route("/" + name.strip("/"), factory, own or {})
         set_loop_of_main_thread()
 
     def _add_route(self, text: str, factory: Any, handlers: Mapping[str, Any]) -> None:
-        route = Route(parse_path(text), factory, None)
-        route.server, route.handlers = self, handlers
+        route = Route(parse_path(text), factory, None, server=self, handlers=handlers)
         self.app.add_route(route)
         for name, handler in handlers.items():
             adopt_generators(type(handler))
@@ -3887,8 +3834,7 @@ def set_loop_of_main_thread() -> None:
     """Set an event loop where the main thread has none, as Python once did."""
     if threading.current_thread() is not threading.main_thread():
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", DeprecationWarning)
+    with warnings.catch_warnings(action="error", category=DeprecationWarning):
         try:
             asyncio.get_event_loop()
         except (DeprecationWarning, RuntimeError):
