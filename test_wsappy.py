@@ -8484,7 +8484,7 @@ class TestStats:
             0,
             False,
         )
-        assert (stats["errors"], stats["refused"]) == ({}, {})
+        assert (stats["errors"], stats["refused"], stats["closed"]) == ({}, {}, {})
         assert {stats[name] for name in wsappy.__dict__["COUNTERS"]} == {0}
 
     async def test_calls_and_errors(self) -> None:
@@ -8518,6 +8518,34 @@ class TestStats:
         assert 0 < before["bytes_in"] <= after["bytes_in"]
         assert 0 < before["bytes_out"] <= after["bytes_out"]
         assert after["calls"] == 1
+
+    async def test_closed(self) -> None:
+        """Connections are counted by the code that they were closed with."""
+        app = make_app()
+
+        async with talking(app, serve={"max_size": 100}) as talk:
+            await talk.send("x" * 101)
+            await talk.closed()
+            url = f"ws://127.0.0.1:{talk.ws.remote_address[1]}/api"
+            async with ws_connect(url, proxy=None):
+                pass
+            async with ws_connect(url, proxy=None) as ws:
+                ws.transport.abort()
+            await wire_until(lambda: len(app.stats()["closed"]) == 3)
+
+        assert app.stats()["closed"] == {"1009": 1, "1000": 1, "1006": 1}
+
+    async def test_handshake_that_gets_nowhere(self) -> None:
+        """Connections that end before their handshake is answered are counted."""
+        app = make_app()
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            _, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+            writer.write(b"GET /api HT")
+            writer.close()
+            await wire_until(lambda: app.stats()["handshakes_dropped"])
+
+        assert app.stats()["handshakes_dropped"] == 1
 
     async def test_pushes(self) -> None:
         """A push to a group is one push, and a delivery for each member."""

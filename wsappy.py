@@ -1389,7 +1389,7 @@ class Calls:
         return INTERNAL
 
     def send_error(self, request: Request, error: Error) -> None:
-        self.app.error_counts[error.code] += 1
+        self.app.labels["errors"][error.code] += 1
         self.emit(request, "error", error.as_data())
 
     def emit(self, request: Request, event: str, data: JSON) -> None:
@@ -2277,7 +2277,9 @@ class Connection(Link, websockets.ServerConnection):
         if status == 101 and self.client is None:
             status = self.refusal.status
         if status >= 400:
-            self.app.refusal_counts[str(status)] += 1
+            self.app.labels["refused"][str(status)] += 1
+        elif not status:
+            self.app.counts["handshakes_dropped"] += 1
 
     async def decide(self, request: websockets.Request) -> websockets.Response:
         """Answer the handshake, in the order of the protocol, section 8."""
@@ -2441,6 +2443,10 @@ class Connection(Link, websockets.ServerConnection):
         super().connection_lost(exc)
         self.serving.connections.discard(self)
         self.app.counts.update(self.traffic())
+        if self.is_open:
+            close = self.protocol.close_sent or self.protocol.close_rcvd
+            code = close.code if close else CloseCode.ABNORMAL_CLOSURE
+            self.app.labels["closed"][str(int(code))] += 1
         self.is_sendable = self.is_open = False
         self.rest.clear()
         if self.stall_timer is not None:
@@ -2850,7 +2856,8 @@ def check_number(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a number of at least {least}: got {value!r}")
 
 
-# Counters of `App.stats` that are there before anything was counted.
+# The dicts of `App.stats`, and its counters that are there before anything was counted.
+LABELLED = ("closed", "errors", "refused")
 COUNTERS = (
     "calls",
     "pushes",
@@ -2862,6 +2869,7 @@ COUNTERS = (
     "dropped_push",
     "slow_clients_dropped",
     "stalled_clients_dropped",
+    "handshakes_dropped",
 )
 
 
@@ -3154,8 +3162,7 @@ class App(Marking):
         self.life: Callable[..., Any] | None = None
         self.groups: dict[str, dict[Client, None]] = {}
         self.counts = collections.Counter[str]()
-        self.error_counts = collections.Counter[str]()
-        self.refusal_counts = collections.Counter[str]()
+        self.labels = {each: collections.Counter[str]() for each in LABELLED}
         self.logged_origins: set[str] = set()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread = 0
@@ -3406,10 +3413,11 @@ class App(Marking):
 
         Returns:
             Gauges: `clients`, `unfinished` (calls), `stopping`. Counters: `calls`,
-            `errors` (a dict by code), `refused` (a dict by HTTP status), `pushes`,
-            `deliveries` (of pushes to groups), `bytes_in`, `bytes_out`, `bad_messages`,
-            `dropped_event` and `dropped_push` (that nobody waited for),
-            `slow_clients_dropped` (4508), `stalled_clients_dropped` (took nothing).
+            `errors` (a dict by code), `refused` (by HTTP status), `closed` (by close
+            code; 1006 for none), `pushes`, `deliveries` (of pushes to groups),
+            `bytes_in`, `bytes_out`, `bad_messages`, `dropped_event` and `dropped_push`
+            (that nobody waited for), `slow_clients_dropped` (4508),
+            `stalled_clients_dropped` (took nothing), `handshakes_dropped` (no answer).
         """
         counts = self.counts.copy()
         for serving in self.servings:
@@ -3422,8 +3430,7 @@ class App(Marking):
             "stopping": any(each.is_stopping for each in self.servings),
             **dict.fromkeys(COUNTERS, 0),
             **counts,
-            "errors": dict(self.error_counts),
-            "refused": dict(self.refusal_counts),
+            **{name: dict(labels) for name, labels in self.labels.items()},
         }
 
     def test_client(self, path: str = "/", **options: Any) -> TestedPeer:
