@@ -20,18 +20,21 @@ import operator
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import ssl
 import struct
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import tracemalloc
 import types
 import typing
 import uuid
+import venv
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from types import ModuleType
@@ -1703,6 +1706,20 @@ class TestReceiving:
 
         assert answer == calls_event("echo", "result", {})
 
+    @pytest.mark.parametrize(
+        ("levels", "code"), [(1024, "bad_data"), (1025, "bad_message")]
+    )
+    async def test_nesting(self, levels: int, code: str) -> None:
+        """JSON is read down to 1,024 levels; what is deeper is a bad message."""
+        wire = calls_wire(echo)
+        deep = "[" * (levels - 2) + "]" * (levels - 2)
+
+        answer = wire.receive(
+            b'{"module": "m", "method": "echo", "data": {"x": %s}}' % deep.encode()
+        )
+
+        assert error_of(answer)[0] == code
+
     async def test_codec_that_returns_something_else(self) -> None:
         """What a codec of one's own reads must be a dict, or it's a bad message."""
         wire = calls_wire(echo, loads=lambda payload: {1: 2}.keys())
@@ -1856,6 +1873,37 @@ class TestAnswers:
             "handler 'm.fail': its dict can't be written as JSON: Type is not JSON "
             "serializable: object"
         ]
+
+    @pytest.mark.parametrize(("levels", "event"), [(254, "result"), (255, "error")])
+    async def test_nesting(
+        self, levels: int, event: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An answer of more than 254 levels can't be written."""
+
+        def nest(request: Request) -> Any:
+            return json.loads("[" * (levels - 1) + "]" * (levels - 1))
+
+        wire = calls_wire(nest)
+
+        answer = wire.call("m.nest")
+
+        assert answer["event"] == event
+
+    @pytest.mark.parametrize(
+        "dumps", [None, functools.partial(json.dumps, ensure_ascii=False)]
+    )
+    async def test_half_of_a_surrogate_pair(
+        self, dumps: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Text that UTF-8 can't hold is `internal`, and the connection stays."""
+        app = make_app(dumps=dumps)
+        app.module("m")(app.method("half")(lambda request: {"v": "\ud800"}))
+
+        async with talking(app) as talk:
+            answers = [await talk.call("m.half"), await talk.call("$.ping")]
+
+        assert error_of(answers[0]) == ("internal", "internal error")
+        assert result_of(answers[1]) == {}
 
     async def test_unwritable_details(self, caplog: pytest.LogCaptureFixture) -> None:
         """Details that can't be written make an error `internal`."""
@@ -2265,6 +2313,50 @@ class TestStreams:
         events = [each["event"] for each in wire.posted]
         assert events == ["item", "result", "item", "item", "item", "result"]
 
+    async def test_other_calls_meanwhile(self) -> None:
+        """While a stream waits for credit the other calls of its client go on."""
+
+        def count(request: Request) -> Iterator[int]:
+            yield from range(4)
+
+        wire = calls_wire(count, echo)
+        wire.receive({"module": "m", "method": "count", "items": 1, "request_id": "s"})
+        await wire.sent(1)
+
+        wire.call("m.echo", 2, value="meanwhile")
+
+        assert (await wire.sent(2))[1] == calls_event("echo", "result", "meanwhile", 2)
+        assert len(wire.calls.unfinished) == 1
+
+    @pytest.mark.parametrize("end", ["cancel", "disconnect", "stop"])
+    async def test_finally_while_it_waits(self, end: str) -> None:
+        """Whatever cuts a stream off at a yield, its `finally` blocks run."""
+        steps: list[str] = []
+
+        async def count(request: Request) -> AsyncIterator[int]:
+            try:
+                yield 1
+                yield 2
+            finally:
+                await asyncio.sleep(0)
+                steps.append("finally")
+
+        wire = calls_wire(count)
+        wire.receive({"module": "m", "method": "count", "items": 1, "request_id": 1})
+        await wire.sent(1)
+        ((task, _),) = wire.calls.unfinished.items()
+        task.add_done_callback(lambda _: steps.append("ended"))
+        ends: dict[str, Callable[[], Any]] = {
+            "cancel": lambda: wire.call("$.cancel", 2, request_id=1),
+            "disconnect": wire.calls.abandon,
+            "stop": wire.calls.stop,
+        }
+
+        ends[end]()
+        await wire.settled()
+
+        assert steps == ["finally", "ended"]
+
     async def test_credit_of_no_items(self) -> None:
         """`$ more` needs at least one item."""
         wire = calls_wire(echo)
@@ -2520,6 +2612,34 @@ class TestCancel:
         await wire.settled()
 
         assert [each["event"] for each in wire.posted] == ["error", "error", "result"]
+
+    async def test_call_of_another_client(self) -> None:
+        """A client can't cancel what another one has called, though the id is known."""
+        app, began, go_on = make_app(), asyncio.Event(), asyncio.Event()
+
+        @app.module("m")
+        @app.method
+        async def work(request: Request) -> str:
+            began.set()
+            await go_on.wait()
+            return "done"
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            connect_one = functools.partial(ws_connect, serving.url("/api"), proxy=None)
+            async with connect_one() as one, connect_one() as other:
+                message = {"module": "m", "method": "work", "request_id": "w1"}
+                await Talk(one).send(message)
+                await began.wait()
+                await Talk(other).send(
+                    b'{"module": "$", "method": "cancel", "request_id": 2, '
+                    b'"data": {"request_id": "w1"}}'
+                )
+                cancel = await Talk(other).receive()
+                go_on.set()
+                answer = await Talk(one).receive()
+
+        assert result_of(cancel) == {"cancelled": False}
+        assert result_of(answer) == "done"
 
     async def test_without_request_id(self) -> None:
         """A `$` call without a request_id is answered only by an error."""
@@ -4146,19 +4266,37 @@ class TestSlowReaders:
 
             assert wire.connection.backlog + len(wire.connection.rest) < 2**19
 
-    async def test_takes_nothing(self) -> None:
-        """A client that takes no byte for `ping_timeout` is aborted."""
+    @pytest.mark.parametrize("filling", ["answers", "pushes", "pongs"])
+    async def test_takes_nothing(self, filling: str) -> None:
+        """A client that takes no byte for `ping_timeout` is aborted, whatever waits."""
         app = wire_app()
         limits = {"ping_interval": None, "ping_timeout": 0.1}
+        frames = {
+            "answers": wire_call("fill", size=2**22),
+            "pongs": wire_frame(bytes(125), FIN | PING) * 50_000,
+        }
 
         async with wired(app, serve=limits) as wire:
+            (client,) = wire.serving.clients
             wire.stop_reading()
-            wire.send(wire_call("fill", size=2**22))
-            await wire_until(lambda: wire.connection.paused)
+            wire.send(frames.get(filling, b""))
             async with asyncio.timeout(LIMIT):
-                await wire.connection.wait_closed()
+                while wire.serving.connections:
+                    if filling == "pushes":
+                        client.push("e", "x", "y" * 2**12)
+                    await asyncio.sleep(0)
 
-        assert app.counts["stalled_clients_dropped"] == 1
+        assert app.stats()["stalled_clients_dropped"] == 1
+
+    async def test_mark(self) -> None:
+        """`write_limit` is the mark: a client with less than that isn't behind."""
+        async with wired(wire_app(), serve={"write_limit": 2**24}) as wire:
+            wire.stop_reading()
+            wire.send(wire_call("fill", size=2**23), wire_call(request_id=2))
+            await wire_until(lambda: wire.connection.calls.received == 2)
+
+            assert wire.connection.backlog > 2**22
+            assert not wire.connection.paused
 
     async def test_takes_nothing_without_limit(self) -> None:
         """Without `ping_timeout` such a client stays."""
@@ -4221,6 +4359,26 @@ class TestSlowReaders:
         assert slow.connection.protocol.close_sent.code == 4508
         assert slow.connection.protocol.close_sent.reason == "it reads too slowly"
         assert app.counts["slow_clients_dropped"] == 1
+
+    async def test_push_larger_than_the_backlog(self) -> None:
+        """A client that is behind by less than `max_backlog` takes a larger message."""
+        app = wire_app(max_backlog=2**22)
+
+        async with wired(app) as wire:
+            (client,) = wire.serving.clients
+            client.join("room")
+            wire.stop_reading()
+            while not wire.connection.paused:
+                client.push("e", "small", "x" * 2**16)
+                await asyncio.sleep(0)
+            assert wire.connection.backlog < 2**22
+            app.to("room").push("e", "first")
+            app.to("room").push("e", "large", "x" * 2**23)
+
+            assert wire.connection.is_sendable
+            wire.read_on()
+            while (await wire.answer())["event"] != "large":
+                pass
 
     async def test_large_page(self) -> None:
         """A page is written whole to a client that reads it late."""
@@ -4326,6 +4484,27 @@ class TestKeepalive:
             assert wire.connection.halts == halts + 1
             assert first == FIN | PING
             wire.send(wire_frame(payload, FIN | PONG))
+
+    async def test_no_verdict_while_raw_messages_wait(self) -> None:
+        """A client with too many messages for a slow `on_message` to take stays."""
+        app, go_on = App(grace=0), asyncio.Event()
+        limits = {"ping_interval": 0.02, "ping_timeout": 0.05}
+
+        @app.client("/raw")
+        class Slow(Client):
+            async def on_message(self, message: str | bytes) -> None:
+                await go_on.wait()
+                await self.connection.send("taken")
+
+        async with wired(app, path="/raw", serve=limits) as wire:
+            wire.send(wire_frame(bytes(2**15)) * 4)
+            await wire_until(lambda: wire.connection.is_halted)
+            asyncio.get_running_loop().call_later(0.4, go_on.set)
+            frames = [await wire.frame()]
+            while frames.count((FIN | TEXT, b"taken")) < 4:
+                frames.append(await wire.frame())
+
+            assert wire.connection.is_sendable
 
     async def test_switched_off(self) -> None:
         """Without a `ping_interval`, from now on, it is pinged no more."""
@@ -4765,6 +4944,47 @@ class TestWhatIsNoHandshake:
         answer = await ask_by_hand(make_app(), **UPGRADE, **headers)
 
         assert answer == (400, "one Host and one Origin at most")
+
+    @pytest.mark.parametrize(
+        ("path", "headers", "status"),
+        [
+            ("/api", [b"X: y\r\n"] * 123, 101),
+            ("/api", [b"X: y\r\n"] * 124, 431),
+            ("/api", [b"X: %s\r\n" % (b"y" * 8187)], 101),
+            ("/api", [b"X: %s\r\n" % (b"y" * 8188)], 431),
+            ("/" + "y" * 8176, [], 404),
+            ("/" + "y" * 8177, [], 414),
+        ],
+    )
+    async def test_size(self, path: str, headers: list[bytes], status: int) -> None:
+        """It has at most 128 headers, and 8,192 bytes a line with the line's end."""
+        request = request_by_hand(path, **UPGRADE)[:-2] + b"".join(headers) + b"\r\n"
+
+        async with (
+            make_app().serve("127.0.0.1", 0) as serving,
+            Hand(serving, request) as hand,
+        ):
+            assert (await hand.head())[0] == status
+
+    async def test_request_behind_another(self) -> None:
+        """A second request that is smuggled in behind the first one is not answered."""
+        app, queries = make_app(), list[dict[str, str]]()
+
+        @app.http("/page")
+        def page(request: wsappy.PageRequest) -> str:
+            queries.append(request.query)
+            return ""
+
+        requests = [request_by_hand(f"/page?n={number}") for number in range(3)]
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            Hand(serving, b"".join(requests)) as hand,
+        ):
+            await hand.head()
+            assert await hand.rest() == b""
+
+        assert queries == [{"n": "0"}]
 
     async def test_no_hook_runs(self) -> None:
         """What isn't a WebSocket handshake reaches no hook."""
@@ -6199,6 +6419,24 @@ class TestCallToTheClient:
         _, result = await self.answered(events, max_in_flight=1)
 
         assert result == [1]
+
+    async def test_nested_call_at_the_limit(self) -> None:
+        """What the client calls meanwhile counts, and is `overloaded` at the limit."""
+
+        async def hook(client: Client) -> Any:
+            return await client.call("ui", "confirm")
+
+        async with talking(client_app(hook, max_in_flight=1)) as talk:
+            call = await talk.call("do.it", "outer")
+            nested = await talk.call("do.it", "nested")
+            await talk.send({**call, "event": "result", "data": "yes"})
+            outer = await talk.receive()
+
+        assert (nested["request_id"], error_of(nested)) == (
+            "nested",
+            ("overloaded", "too many unfinished calls"),
+        )
+        assert (outer["request_id"], result_of(outer)) == ("outer", "yes")
 
     async def test_error(self) -> None:
         """`call` raises the `Error` that the client answers."""
@@ -8031,7 +8269,7 @@ TYPED = """
 from collections.abc import AsyncIterator
 from typing import Any, assert_type
 
-from wsappy import App, Client, Error, Module, Request, handler_method
+from wsappy import App, Client, Error, Module, Peer, Request, connect, handler_method
 
 app = App()
 entity = Module("entity")
@@ -8088,6 +8326,37 @@ assert_type(app.method("page")(page)(1), str)
 assert_type(handler_method(page)(1), str)
 
 
+def heard(text: str) -> int:
+    return 1
+
+
+def log_in() -> int:
+    return 1
+
+
+api = connect("ws://localhost")
+assert_type(api, Peer)
+assert_type(api.on("chat", "message")(heard)("x"), int)
+assert_type(api.method("ui", "get")(get)(request, item_id=1), Item)
+assert_type(api.on_connected(log_in)(), int)
+assert_type(api.on_gap(heard)("x"), int)
+assert_type(request.data["key"], Any)
+
+
+async def values(client: Client) -> None:
+    assert_type(await client.call("ui", "confirm"), Any)
+    assert_type(await api.call("entity", "get"), Any)
+    assert_type(await api.module("entity").get(item_id=1), Any)
+    async for item in api.stream("entity", "watch"):
+        assert_type(item, Any)
+    async for push in api.pushes():
+        assert_type(push.data, Any)
+    async with app.test_client("/api") as tested:
+        assert_type((await tested.push_received("chat", "message")).data, Any)
+    for figure in app.stats().values():
+        assert_type(figure, Any)
+
+
 @app.module("typed")
 @app.method
 def find(request: Request, name: str) -> int:
@@ -8102,23 +8371,44 @@ find(request, 5)  # type: ignore[arg-type]
 class TestTypes:
     """Every decorator gives back exactly the type that it got."""
 
-    def test_mypy(self, tmp_path: pathlib.Path) -> None:
-        """`mypy --strict` accepts a file of `assert_type`s."""
-        (tmp_path / "typed.py").write_text(TYPED)
-        root = str(pathlib.Path(wsappy.__file__).parent)
-        options = ["--strict", "--config-file=", f"--cache-dir={root}/.mypy_cache"]
-        command = [sys.executable, "-m", "mypy", *options, "typed.py"]
+    root = pathlib.Path(wsappy.__file__).parent
 
+    def said(self, folder: pathlib.Path, path: str, *options: str) -> str:
+        """Return what mypy says of the file, with *path* beside it."""
+        (folder / "typed.py").write_text(TYPED)
+        strict = ["--strict", f"--cache-dir={self.root}/.mypy_cache"]
         result = subprocess.run(  # noqa: S603
-            command,
-            cwd=tmp_path,
-            env={**os.environ, "MYPYPATH": root},
+            [sys.executable, "-m", "mypy", *strict, *options, "typed.py"],
+            cwd=folder,
+            env={**os.environ, "MYPYPATH": path},
             capture_output=True,
             text=True,
             check=False,
         )
+        return result.stdout
 
-        assert result.stdout == "Success: no issues found in 1 source file\n"
+    def test_mypy(self, tmp_path: pathlib.Path) -> None:
+        """`mypy --strict` accepts a file of `assert_type`s."""
+        said = self.said(tmp_path, str(self.root), "--config-file=")
+
+        assert said == "Success: no issues found in 1 source file\n"
+
+    def test_mypy_where_it_is_installed(self, tmp_path: pathlib.Path) -> None:
+        """It does so where wsappy is installed, with the README's lines for it."""
+        where = {"base": str(tmp_path / "env"), "platbase": str(tmp_path / "env")}
+        packages = pathlib.Path(sysconfig.get_path("purelib", "venv", where))
+        venv.create(where["base"], with_pip=False)
+        shutil.copy(wsappy.__file__, packages)
+        (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
+        (lines,) = example_blocks("ini", "Types")
+        (tmp_path / "setup.cfg").write_text(lines)
+        python = tmp_path / "env" / "bin" / "python"
+
+        said = self.said(
+            tmp_path, "", "--config-file=setup.cfg", f"--python-executable={python}"
+        )
+
+        assert said == "Success: no issues found in 1 source file\n"
 
 
 # --- 8. The classic API ------------------------------------------------------
@@ -8506,18 +8796,53 @@ class TestStats:
             "bad_message": 1,
         }
 
-    async def test_bytes(self) -> None:
-        """Bytes are counted in both directions, also when the client is gone."""
-        app = make_app()
+    async def test_unfinished(self) -> None:
+        """Calls are unfinished from their beginning to their end."""
+        app, go_on = make_app(), asyncio.Event()
+        app.module("m")(app.method("wait")(lambda request: go_on.wait()))
 
         async with talking(app) as talk:
-            await talk.call("m.nothing")
-            before = app.stats()
+            await talk.send({"module": "m", "method": "wait", "request_id": 1})
+            await talk.call("$.ping", 2)
+            before = app.stats()["unfinished"]
+            go_on.set()
+            await talk.receive()
+            after = app.stats()["unfinished"]
 
-        after = app.stats()
-        assert 0 < before["bytes_in"] <= after["bytes_in"]
-        assert 0 < before["bytes_out"] <= after["bytes_out"]
-        assert after["calls"] == 1
+        assert (before, after) == (1, 0)
+
+    async def test_bytes(self) -> None:
+        """Every byte is counted, in both directions, also when the client is gone."""
+        app = wire_app()
+        request = wire_request()
+        frames = [
+            wire_call(),
+            wire_frame(b"hi", FIN | PING),
+            wire_call("fill", size=300),
+        ]
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            Hand(serving, request + b"".join(frames)) as hand,
+        ):
+            taken = await hand.reader.readuntil(b'x"}')
+            (client,) = serving.clients
+            client.join("all")
+            app.to("all").push("m", "hello")
+            client.push("m", "hello")
+            app.to("all").push("m", "hello again")
+            taken += await hand.reader.readuntil(b'again","data":{},"group":"all"}')
+            before = app.stats()
+            hand.writer.write(wire_close())
+            taken += await hand.rest()
+            hand.writer.close()
+            await wire_until(lambda: not serving.connections)
+            after = app.stats()
+
+        sizes = len(request + b"".join(frames)), len(taken) - 4
+        assert (before["bytes_in"], before["bytes_out"]) == sizes
+        assert after["bytes_in"] == sizes[0] + len(wire_close())
+        assert after["bytes_out"] == len(taken)
 
     async def test_closed(self) -> None:
         """Connections are counted by the code that they were closed with."""
@@ -8576,6 +8901,26 @@ class TestStats:
         with contextlib.suppress(websockets.InvalidStatus):
             async with talking(app, origin=origin) as talk:
                 await talk.closed()
+
+        assert app.stats()["refused"] == {status: 1}
+
+    @pytest.mark.parametrize(
+        ("path", "origin", "status"),
+        [
+            ("/api", "http://evil.example", "403"),
+            ("/other", None, "404"),
+            ("/api", None, "503"),
+        ],
+    )
+    async def test_refused_by_the_server(
+        self, path: str, origin: Any, status: str
+    ) -> None:
+        """What the server itself refuses is counted, too."""
+        app = make_app(max_clients=1)
+
+        async with talking_server(app) as (serving, _):
+            with pytest.raises(websockets.InvalidStatus):
+                await ws_connect(serving.url(path), proxy=None, origin=origin)
 
         assert app.stats()["refused"] == {status: 1}
 
@@ -8677,6 +9022,10 @@ async def pair(prepare: Any = None, server: Any = None, **options: Any) -> Any:
             prepare(api)
         async with api:
             yield api, await fake.accept(), fake
+
+
+# Before `quick` makes it short.
+FIRST_WAIT = wsappy.__dict__["FIRST_WAIT"]
 
 
 @pytest.fixture(autouse=True)
@@ -9007,6 +9356,14 @@ class TestWire:
             assert (await wire.gone())[0] == 1009
             await peer_error_of(api.call("entity", "get"), ConnectionClosed)
             assert fake.wires.empty()
+
+    async def test_large(self) -> None:
+        """A message may have any size by default."""
+        async with pair() as (api, wire, _):
+            task = start(api.call("entity", "get"))
+            await wire.answer(await wire.read(), "x" * 2**21)
+
+            assert await done(task) == "x" * 2**21
 
     async def test_compression(self) -> None:
         """Compression is off, and works where it is asked for."""
@@ -9869,20 +10226,21 @@ class TestReconnect:
 
             await settled(api, again)
 
-    async def test_refused(self) -> None:
-        """HTTP 403 on a reconnect keeps the peer away, and calls raise it."""
+    @pytest.mark.parametrize("refusal", [401, 403, 404])
+    async def test_refused(self, refusal: int) -> None:
+        """Such a status on a reconnect keeps the peer away, and calls raise it."""
         status: list[Any] = []
 
         def decide(connection: Any, request: Any) -> Any:
             return connection.respond(status[0], "members only") if status else None
 
         async with pair(server={"process_request": decide}) as (api, wire, _):
-            status.append(403)
+            status.append(refusal)
             wire.ws.transport.abort()
 
             error = await peer_error_of(api.call("entity", "get"), Refused)
 
-            assert (error.status, error.message) == (403, "members only")
+            assert (error.status, error.message) == (refusal, "members only")
 
     async def test_tried_again(self) -> None:
         """Any other status on a reconnect is tried again."""
@@ -9898,9 +10256,9 @@ class TestReconnect:
             await settled(api, await fake.accept())
 
     async def test_jitter(self, monkeypatch: Any) -> None:
-        """The wait is random, from nothing to a bound that doubles up to 15 s."""
+        """The wait is random; its bound doubles, from 0.25 s up to 15 s."""
         bounds: list[Any] = []
-        monkeypatch.setattr(wsappy, "FIRST_WAIT", 0.25)
+        monkeypatch.setattr(wsappy, "FIRST_WAIT", FIRST_WAIT)
 
         def uniform(low: Any, high: Any) -> Any:
             bounds.append((low, high))
@@ -10331,6 +10689,20 @@ class TestBothSides:
             await done(ended.wait())
             assert await done(peer.call("entity", "ask")) == "Delete? Yes."
 
+    async def test_tls(self, tmp_path: pathlib.Path) -> None:
+        """`ssl` is an option of both."""
+        files = [tmp_path / "key.pem", tmp_path / "cert.pem"]
+        make_certificate(*files)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(files[1], files[0])
+        trust = ssl.create_default_context(cafile=files[1])
+
+        async with (
+            wire_app().serve("127.0.0.1", 0, ssl=context) as serving,
+            connect(serving.url("/api"), ssl=trust, proxy=None) as peer,
+        ):
+            assert await done(peer.call("e", "echo", {"a": 1})) == {"a": 1}
+
     async def test_origin(self) -> None:
         """An unknown path refuses a program by HTTP, a browser by close code."""
         app = App(origins="*")
@@ -10406,6 +10778,10 @@ class TestTestClient:
 
         assert push == Push("chat", "hello", {"name": "you"})
 
+    async def test_limit(self) -> None:
+        """Every wait has a limit of two seconds by default."""
+        assert self.app().test_client("/api").timeout == 2.0
+
     async def test_other_push(self) -> None:
         """A failure says what was waited for and what came instead."""
         async with self.app().test_client("/api", timeout=0.05) as api:
@@ -10455,6 +10831,28 @@ class TestTestClient:
             "calls [1] are unfinished"
         )
 
+    async def test_push_that_nobody_took(self) -> None:
+        """`nothing_received` tells of a push where no call is unfinished."""
+        async with self.app().test_client("/api") as api:
+            with pytest.raises(AssertionError, match=r"'hello'.* and the calls \[\] "):
+                await api.nothing_received()
+
+    @pytest.mark.parametrize("method", ["hang", "halt"])
+    async def test_unfinished_call(self, method: str) -> None:
+        """`nothing_received` tells of a call, or a stream, where no push came."""
+        async with self.app().test_client("/api") as api:
+            await api.push_received("chat", "hello")
+            is_stream = method == "halt"
+            task = start(
+                collect(api.stream("m", "halt")) if is_stream else api.call("m", "hang")
+            )
+            await asyncio.sleep(0)
+            with pytest.raises(
+                AssertionError, match=r"pushes \[\], and the calls \[1\]"
+            ):
+                await api.nothing_received()
+            task.cancel()
+
     async def test_several_at_once(self) -> None:
         """Several clients share one server, which ends with the last one."""
         app = self.app()
@@ -10492,6 +10890,34 @@ class TestTestClient:
             pass
 
         assert seen == ["t"]
+
+    async def test_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A proxy of the environment is passed by."""
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        for scheme in ("http", "https", "socks", "all"):
+            monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")
+
+        async with self.app().test_client("/api") as api:
+            assert await api.call("m", "add", a=1, b=2) == 3
+
+    async def test_end(self) -> None:
+        """A connection that the server has closed isn't opened again."""
+        app = self.app()
+
+        @app.module("m")
+        @app.method
+        async def leave(request: Request) -> None:
+            await request.client.close(4503, "full")
+
+        async with app.test_client("/api") as api:
+            with pytest.raises(ConnectionClosed):
+                await api.call("m", "leave")
+            with pytest.raises(ConnectionClosed) as raised:
+                await api.call("m", "add", a=1, b=2)
+
+        assert raised.value.rcvd is not None
+        assert raised.value.rcvd.code == 4503
 
     async def test_nothing_received_behind_the_end(self) -> None:
         """Where the connection is gone there is nothing to prove."""
@@ -10895,6 +11321,29 @@ class TestReadme(ExampleNetwork):
 
         values["MAX_THREADS"] = "processors + 4, at most 32"
         assert listed == values
+
+    def test_limits_of_calls(self) -> None:
+        """The limits of calls in both directions are listed with their defaults."""
+        functions: list[Callable[..., Any]] = [wsappy.connect, Client.call]
+        defaults = [inspect.signature(each).parameters["timeout"] for each in functions]
+
+        listed = [
+            example_limits(rf"{name}\((\w+)=\)")["timeout"]
+            for name in ("connect", r"client\.call")
+        ]
+
+        assert listed == [example_default(each.default) for each in defaults]
+
+    def test_counters_of_limits(self) -> None:
+        """The counters that the table of limits names are those of `app.stats()`."""
+        text = EXAMPLE_README.read_text(encoding="utf-8")
+        table = text.partition("\n## Limits and defaults\n")[2].partition("\n## ")[0]
+
+        cells = re.findall(r"\| ([^|]*) \|$", table, flags=re.M)
+        named = re.findall(r"`(\w+)", " ".join(cells[1:]))
+
+        assert "stalled_clients_dropped" in named
+        assert set(named) <= App().stats().keys()
 
     def test_examples(self) -> None:
         """The examples that are listed are those that there are."""
@@ -11854,8 +12303,38 @@ class TestHostilePeers:
             load_reset(wire.writer)
             await load_deserted(wire.serving)
 
+    @pytest.mark.parametrize("is_async", [True, False])
+    async def test_stream_that_nobody_reads(self, is_async: bool) -> None:
+        """A million items to a client that doesn't read fill no memory."""
+        app, made = make_app(grace=0), itertools.count()
+
+        def count(request: wsappy.Request) -> Iterator[int]:
+            for _ in range(1_000_000):
+                yield next(made)
+
+        async def acount(request: wsappy.Request) -> AsyncIterator[int]:
+            for _ in range(1_000_000):
+                yield next(made)
+
+        app.module("e")(app.method("count")(acount if is_async else count))
+
+        async with wired(app) as wire:
+            wire.stop_reading()
+            tracemalloc.start()
+            wire.send(wire_call("count"))
+            await load_until(lambda: wire.connection.paused)
+            count_then = next(made)
+            await turns()
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+
+            assert next(made) == count_then + 1
+            assert peak < 2**21
+            load_reset(wire.writer)
+            await load_deserted(wire.serving)
+
     async def test_half_of_a_surrogate_pair(self) -> None:
-        """Text that UTF-8 can't hold, in or out, ends no connection."""
+        """Text that UTF-8 can't hold ends no connection."""
         async with wired(wire_app()) as wire:
             wire.send(wire_frame(rb'{"data": "\ud800"}'))
             wire.send(wire_call())
@@ -11885,6 +12364,35 @@ class TestHostilePeers:
 
                 assert (await wire.answer())["event"] == "hello"
         assert app.counts["slow_clients_dropped"] == 1
+
+    async def test_latency_of_the_others(self) -> None:
+        """Others' p99 latency stays while a slow client is pushed to and closed."""
+        app = wire_app(max_backlog=2**22)
+
+        async def p99(wire: Wire, group: str) -> float:
+            seconds = []
+            for _ in range(200):
+                began = time.monotonic()
+                wire.send(wire_call())
+                app.to(group).push("e", "hello", "x" * 2**16)
+                await wire.answer()
+                seconds.append(time.monotonic() - began)
+            return sorted(seconds)[-2]
+
+        async with wired(app) as slow, load_shaken(slow.serving.port) as wire:
+            (member,) = (
+                each
+                for each in slow.serving.clients
+                if each.remote == slow.writer.get_extra_info("sockname")
+            )
+            member.join("room")
+            server_end = member.connection.transport.get_extra_info("socket")
+            server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            slow.writer.transport.pause_reading()
+            before, meanwhile = await p99(wire, "nobody"), await p99(wire, "room")
+
+        assert meanwhile < before + 0.1
+        assert app.stats()["slow_clients_dropped"] == 1
 
 
 LOAD_SERVER = """
@@ -11916,6 +12424,50 @@ async def stream(request):
     while True:
         yield 1
         await asyncio.sleep(0.01)
+
+app.run("127.0.0.1", 0)
+"""
+
+
+LOAD_HOSTILE_SERVER = """
+import asyncio, contextlib, time
+from wsappy import App, Client
+
+app = App(grace=0.3)
+
+async def swallow():
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+@app.client("/{state}")
+class Visitor(Client):
+    async def on_connecting(self, state):
+        if state == "on_connecting":
+            await swallow()
+
+    async def on_connected(self):
+        self.push("e", "hello")
+        if self.params["state"] == "on_connected":
+            await swallow()
+
+    async def on_disconnected(self):
+        if self.params["state"] == "on_disconnected":
+            await swallow()
+
+module = app.module("e")
+
+@module.method("handler")
+async def handler(request):
+    await swallow()
+
+@module.method("thread", thread=True)
+def thread(request):
+    time.sleep(60)
+
+@module.method("fill")
+def fill(request):
+    return "x" * 2**23
 
 app.run("127.0.0.1", 0)
 """
@@ -11967,6 +12519,40 @@ class TestStopUnderLoad:
         assert [len(each) for each in ends] == [4] * 50
         assert {dict(each)[1] for each in ends} == {"error"}
         assert (process.returncode, errors) == (0, "")
+
+    async def test_time(self) -> None:
+        """It takes the grace and 4 s at most, whatever is there that won't end."""
+        process = subprocess.Popen(  # noqa: S603, ASYNC220
+            [sys.executable, "-c", LOAD_HOSTILE_SERVER],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split(":")[2].split("/")[0])
+        hooks = ["on_connecting", "on_connected", "on_disconnected"]
+
+        async with contextlib.AsyncExitStack() as stack:
+            dial = stack.enter_async_context
+            for request in (b"", b"GET /api HTT", wire_request("/on_connecting")):
+                await dial(load_dialled(port, request))
+            for state in ("handler", "thread", "fill", *hooks[1:]):
+                wire = await dial(load_shaken(port, f"/{state}"))
+                await wire.answer()
+                wire.writer.transport.pause_reading()
+                wire.send(wire_call(state), wire_frame(b"", FIN | PING))
+            # Its answer says that the others were read: they came before it.
+            last = await dial(load_shaken(port, "/last"))
+            await last.answer()
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            _, errors = await asyncio.to_thread(process.communicate, timeout=2 * LIMIT)
+            seconds = time.monotonic() - began
+
+        left = [line for line in errors.splitlines() if "left behind" in line]
+        assert process.returncode == 0
+        assert seconds < 0.3 + 4
+        assert len(left) == 5
 
     @pytest.mark.usefixtures("load_hasty")
     async def test_hostile_peers(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -12214,7 +12800,7 @@ class TestNothingGetsIn:
             raise Refused(403, name)
 
         path = "/x%0AERROR%20forged%0D"
-        origin = b"Origin: http://x\x0bERROR forged\r\n\r\n"
+        origin = b"Origin: http://x\x85ERROR\tforged\r\n\r\n"
 
         async with wired(app, path=path) as wire:
             port = wire.serving.port
