@@ -51,7 +51,6 @@ import logging
 import math
 import operator
 import os
-import queue
 import random
 import re
 import signal
@@ -117,6 +116,8 @@ CANCEL_GRACE, GOODBYE_GRACE = 1.0, 2.0
 CLOSE_GRACE = SLOW_GRACE = 1.0
 # Bytes of a connection's answers that are joined before they are written.
 WRITE_SIZE = 2**16
+# Bytes that wait for a client that is behind: what `websockets` takes by default.
+WRITE_LIMIT = 2**15
 # Bytes that may arrive behind the handshake's request (RFC 6455, section 4.1: none).
 MAX_EARLY = 2**16
 # Fragments of one message: what `websockets` allows by default.
@@ -1264,13 +1265,31 @@ class Calls:
         if method.kind == "stream":
             return await self.send_items(request, method, arguments)
         if method.kind == "thread":
-            job = run_in_thread(method, request, arguments)
-            outcome = await asyncio.wrap_future(job)
-            if type(outcome) is Failure:
-                raise outcome.exc
-            return outcome
+            return await self.perform_in_thread(request, method, arguments)
         result = method.function(request, **arguments)
         return await result if inspect.isawaitable(result) else result
+
+    async def perform_in_thread(
+        self, request: Request, method: Method, arguments: JSON
+    ) -> JSON:
+        request._job = run_in_thread(method, request, arguments)
+        future = asyncio.wrap_future(request._job)
+        try:
+            outcome = await asyncio.shield(future)
+        finally:
+            if not (future.done() or request._job.cancel()):
+                # Nobody waits for it any more, but it counts until it returns.
+                self.unfinished[future] = request
+                future.add_done_callback(self.forget)
+        if type(outcome) is Failure:
+            raise outcome.exc
+        return outcome
+
+    def forget(self, work: asyncio.Future[Any]) -> None:
+        """Let go of what has returned though nobody waits for it."""
+        del self.unfinished[work]
+        if self.waiting:
+            self.release()
 
     def follow(self, request: Request, outcome: Any) -> None:
         """Conclude a call, or run what its handler returned to be awaited."""
@@ -1427,6 +1446,7 @@ class Calls:
             exc,
         )
         request._is_ended = True
+        self.app.labels["errors"][INTERNAL.code] += 1
         error = message_of(*names_of(request), "error", INTERNAL.as_data())
         # The standard library's writer takes every name and id that a client can send.
         self.connection.post(json.dumps(error).encode())
@@ -1665,41 +1685,50 @@ class Threads(ThreadPoolExecutor):
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
         self.limit = limit
-        self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.busy = self.count = 0
-        self.lock = threading.Lock()
+        self.jobs: dict[Future[Any], Callable[[], Any]] = {}
+        self.idle = self.count = 0
+        self.changed = threading.Condition()
 
     def submit(
         self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any
     ) -> Future[Any]:
         """Run a function in a worker; its outcome is the future's."""
         future: Future[Any] = Future()
-
-        def work() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(function(*arguments, **keywords))
-            except BaseException as exc:  # noqa: BLE001
-                # SystemExit, say: it mustn't take the worker with it.
-                future.set_exception(exc)
-
-        self._put(work)
-        return future
-
-    def _put(self, work: Callable[[], None]) -> None:
-        with self.lock:
-            self.busy += 1
-            if self.busy > self.count and self.count < self.limit:
+        with self.changed:
+            self.jobs[future] = functools.partial(function, *arguments, **keywords)
+            if len(self.jobs) > self.idle and self.count < self.limit:
                 self.count += 1
                 threading.Thread(target=self._work, name="wsappy", daemon=True).start()
-        self.jobs.put(work)
+            self.changed.notify()
+        # One that is cancelled before its turn leaves at once, with all that it holds.
+        future.add_done_callback(self._forget)
+        return future
+
+    def _forget(self, future: Future[Any]) -> None:
+        with self.changed:
+            self.jobs.pop(future, None)
 
     def _work(self) -> NoReturn:
         while True:
-            self.jobs.get()()
-            with self.lock:
-                self.busy -= 1
+            self._work_once(*self._next())
+
+    def _next(self) -> tuple[Future[Any], Callable[[], Any]]:
+        with self.changed:
+            self.idle += 1
+            while not self.jobs:
+                self.changed.wait()
+            self.idle -= 1
+            future = next(iter(self.jobs))
+            return future, self.jobs.pop(future)
+
+    def _work_once(self, future: Future[Any], job: Callable[[], Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(job())
+        except BaseException as exc:  # noqa: BLE001
+            # SystemExit, say: it mustn't take the worker with it.
+            future.set_exception(exc)
 
 
 THREADS = Threads(MAX_THREADS)
@@ -2222,17 +2251,18 @@ class Connection(Link, websockets.ServerConnection):
     async def keepalive(self) -> None:
         """Ping a client at intervals, and end one that doesn't answer.
 
-        While reading is paused no pong can arrive, so that no verdict is given; a
-        client that takes nothing then is for `watch_stall` to end.
+        While reading is paused no pong can arrive, so that no verdict is given. A
+        client that takes nothing then is for `watch_stall` to end; for one that waits
+        for `on_message` the ping itself tells whether it's gone: it is refused.
         """
         while self.ping_interval is not None:
             await asyncio.sleep(self.ping_interval)
-            if self.is_halted:
+            if self.paused:
                 continue
-            halts = self.halts
+            is_heard, halts = not self.is_halted, self.halts
             pong = asyncio.ensure_future(await self.ping())
             await asyncio.wait([pong], timeout=self.ping_timeout)
-            if not pong.done() and halts == self.halts:
+            if not pong.done() and is_heard and halts == self.halts:
                 self.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
                 self.loop.call_later(SLOW_GRACE, self.transport.abort)
                 return
@@ -2241,6 +2271,17 @@ class Connection(Link, websockets.ServerConnection):
         """Tell whether *task* runs a handler or a hook of this connection's client."""
         own = [*self.hooks, *self.calls.unfinished]
         return self.calls.is_starting or task in own
+
+    async def send(self, message: Any, *, text: bool | None = None) -> None:
+        """Send a message of the application's own, in an `on_message` route.
+
+        Raises:
+            UnicodeEncodeError: For half of a surrogate pair, for which the library
+                would end the connection.
+        """
+        if isinstance(message, str):
+            message, text = message.encode(), text is not False
+        await super().send(message, text=text)
 
     async def recv(self, decode: bool | None = None) -> NoReturn:
         """Refuse: the framework reads this connection.
@@ -2807,13 +2848,14 @@ class Group:
         members = self._app.groups.get(self.name)
         if not members:
             return
+        others = [each for each in members if each not in self._without]
         self._app.counts["pushes"] += 1
-        self._app.counts["deliveries"] += len(members)
+        self._app.counts["deliveries"] += len(others)
         # The first push of a turn is written at once, which costs less; those that
         # follow it are written together.
         frame, is_first = frame_of(payload), self._app.is_first_push()
         size = len(frame)
-        for client in [each for each in members if each not in self._without]:
+        for client in others:
             connection = client.connection
             must_wait = connection.out or connection.paused or connection.is_fragmenting
             if is_first and connection.whole_frames and not must_wait:
@@ -3519,6 +3561,8 @@ class Serving:
         self.requested_port = port
         self.unix: str | None = options.get("path")
         self.options = {"compression": None, "logger": LOGGER, **options}
+        # A push looks at the backlog of those alone who are over this mark.
+        self.options.setdefault("write_limit", min(WRITE_LIMIT, app.max_backlog))
         self.grace = app.grace
         self.server: websockets.Server | None = None
         self.connections: set[Connection] = set()
@@ -4134,7 +4178,7 @@ class Peer:
         if self._life is not None:
             raise RuntimeError("peer must be entered once; write connect(...) again")
         self._life = asyncio.Task(self._live(await self._open()))
-        self._spawn(self._listen(self.pushes()))
+        self._spawn(self._listen(Peer.pushes(self)))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -4366,7 +4410,7 @@ class Peer:
         try:
             await self.subscribe(group)
         except (Error, TimeoutError, ConnectionClosed, Refused) as exc:
-            LOGGER.warning("group %r can't be joined again: %s", group, exc)
+            LOGGER.warning("group %r can't be joined again: %r", group, exc)
             if isinstance(exc, Error) and not exc.retry:
                 self._positions.pop(group, None)
 
@@ -4450,7 +4494,7 @@ class Peer:
                 lost = connection.protocol.close_exc
                 if not self._reconnects or is_final(lost):
                     return
-                LOGGER.info("connection to %s is lost: %s", self.url, lost)
+                LOGGER.info("connection to %s is lost: %r", self.url, lost)
                 connection = await self._reopen()
         except Refused as exc:
             self._end = exc
@@ -4501,7 +4545,7 @@ class Peer:
             except (OSError, Refused) as exc:
                 if isinstance(exc, Refused) and is_final(exc):
                     raise
-                LOGGER.info("can't connect to %s again: %s", self.url, exc)
+                LOGGER.info("can't connect to %s again: %r", self.url, exc)
 
     async def close(self) -> None:
         """Close the connection for good, and wait for the end of all that runs on it.
@@ -4571,7 +4615,8 @@ class TestedPeer(Peer):
         self.url = (await self.tested.share()).url(self.path)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self.tested.unshare)
-            await super().__aenter__()
+            async with self.limit(f"the connection to {self.path}", self.timeout):
+                await super().__aenter__()
             self._stack = stack.pop_all()
         return self
 
@@ -4593,6 +4638,8 @@ class TestedPeer(Peer):
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError:
+            if seconds is None:
+                raise
             came = ", ".join(f"{each.module}.{each.event}" for each in self.unread)
             raise TimeoutError(
                 f"{what} must come within {seconds:g} s: got "
@@ -4607,15 +4654,24 @@ class TestedPeer(Peer):
 
     async def stream(self, *names: Any, **fields: Any) -> AsyncGenerator[JSON, None]:
         """Call the server and loop over the items, as `Peer.stream` does."""
+        what = f"an item of {names[0]}.{names[1]}"
         async with contextlib.aclosing(super().stream(*names, **fields)) as items:
-            while True:
-                async with self.limit(
-                    f"an item of {names[0]}.{names[1]}", self.timeout
-                ):
-                    item = await anext(items, Ellipsis)
-                if item is Ellipsis:
-                    return
+            async for item in self._limited(items, what):
                 yield item
+
+    def pushes(self) -> abc.AsyncIterator[Push]:
+        """Loop over all pushes from now on, as `Peer.pushes` does."""
+        return self._limited(super().pushes(), "a push")
+
+    async def _limited(
+        self, items: abc.AsyncIterator[Any], what: str
+    ) -> AsyncGenerator[Any, None]:
+        while True:
+            async with self.limit(what, self.timeout):
+                item = await anext(items, Ellipsis)
+            if item is Ellipsis:
+                return
+            yield item
 
     async def push_received(self, module: str, event: str) -> Push:
         """Wait for a push and take it; others stay.
