@@ -1881,7 +1881,7 @@ class TestAnswers:
         """An answer of more than 254 levels can't be written."""
 
         def nest(request: Request) -> Any:
-            return json.loads("[" * (levels - 1) + "]" * (levels - 1))
+            return json.loads("[" * (levels - 1) + "1" + "]" * (levels - 1))
 
         wire = calls_wire(nest)
 
@@ -2194,6 +2194,27 @@ class TestKinds:
             ]
 
         assert len(set(names)) == threads.count == 1
+
+    async def test_no_thread_to_be_had(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the system gives no thread the call is `internal`, the next one not."""
+
+        @App().method(thread=True)
+        def work(request: Request) -> str:
+            return "done"
+
+        wire = calls_wire(work)
+        monkeypatch.setattr(wsappy, "THREADS", wsappy.Threads(1))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", lambda self: 1 / 0)
+            answer = wire.call("m.work", 1)
+        wire.call("m.work", 2)
+
+        assert error_of(answer)[0] == "internal"
+        assert await wire.settled() == [
+            answer,
+            calls_event("work", "result", "done", 2),
+        ]
 
     async def test_job_of_to_thread_that_fails(self) -> None:
         """The workers run `asyncio.to_thread`, too: what fails there is raised."""
@@ -4300,6 +4321,40 @@ class TestSlowReaders:
 
             assert wire.connection.backlog > 2**22
             assert not wire.connection.paused
+
+    async def test_takes_what_the_kernel_holds(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A client stays that takes bytes before the kernel says that there is room."""
+        looks: list[Any] = []
+        limits = {"ping_interval": None, "ping_timeout": 0.1}
+
+        def less_each_time(transport: Any) -> int:
+            looks.append(transport)
+            return -len(looks)
+
+        monkeypatch.setattr(wsappy, "unacknowledged", less_each_time)
+
+        async with wired(wire_app(), serve=limits) as wire:
+            wire.stop_reading()
+            wire.send(wire_call("fill", size=2**22))
+            await wire_until(lambda: wire.connection.paused)
+            # It looks eight times in each `ping_timeout`.
+            await wire_until(lambda: len(looks) > 20)
+
+            assert wire.connection.is_sendable
+
+    async def test_what_the_kernel_holds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The kernel tells what it holds for a peer; where it doesn't, that is 0."""
+        async with wired(wire_app()) as wire:
+            transport = wire.connection.transport
+            wire.stop_reading()
+            wire.send(wire_call("fill", size=2**22))
+            await wire_until(lambda: wire.connection.paused)
+
+            assert wsappy.unacknowledged(transport) > 0
+            monkeypatch.setitem(sys.modules, "fcntl", None)
+            assert wsappy.unacknowledged(transport) == 0
 
     async def test_takes_nothing_without_limit(self) -> None:
         """Without `ping_timeout` such a client stays."""
@@ -10735,6 +10790,18 @@ class TestSubscribe:
             offsets = [(await done(anext(pushes))).offset for _ in range(4)]
             assert offsets == [20, 21, 22, 23]
             await settled(api, wire)
+
+    async def test_jump_behind_the_answer(self) -> None:
+        """Where the answer comes with a message and a jump it asks again, too."""
+        async with pair() as (api, wire, _):
+            task = start(api.subscribe("room"))
+            call = await wire.read()
+            data = {"group": "room", "offset": 5, "epoch": "e"}
+            pushes = [push_of("x", group="room", offset=n) for n in (6, 9)]
+            await wire.write(event_of(call, data), *pushes)
+            await done(task)
+
+            assert (await wire.read())["data"]["since"] == {"offset": 6, "epoch": "e"}
 
     async def test_odd_answer(self) -> None:
         """An answer that says nothing of a group changes nothing."""

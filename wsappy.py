@@ -1248,8 +1248,12 @@ class Calls:
         self.follow(request, self.send_items(request, method, arguments))
 
     def begin_thread(self, request: Request, method: Method, arguments: JSON) -> None:
-        request._job = run_in_thread(method, request, arguments)
-        self.keep(request, asyncio.wrap_future(request._job))
+        job = run(functools.partial(run_in_thread, method, request), arguments)
+        if type(job) is Failure:
+            self.conclude(request, job)
+            return
+        request._job = job
+        self.keep(request, asyncio.wrap_future(job))
 
     async def perform(self, request: Request) -> JSON:
         """Run a call's handler and return its result, for `Client.process_message`.
@@ -1695,10 +1699,11 @@ class Threads(ThreadPoolExecutor):
         """Run a function in a worker; its outcome is the future's."""
         future: Future[Any] = Future()
         with self.changed:
-            self.jobs[future] = functools.partial(function, *arguments, **keywords)
-            if len(self.jobs) > self.idle and self.count < self.limit:
-                self.count += 1
+            if len(self.jobs) >= self.idle and self.count < self.limit:
+                # It raises RuntimeError where the system has no thread to give.
                 threading.Thread(target=self._work, name="wsappy", daemon=True).start()
+                self.count += 1
+            self.jobs[future] = functools.partial(function, *arguments, **keywords)
             self.changed.notify()
         # One that is cancelled before its turn leaves at once, with all that it holds.
         future.add_done_callback(self._forget)
@@ -1923,6 +1928,22 @@ class Link(LibraryConnection):
         self.out.clear()
         if self.close_timer is not None:
             self.close_timer.cancel()
+
+
+def unacknowledged(transport: asyncio.Transport) -> int:
+    """Return how many bytes the kernel holds for a peer; 0 where it doesn't tell.
+
+    It takes them, and says that there is room, in lumps of a MiB and more.
+    """
+    # Windows has neither module.
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import fcntl  # noqa: PLC0415
+        import termios  # noqa: PLC0415
+
+        number = transport.get_extra_info("socket").fileno()
+        held = fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4))
+        return int.from_bytes(held, sys.byteorder)
+    return 0
 
 
 class Connection(Link, websockets.ServerConnection):
@@ -2231,7 +2252,8 @@ class Connection(Link, websockets.ServerConnection):
         if not self.paused or self.ping_timeout is None:
             return
         now = self.loop.time()
-        taken = self.written - self.transport.get_write_buffer_size()
+        waiting = self.transport.get_write_buffer_size()
+        taken = self.written - waiting - unacknowledged(self.transport)
         if taken != self.taken:
             self.taken, self.taken_at = taken, now
         elif now - self.taken_at >= self.ping_timeout:
@@ -4400,7 +4422,7 @@ class Peer:
     def _note(self, group: str, position: Position, data: JSON) -> None:
         """Keep where a group stands, from the answer to `$ subscribe`."""
         data = data if isinstance(data, dict) else {}
-        position.is_joined = True
+        position.is_joined, position.is_joining = True, False
         position.offset, position.epoch = offset_of(data), data.get("epoch")
         if data.get("recovered") is False:
             for hook in self._gap_hooks:
