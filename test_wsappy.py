@@ -4273,6 +4273,7 @@ class TestSlowReaders:
             await wire_until(lambda: wire.connection.paused)
 
             assert not wire.connection.transport.is_reading()
+            assert wire.connection.app.stats()["pauses"] == 1
             wire.read_on()
             await wire.answer()
             wire.send(wire_call(request_id=2))
@@ -4595,6 +4596,7 @@ class TestKeepalive:
         async with wired(app, path="/raw", serve=limits) as wire:
             wire.send(wire_frame(bytes(2**15)) * 4)
             await wire_until(lambda: wire.connection.is_halted)
+            assert app.stats()["pauses"] > 0
             load_reset(wire.writer)
 
             async with asyncio.timeout(LIMIT):

@@ -2239,6 +2239,7 @@ class Connection(Link, websockets.ServerConnection):
     def pause_writing(self) -> None:
         """Stop reading from a client that doesn't read."""
         super().pause_writing()
+        self.app.counts["pauses"] += 1
         if self.is_open:
             self.stop_reading()
         self.taken_at = self.loop.time()
@@ -2600,6 +2601,7 @@ class RawMessages:
         self.messages.put_nowait((message, size))
         self.size += size
         if self.is_full:
+            self.connection.app.counts["pauses"] += 1
             self.connection.stop_reading()
 
     async def work(self) -> None:
@@ -2934,6 +2936,7 @@ COUNTERS = (
     "slow_clients_dropped",
     "stalled_clients_dropped",
     "handshakes_dropped",
+    "pauses",
 )
 
 
@@ -3481,7 +3484,8 @@ class App(Marking):
             code; 1006 for none), `pushes`, `deliveries` (of pushes to groups),
             `bytes_in`, `bytes_out`, `bad_messages`, `dropped_event` and `dropped_push`
             (that nobody waited for), `slow_clients_dropped` (4508),
-            `stalled_clients_dropped` (took nothing), `handshakes_dropped` (no answer).
+            `stalled_clients_dropped` (took nothing), `handshakes_dropped` (no answer),
+            `pauses` (of reading, since a client or its `on_message` was behind).
         """
         counts = self.counts.copy()
         for serving in self.servings:
