@@ -8,6 +8,7 @@ import configparser
 import contextlib
 import dataclasses
 import datetime
+import errno
 import functools
 import gc
 import importlib.util
@@ -50,7 +51,6 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import serve
-from websockets.datastructures import Headers
 from websockets.exceptions import InvalidURI
 
 import wsappy
@@ -126,6 +126,17 @@ def make_app(**options: Any) -> App:
         pass
 
     return app
+
+
+def clients_of(app: App, path: str = "/api") -> list[Client]:
+    """Add a route where everyone may come in; return the list of who comes."""
+    clients: list[Client] = []
+
+    @app.client(path)
+    def listed(client: Client) -> None:
+        clients.append(client)
+
+    return clients
 
 
 @contextlib.asynccontextmanager
@@ -1347,11 +1358,12 @@ class TestRegistration:
 
     def test_limited_to_unknown_route(self) -> None:
         """A handler that is limited to a route that isn't there raises at start-up."""
-        app, get = make_app(), annotated_by(int)
-        app.table.add_method(Method("a", get, Mark("b"), ["/api", "/{x:int}"]))
+        table, get = Table(), annotated_by(int)
+        table.add_route(wsappy.Route(wsappy.parse_path("/api"), Client, None))
+        table.add_method(Method("a", get, Mark("b"), ["/api", "/{x:int}"]))
 
         with pytest.raises(ValueError, match="isn't there") as caught:
-            app.table.prepare()
+            table.prepare()
 
         assert str(caught.value) == (
             f"route '/{{x:int}}' of handler {describe(get)} isn't there; write "
@@ -6822,11 +6834,7 @@ class TestClose:
     async def test_from_elsewhere(self) -> None:
         """From another task close waits for the end of the connection."""
         app = App()
-        clients: list[Client] = []
-
-        @app.client("/api")
-        def api(client: Client) -> None:
-            clients.append(client)
+        clients = clients_of(app)
 
         async with talking(app) as talk:
             await talk.call("$.ping")
@@ -7022,7 +7030,7 @@ class TestGroups:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A member with more than max_backlog bytes waiting is closed with 4508."""
-        monkeypatch.setattr(wsappy, "SLOW_GRACE", 0.01)
+        monkeypatch.setattr(wsappy, "SLOW_GRACE", LIMIT)
         app = self.app(max_backlog=2**16)
 
         async with (
@@ -7030,15 +7038,13 @@ class TestGroups:
             Hand(serving, request_by_hand(**UPGRADE)) as hand,
         ):
             await hand.head()
-            (client,) = app.to("all").members
-            for _ in range(400):
+            while not app.stats()["slow_clients_dropped"]:
                 app.to("all").push("chat", "message", "x" * 2**16)
                 await asyncio.sleep(0)
-            await client.connection.wait_closed()
+            hand.send((1000).to_bytes(2), 8)
+            said = await hand.rest()
 
-        assert str(client.connection.protocol.close_sent) == (
-            "4508 (private use) it reads too slowly"
-        )
+        assert said[-23:] == b"\x88\x15\x11\x9cit reads too slowly"
 
 
 class TestFlushing:
@@ -7047,11 +7053,7 @@ class TestFlushing:
     async def test_two_clients_in_one_turn(self) -> None:
         """Pushes to several clients in one turn all go out."""
         app = App()
-        clients: list[Client] = []
-
-        @app.client("/api")
-        def api(client: Client) -> None:
-            clients.append(client)
+        clients = clients_of(app)
 
         async with app.serve("127.0.0.1", 0) as serving:
             url = serving.url("/api")
@@ -7070,6 +7072,12 @@ class TestFlushing:
 def names_of(app: App) -> list[tuple[str, str, str]]:
     """Return the rows of the one table, without their handlers."""
     return list(app.routes)
+
+
+async def start_up(app: App) -> None:
+    """Start an app and stop it; raises what only the whole can show."""
+    async with app.serve("127.0.0.1", 0):
+        pass
 
 
 class TestMethodForms:
@@ -7095,7 +7103,7 @@ class TestMethodForms:
 
         assert app.routes == {("/api", "entity", "get"): find}
 
-    def test_method_above_two_modules(self) -> None:
+    async def test_method_above_two_modules(self) -> None:
         """Each module below a method gets it."""
         app = make_app()
 
@@ -7104,7 +7112,7 @@ class TestMethodForms:
         @app.module("b")
         def get(request: Request) -> None: ...
 
-        app.prepare()
+        await start_up(app)
 
         assert names_of(app) == [("/api", "b", "get"), ("/api", "a", "get")]
 
@@ -7178,7 +7186,7 @@ class TestMethodForms:
 
         assert app.routes == {("/api", "entity", "get"): entities.get}
 
-    def test_overridden_method(self) -> None:
+    async def test_overridden_method(self) -> None:
         """A marked method that a subclass overrides belongs to a module, too."""
         app = make_app()
 
@@ -7191,7 +7199,7 @@ class TestMethodForms:
             @app.method
             def get(self, request: Request) -> None: ...
 
-        app.prepare()
+        await start_up(app)
 
         assert names_of(app) == [("/api", "entity", "get")]
 
@@ -7313,7 +7321,7 @@ class TestMistakes:
             "include takes a Module: got 'entity'; write Module('x')"
         )
 
-    def test_method_without_a_module(self) -> None:
+    async def test_method_without_a_module(self) -> None:
         """A marked handler that belongs to no module shows at start-up."""
         app = make_app()
 
@@ -7321,14 +7329,14 @@ class TestMistakes:
         def get(request: Request) -> None: ...
 
         with pytest.raises(TypeError) as caught:
-            app.prepare()
+            await start_up(app)
 
         assert str(caught.value) == (
             f"handler {describe(get)} belongs to no module; write @app.module('name') "
             f"above it or its class"
         )
 
-    def test_module_without_a_method(self) -> None:
+    async def test_module_without_a_method(self) -> None:
         """A function in a module that nobody marked shows at start-up."""
         app = make_app()
 
@@ -7336,7 +7344,7 @@ class TestMistakes:
         def get(request: Request) -> None: ...
 
         with pytest.raises(TypeError) as caught:
-            app.prepare()
+            await start_up(app)
 
         assert str(caught.value) == (
             f"handler {describe(get)} is no method; write @app.method below @app.module"
@@ -7369,7 +7377,7 @@ class TestMistakes:
             f"required argument: 'room'; write def api(client, key)"
         )
 
-    def test_client_function_with_another_type(self) -> None:
+    async def test_client_function_with_another_type(self) -> None:
         """A path parameter's annotation is its converter's type."""
         app = App()
 
@@ -7377,7 +7385,7 @@ class TestMistakes:
         def api(client: Client, key: str) -> None: ...
 
         with pytest.raises(TypeError) as caught:
-            app.prepare()
+            await start_up(app)
 
         assert str(caught.value) == (
             f"parameter 'key' of client function {describe(api)} must fit "
@@ -7525,10 +7533,10 @@ class TestMistakes:
         )
 
 
-def is_allowed(origin: str, host: str, origins: Any) -> bool:
-    """Ask a new app about an origin."""
-    headers = Headers({"Origin": origin, "Host": host})
-    return App().allows_origin(headers, origins)
+async def status_of(origin: str, host: str, origins: Any) -> int:
+    """Shake hands with a new app, and return the status of its answer."""
+    app = make_app(origins=origins)
+    return (await shake_by_hand(app, Origin=origin, Host=host))[0]
 
 
 class TestOriginOptions:
@@ -7550,9 +7558,9 @@ class TestOriginOptions:
             ("null", "x", ["null"]),
         ],
     )
-    def test_allowed(self, origin: str, host: str, origins: Any) -> None:
+    async def test_allowed(self, origin: str, host: str, origins: Any) -> None:
         """The same host and port may come in."""
-        assert is_allowed(origin, host, origins)
+        assert await status_of(origin, host, origins) == 101
 
     @pytest.mark.parametrize(
         ("origin", "host", "origins"),
@@ -7570,33 +7578,36 @@ class TestOriginOptions:
             ("http://example.org", "example.org", []),
         ],
     )
-    def test_refused(self, origin: str, host: str, origins: Any) -> None:
+    async def test_refused(self, origin: str, host: str, origins: Any) -> None:
         """Another host or port may not, nor what is no origin, nor `null` unlisted."""
-        assert not is_allowed(origin, host, origins)
+        assert await status_of(origin, host, origins) == 403
 
-    def test_no_origin(self) -> None:
+    async def test_no_origin(self) -> None:
         """What isn't a browser has no `Origin`, and passes."""
-        assert App(origins=[]).allows_origin(Headers(), [])
+        status, _ = await shake_by_hand(make_app(origins=[]))
 
-    def test_log(self, caplog: pytest.LogCaptureFixture) -> None:
+        assert status == 101
+
+    async def test_log(self, caplog: pytest.LogCaptureFixture) -> None:
         """Each refused origin is logged once, with the line to write."""
-        app = App()
-        headers = Headers({"Origin": "http://localhost:5173", "Host": "localhost:8008"})
+        app = make_app()
+        headers = {"Origin": "http://localhost:5173", "Host": "localhost:8008"}
 
         for _ in range(2):
-            app.allows_origin(headers, None)
+            await shake_by_hand(app, **headers)
 
         assert caplog.messages == [
             "refused origin 'http://localhost:5173' at host 'localhost:8008'; to allow "
             "it write App(origins=['http://localhost:5173'])"
         ]
 
-    def test_log_is_bounded(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_log_is_bounded(self, caplog: pytest.LogCaptureFixture) -> None:
         """At most 100 different origins are logged."""
-        app = App()
-
-        for number in range(150):
-            app.allows_origin(Headers({"Origin": f"http://{number}.net"}), None)
+        async with make_app().serve("127.0.0.1", 0) as serving:
+            for number in range(102):
+                headers = {**UPGRADE, "Origin": f"http://{number}.net"}
+                async with Hand(serving, request_by_hand(**headers)) as hand:
+                    await hand.rest()
 
         assert len(caplog.messages) == 100
 
@@ -7681,6 +7692,25 @@ class TestClientForms:
         )
 
 
+BOTH_HOSTS: Any = ["127.0.0.1", "::1"]
+
+
+def take_ports(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
+    """Make the first *count* ports that are tried at `::1` taken; list all tries."""
+    tried: list[int] = []
+    bind = socket.socket.bind
+
+    def bind_or_fail(self: socket.socket, address: Any) -> None:
+        if address[0] == "::1" and address[1]:
+            tried.append(address[1])
+            if len(tried) <= count:
+                raise OSError(errno.EADDRINUSE, "taken")
+        bind(self, address)
+
+    monkeypatch.setattr(socket.socket, "bind", bind_or_fail)
+    return tried
+
+
 class TestServe:
     """`App.serve` opens the port inside a running loop."""
 
@@ -7693,30 +7723,24 @@ class TestServe:
 
     async def test_all_addresses_have_one_port(self) -> None:
         """With port 0 all of a host's addresses get the same port."""
-        hosts: Any = ["127.0.0.1", "::1"]
+        async with make_app().serve(BOTH_HOSTS, 0) as serving:
+            answers = []
+            for host in ("127.0.0.1", "::1"):
+                async with ws_connect(serving.url("/api", host), proxy=None) as ws:
+                    answers.append(await Talk(ws).call("$.ping"))
 
-        async with make_app().serve(hosts, 0) as serving:
-            assert serving.server is not None
-            ports = [each.getsockname()[1] for each in serving.server.sockets]
-
-        assert ports == [ports[0], ports[0]]
+        assert list(map(result_of, answers)) == [{}, {}]
 
     async def test_port_that_is_taken_at_another_address(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A port that isn't free everywhere is tried again."""
-        app, free = make_app(), wsappy.free_port
-        async with app.serve("127.0.0.1", 0) as other:
-            ports = [other.port]
+        tried = take_ports(monkeypatch, 1)
 
-            async def taken_first(host: str) -> int:
-                return ports.pop() if ports else await free(host)
+        async with make_app().serve(BOTH_HOSTS, 0) as serving:
+            port = serving.port
 
-            monkeypatch.setattr(wsappy, "free_port", taken_first)
-            async with app.serve("127.0.0.1", 0) as serving:
-                port = serving.port
-
-            assert port not in (0, other.port)
+        assert tried == [tried[0], port]
 
     async def test_port_in_use(self) -> None:
         """A port in use is an OSError in words."""
@@ -7785,47 +7809,45 @@ class TestServe:
         """One client more than `max_clients` gets HTTP 503."""
         app = make_app(max_clients=1)
 
-        async with talking_server(app) as (serving, _):
+        async with talking_server(app) as (server, _):
             with pytest.raises(websockets.InvalidStatus) as caught:
-                await ws_connect(serving.url("/api"), proxy=None)
+                await ws_connect(server.url("/api"), proxy=None)
 
         assert caught.value.response.status_code == 503
         assert caught.value.response.body == b"too many clients"
 
     async def test_page_at_a_bad_path(self) -> None:
         """A path that isn't UTF-8 has no page."""
-        assert App().find_page("/%ff") is None
+        app = make_app()
+        app.http("/")(lambda request: "home")
 
-    async def test_connection_that_comes_late(self) -> None:
-        """A connection that came in during the end is aborted with the sockets."""
-        async with make_app().serve("127.0.0.1", 0) as serving:
-            reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
-            while not serving.connections:  # noqa: ASYNC110
-                await asyncio.sleep(0)
+        answer = await ask_by_hand(app, "/%ff")
 
-            assert serving.server is not None
-            await serving.close_sockets(serving.server)
-
-            with contextlib.suppress(ConnectionResetError):
-                assert await reader.read() == b""
-            writer.close()
+        assert answer == (404, "not found")
 
     async def test_lifespan(self) -> None:
         """The lifespan begins before the port opens and ends after it closes."""
-        app, seen = make_app(), list[Any]()
-        serving = app.serve("127.0.0.1", 0)
+        app, seen = make_app(), list[bool]()
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+
+        def is_listening() -> bool:
+            with socket.socket() as sock:
+                return sock.connect_ex(("127.0.0.1", port)) == 0
 
         @app.lifespan
         async def life(app: App) -> AsyncIterator[None]:
-            seen.append(serving.server)
+            seen.append(is_listening())
             yield
-            assert serving.server is not None
-            seen.append(serving.server.is_serving())
+            seen.append(is_listening())
 
-        async with serving:
+        async with (
+            app.serve("127.0.0.1", port) as serving,
+            ws_connect(serving.url("/api"), proxy=None),
+        ):
             pass
 
-        assert seen == [None, False]
+        assert seen == [False, False]
 
 
 def make_certificate(key: pathlib.Path, certificate: pathlib.Path) -> None:
@@ -7850,6 +7872,7 @@ class _Steps:
         module.method(self.swallow)
         module.method(thread=True)(self.block)
         self.thread_ends = threading.Event()
+        self.loop = asyncio.get_running_loop()
 
     async def wait(self, request: Request) -> str:
         self.began.set()
@@ -7868,16 +7891,43 @@ class _Steps:
                 await self.go_on.wait()
 
     def block(self, request: Request) -> None:
-        self.app.in_loop(self.began.set)
+        self.loop.call_soon_threadsafe(self.began.set)
         self.thread_ends.wait(LIMIT)
 
 
-async def begin_stop(serving: Any) -> asyncio.Task[None]:
-    """Begin the end of a server; it waits for the calls that are under way."""
-    stop = asyncio.create_task(serving.stack.aclose())
-    while not serving.is_stopping:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    return stop
+class Stoppable:
+    """A server on a free port that a test may stop before its clients go."""
+
+    def __init__(self, app: App) -> None:
+        self.serving = app.serve("127.0.0.1", 0)
+        self.stack = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self.stack.enter_async_context(self.serving)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Stop the server; a no-op once that was done."""
+        await self.stack.aclose()
+
+    async def begin_stop(self) -> asyncio.Task[None]:
+        """Begin the end; it waits for the calls that are under way."""
+        task = asyncio.create_task(self.stop())
+        while not self.serving.is_stopping:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        return task
+
+    @property
+    def port(self) -> int:
+        """The port that is open."""
+        return self.serving.port
+
+    def url(self, path: str = "/api") -> str:
+        """Return the URL of a path."""
+        return self.serving.url(path)
 
 
 STOPPED = ("overloaded", "the server is stopping")
@@ -7889,13 +7939,13 @@ class TestStop:
     async def test_new_handshakes(self) -> None:
         """New handshakes get 503 while calls have their grace."""
         steps = _Steps()
-        async with talking_server(steps.app) as (serving, talk):
+        async with talking_server(steps.app) as (server, talk):
             await talk.send({"module": "a", "method": "wait", "request_id": 1})
             await steps.began.wait()
-            stop = await begin_stop(serving)
+            stop = await server.begin_stop()
 
             with pytest.raises(websockets.InvalidStatus) as caught:
-                await ws_connect(serving.url("/api"), proxy=None)
+                await ws_connect(server.url("/api"), proxy=None)
 
             steps.go_on.set()
             await stop
@@ -7906,12 +7956,12 @@ class TestStop:
         """Pages are still answered while calls have their grace."""
         steps = _Steps()
         steps.app.http("/health")(lambda request: "stopping")
-        async with talking_server(steps.app) as (serving, talk):
+        async with talking_server(steps.app) as (server, talk):
             await talk.send({"module": "a", "method": "wait", "request_id": 1})
             await steps.began.wait()
-            stop = await begin_stop(serving)
+            stop = await server.begin_stop()
 
-            reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
             answer = await reader.read()
 
@@ -7923,10 +7973,10 @@ class TestStop:
     async def test_new_calls(self) -> None:
         """New calls are `overloaded`, to be tried again."""
         steps = _Steps()
-        async with talking_server(steps.app) as (serving, talk):
+        async with talking_server(steps.app) as (server, talk):
             await talk.send({"module": "a", "method": "wait", "request_id": 1})
             await steps.began.wait()
-            stop = await begin_stop(serving)
+            stop = await server.begin_stop()
 
             answer = await talk.call("a.wait", 2)
 
@@ -7941,10 +7991,10 @@ class TestStop:
     async def test_unfinished_calls(self) -> None:
         """A call that ends within the grace has its result, before 1001."""
         steps = _Steps()
-        async with talking_server(steps.app) as (serving, talk):
+        async with talking_server(steps.app) as (server, talk):
             await talk.send({"module": "a", "method": "wait", "request_id": 1})
             await steps.began.wait()
-            stop = await begin_stop(serving)
+            stop = await server.begin_stop()
 
             steps.go_on.set()
             answer = await talk.receive()
@@ -7964,11 +8014,11 @@ class TestStop:
                 steps.began.set()
                 await steps.go_on.wait()
 
-        async with talking_server(steps.app, "/slow") as (serving, talk):
+        async with talking_server(steps.app, "/slow") as (server, talk):
             await talk.send({"module": "a", "method": "wait", "request_id": 1})
             await talk.send("x")
             await talk.receive()
-            stop = await begin_stop(serving)
+            stop = await server.begin_stop()
 
             steps.go_on.set()
             answer = await talk.receive()
@@ -7979,9 +8029,9 @@ class TestStop:
     async def test_streams(self) -> None:
         """Streams end at once with `overloaded`."""
         steps = _Steps()
-        async with talking_server(steps.app) as (serving, talk):
+        async with talking_server(steps.app) as (server, talk):
             await talk.call("a.stream")
-            stop = await begin_stop(serving)
+            stop = await server.begin_stop()
 
             answer = await talk.receive()
 
@@ -7991,11 +8041,11 @@ class TestStop:
     async def test_after_the_grace(self) -> None:
         """What is left after the grace is cancelled and ends with `overloaded`."""
         steps = _Steps(grace=0)
-        async with talking_server(steps.app) as (serving, talk):
+        async with talking_server(steps.app) as (server, talk):
             await talk.send({"module": "a", "method": "wait", "request_id": 1})
             await steps.began.wait()
 
-            await serving.stack.aclose()
+            await server.stop()
 
             assert error_of(await talk.receive()) == STOPPED
 
@@ -8009,11 +8059,11 @@ class TestStop:
                 await asyncio.sleep(0)
                 await super().send_message(*head, **data, own=True)
 
-        async with talking_server(steps.app, "/own") as (serving, talk):
+        async with talking_server(steps.app, "/own") as (server, talk):
             await talk.send({"module": "a", "method": "wait", "request_id": 1})
             await steps.began.wait()
 
-            await serving.stack.aclose()
+            await server.stop()
 
             assert (await talk.receive())["data"]["own"] is True
 
@@ -8032,18 +8082,18 @@ class TestStop:
                 await asyncio.sleep(0)
                 steps.seen.append("client")
 
-        async with talking_server(steps.app, "/bye") as (serving, _):
-            await serving.stack.aclose()
+        async with talking_server(steps.app, "/bye") as (server, _):
+            await server.stop()
 
         assert steps.seen == ["client", "lifespan"]
 
     async def test_cancelled_stop(self) -> None:
         """A stop whose grace is cancelled still closes every client."""
         steps = _Steps()
-        async with talking_server(steps.app) as (serving, talk):
+        async with talking_server(steps.app) as (server, talk):
             await talk.send({"module": "a", "method": "wait", "request_id": 1})
             await steps.began.wait()
-            stop = await begin_stop(serving)
+            stop = await server.begin_stop()
 
             stop.cancel()
 
@@ -8062,16 +8112,41 @@ class TestHostileStop:
         for name in ("CLOSE_GRACE", "CANCEL_GRACE", "GOODBYE_GRACE", "LAST_GRACE"):
             monkeypatch.setattr(wsappy, name, 0.05)
 
+    @staticmethod
+    def received(sock: socket.socket) -> bytes:
+        """Return what a socket received until its end, which may be a reset."""
+        with sock, contextlib.suppress(ConnectionResetError):
+            sock.settimeout(LIMIT)
+            return sock.recv(1024)
+        return b""
+
+    @staticmethod
+    def hanging() -> tuple[App, Told, list[Client]]:
+        """Make an app whose handshakes hang, and tell; list its clients."""
+        app, told = App(), Told()
+        clients: list[Client] = []
+
+        @app.client("/api")
+        async def enter(client: Client) -> None:
+            clients.append(client)
+            told("began")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                told("cancelled")
+
+        return app, told, clients
+
     async def test_handler_that_swallows_its_cancellation(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A handler that can't be stopped is answered, named and left behind."""
         steps = _Steps(grace=0)
-        async with talking_server(steps.app) as (serving, talk):
+        async with talking_server(steps.app) as (server, talk):
             await talk.send({"module": "a", "method": "swallow", "request_id": 1})
             await steps.began.wait()
 
-            await serving.stack.aclose()
+            await server.stop()
 
             answer = await talk.receive()
         steps.go_on.set()
@@ -8085,11 +8160,11 @@ class TestHostileStop:
     ) -> None:
         """A thread can't be stopped: it is named and left behind."""
         steps = _Steps(grace=0)
-        async with talking_server(steps.app) as (serving, talk):
+        async with talking_server(steps.app) as (server, talk):
             await talk.send({"module": "a", "method": "block", "request_id": 1})
             await steps.began.wait()
 
-            await serving.stack.aclose()
+            await server.stop()
 
             answer = await talk.receive()
         steps.thread_ends.set()
@@ -8107,81 +8182,89 @@ class TestHostileStop:
         @steps.app.client("/bye")
         class Bye(Client):
             async def on_disconnected(self) -> None:
-                while not steps.go_on.is_set():
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await steps.go_on.wait()
+                await steps.swallow(None)  # type: ignore[arg-type]
 
-        async with talking_server(steps.app, "/bye?token=secret") as (serving, _):
-            await serving.stack.aclose()
+        async with talking_server(steps.app, "/bye?token=secret") as (server, _):
+            await server.stop()
 
-            steps.go_on.set()
-            await asyncio.wait(serving.lives)
+        steps.go_on.set()
+        await turns()
         assert caplog.messages == [
             "a hook of a client at '/bye' did not end in time; it is left behind"
         ]
 
     async def test_half_open_handshake(self) -> None:
         """A peer that sends half a request is aborted."""
-        async with make_app().serve("127.0.0.1", 0) as serving:
-            reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+        async with Stoppable(make_app()) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(b"GET /api HTT")
-            while not serving.lives:  # noqa: ASYNC110
-                await asyncio.sleep(0)
+            # Its answer shows that the connection before it was accepted.
+            await (await connect_to(server)).close()
 
-            await serving.stack.aclose()
+            await server.stop()
 
             with contextlib.suppress(ConnectionResetError):
                 assert await reader.read() == b""
             writer.close()
-        assert not serving.lives
 
     async def test_on_connecting_that_hangs(self) -> None:
         """A handshake under way is cancelled."""
-        app, began = App(), asyncio.Event()
+        app, told, _ = self.hanging()
+        async with Stoppable(app) as server:
+            visit = asyncio.create_task(connect_to(server))
+            await told.until("began")
 
-        @app.client("/api")
-        async def enter(client: Client) -> None:
-            began.set()
-            await asyncio.Event().wait()
-
-        async with app.serve("127.0.0.1", 0) as serving:
-            visit = asyncio.create_task(connect_to(serving))
-            await began.wait()
-
-            await serving.stack.aclose()
+            await server.stop()
 
             with pytest.raises((OSError, websockets.InvalidMessage)):
                 await visit
-        assert not serving.lives
+        assert told.steps == ["began", "cancelled"]
 
     async def test_on_connecting_of_a_peer_that_is_gone(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Where the connection was lost, its handshake is cancelled without delay."""
         monkeypatch.setattr(wsappy, "CLOSE_GRACE", 10 * LIMIT)
-        app, began = App(), asyncio.Event()
-
-        @app.client("/api")
-        async def enter(client: Client) -> None:
-            began.set()
-            await asyncio.Event().wait()
-
-        async with app.serve("127.0.0.1", 0) as serving:
-            visit = asyncio.create_task(connect_to(serving))
-            await began.wait()
+        app, told, clients = self.hanging()
+        async with Stoppable(app) as server:
+            visit = asyncio.create_task(connect_to(server))
+            await told.until("began")
             visit.cancel()
-            while serving.connections:  # noqa: ASYNC110
-                await asyncio.sleep(0)
+            await wire_until(clients[0].connection.transport.is_closing)
+            await turns()
 
             async with asyncio.timeout(LIMIT):
-                await serving.stack.aclose()
+                await server.stop()
 
-        assert not serving.lives
+        assert told.steps == ["began", "cancelled"]
+
+    async def test_connection_that_comes_late(self) -> None:
+        """A connection that comes in during the end is aborted with the sockets."""
+        app, sockets = App(), list[socket.socket]()
+        is_over = asyncio.Event()
+
+        @app.client("/api")
+        class Late(Client):
+            async def on_disconnected(self) -> None:
+                while not is_over.is_set():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await is_over.wait()
+                        return
+                    sockets.append(socket.create_connection(address))
+
+        async with talking_server(app) as (server, _):
+            address = ("127.0.0.1", server.port)
+
+            await server.stop()
+
+        is_over.set()
+        await turns()
+        assert [self.received(sock) for sock in sockets] == [b"", b""]
 
     async def test_peer_that_does_not_read(self) -> None:
         """A peer that never answers the close is aborted."""
-        async with make_app().serve("127.0.0.1", 0) as serving:
-            reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+        async with Stoppable(make_app()) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(
                 b"GET /api HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
                 b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -8189,27 +8272,28 @@ class TestHostileStop:
             )
             await reader.readuntil(b"\r\n\r\n")
 
-            await serving.stack.aclose()
+            await server.stop()
 
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b"\x88\x18\x03\xe9the server is stopping"
             writer.close()
-        assert not serving.lives
 
 
-async def connect_to(serving: Any) -> ClientConnection:
+async def connect_to(server: Stoppable) -> ClientConnection:
     """Connect to a server in a task of its own."""
-    return await ws_connect(serving.url("/api"), proxy=None)
+    return await ws_connect(server.url("/api"), proxy=None)
 
 
 @contextlib.asynccontextmanager
 async def talking_server(
     app: App, path: str = "/api"
-) -> AsyncIterator[tuple[Any, Talk]]:
+) -> AsyncIterator[tuple[Stoppable, Talk]]:
     """Serve an app and connect to it; give both."""
     async with (
-        app.serve("127.0.0.1", 0) as serving,
-        ws_connect(serving.url(path), proxy=None) as ws,
+        Stoppable(app) as server,
+        ws_connect(server.url(path), proxy=None) as ws,
     ):
-        yield serving, Talk(ws)
+        yield server, Talk(ws)
 
 
 def run_with(app: App, visit: Callable[[str], Awaitable[None]], **options: Any) -> None:
@@ -8671,9 +8755,10 @@ async def classic_talk(server: Server, path: str = "/api") -> AsyncIterator[Talk
     """Run a classic server and connect to it."""
     await server.run("127.0.0.1", 0)
     assert server.serving is not None
-    async with ws_connect(server.serving.url(path), proxy=None) as ws:
-        yield Talk(ws)
-    await server.serving.__aexit__()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_exit(server.serving)
+        async with ws_connect(server.serving.url(path), proxy=None) as ws:
+            yield Talk(ws)
 
 
 def make_classic(
@@ -8965,6 +9050,21 @@ class TestClassicRequests:
 class TestStats:
     """`app.stats()`: counters since the start, and gauges of this moment."""
 
+    COUNTERS = (
+        "calls",
+        "pushes",
+        "deliveries",
+        "bytes_in",
+        "bytes_out",
+        "bad_messages",
+        "dropped_event",
+        "dropped_push",
+        "slow_clients_dropped",
+        "stalled_clients_dropped",
+        "handshakes_dropped",
+        "pauses",
+    )
+
     async def test_before_anything(self) -> None:
         """Every counter is there from the start."""
         app = make_app()
@@ -8977,7 +9077,7 @@ class TestStats:
             False,
         )
         assert (stats["errors"], stats["refused"], stats["closed"]) == ({}, {}, {})
-        assert {stats[name] for name in wsappy.__dict__["COUNTERS"]} == {0}
+        assert {stats[name] for name in self.COUNTERS} == {0}
 
     async def test_calls_and_errors(self) -> None:
         """Calls, errors by code and bad messages are counted as they come."""
@@ -9016,7 +9116,8 @@ class TestStats:
     async def test_bytes(self) -> None:
         """Every byte is counted, in both directions, also when the client is gone."""
         app = wire_app()
-        request = wire_request()
+        clients = clients_of(app, "/listed")
+        request = wire_request("/listed")
         frames = [
             wire_call(),
             wire_frame(b"hi", FIN | PING),
@@ -9028,7 +9129,7 @@ class TestStats:
             Hand(serving, request + b"".join(frames)) as hand,
         ):
             taken = await hand.reader.readuntil(b'x"}')
-            (client,) = serving.clients
+            (client,) = clients
             client.join("all")
             app.to("all").push("m", "hello")
             client.push("m", "hello")
@@ -9038,7 +9139,7 @@ class TestStats:
             hand.writer.write(wire_close())
             taken += await hand.rest()
             hand.writer.close()
-            await wire_until(lambda: not serving.connections)
+            await wire_until(lambda: app.stats()["closed"])
             after = app.stats()
 
         sizes = len(request + b"".join(frames)), len(taken) - 4
@@ -9141,9 +9242,9 @@ class TestStats:
         """What the server itself refuses is counted, too."""
         app = make_app(max_clients=1)
 
-        async with talking_server(app) as (serving, _):
+        async with talking_server(app) as (server, _):
             with pytest.raises(websockets.InvalidStatus):
-                await ws_connect(serving.url(path), proxy=None, origin=origin)
+                await ws_connect(server.url(path), proxy=None, origin=origin)
 
         assert app.stats()["refused"] == {status: 1}
 
