@@ -1212,87 +1212,49 @@ class TestPydantic:
         assert _routes_bind(get, {"value": 1}) == {"value": 1}
 
 
+class _RoutesKinds:
+    def plain(self, request: Any) -> None:
+        pass
+
+    async def task(self, request: Any) -> None:
+        pass
+
+    def items(self, request: Any) -> Any:
+        yield
+
+    async def async_items(self, request: Any) -> AsyncIterator[None]:
+        yield
+
+
 class TestRegistration:
     """What is wrong in itself raises at the decorator."""
 
+    NO_REQUEST = "takes no request; write it as the first parameter"
+    BY_POSITION = "must take 'a' by name; write it behind the /, without a *"
+    NO_DEF = "has thread=True, but is no plain def; leave it out"
+    TIMEOUT = "is a def with a timeout; add async or thread=True"
+
     @pytest.mark.parametrize(
-        "function",
-        [lambda: None, lambda *args: None, lambda *, a: None, lambda **a: None],
+        ("function", "options", "text"),
+        [
+            (lambda: None, {}, NO_REQUEST),
+            (lambda *args: None, {}, NO_REQUEST),
+            (lambda *, a: None, {}, NO_REQUEST),
+            (lambda **a: None, {}, NO_REQUEST),
+            (lambda r, *a: None, {}, BY_POSITION),
+            (lambda r, a, /: None, {}, BY_POSITION),
+            (_RoutesKinds().task, {"in_thread": True}, NO_DEF),
+            (_RoutesKinds().items, {"in_thread": True}, NO_DEF),
+            (_RoutesKinds().async_items, {"in_thread": True}, NO_DEF),
+            (_RoutesKinds().plain, {"timeout": 1.0}, TIMEOUT),
+        ],
     )
-    def test_no_request(self, function: Any) -> None:
-        """A handler takes a request."""
+    def test_mistake(self, function: Any, options: Any, text: str) -> None:
+        """A handler takes a request, its arguments by name, and what fits its kind."""
         with pytest.raises(TypeError) as caught:
-            routes_method(function)
+            routes_method(function, **options)
 
-        assert str(caught.value) == (
-            f"handler {describe(function)} takes no request; write it as the first "
-            f"parameter"
-        )
-
-    @pytest.mark.parametrize("function", [lambda r, *a: None, lambda r, a, /: None])
-    def test_by_position(self, function: Any) -> None:
-        """Arguments come by name."""
-        with pytest.raises(TypeError) as caught:
-            routes_method(function)
-
-        assert str(caught.value) == (
-            f"handler {describe(function)} must take 'a' by name; write it behind the "
-            f"/, without a *"
-        )
-
-    @pytest.mark.parametrize("kind", ["async", "stream"])
-    def test_thread(self, kind: str) -> None:
-        """Only a plain def runs in a thread."""
-
-        async def task(request: Any) -> None:
-            pass
-
-        async def stream(request: Any) -> AsyncIterator[None]:
-            yield
-
-        function = {"async": task, "stream": stream}[kind]
-
-        with pytest.raises(TypeError) as caught:
-            routes_method(function, in_thread=True)
-
-        assert str(caught.value) == (
-            f"handler {describe(function)} has thread=True, but is no plain def; leave "
-            f"it out"
-        )
-
-    def test_timeout(self) -> None:
-        """A def without thread=True has no timeout."""
-
-        def get(request: Any) -> None:
-            pass
-
-        with pytest.raises(TypeError) as caught:
-            routes_method(get, timeout=1.0)
-
-        assert str(caught.value) == (
-            f"handler {describe(get)} is a def with a timeout; add async or thread=True"
-        )
-
-    @pytest.mark.parametrize("kind", ["module", "method"])
-    def test_name(self, kind: str) -> None:
-        """A name that starts with $ belongs to wsappy."""
-        register = getattr(App(), kind)
-
-        with pytest.raises(ValueError, match=r"\$") as caught:
-            register("$x")(annotated_by(int))
-
-        assert str(caught.value) == (
-            f"name of a {kind} must not start with '$': got '$x'; write it without"
-        )
-
-    def test_name_is_no_string(self) -> None:
-        """A name is a string."""
-        with pytest.raises(TypeError) as caught:
-            wsappy.check_name("module", 7)
-
-        assert str(caught.value) == (
-            "name of a module must be a string: got 7; write @app.module('name')"
-        )
+        assert str(caught.value) == f"handler {describe(function)} {text}"
 
     @pytest.mark.parametrize(
         ("first", "second"), [(None, None), (None, ["/a"]), (["/{x}"], ["/a", "/{y}/"])]
@@ -1395,20 +1357,6 @@ class TestKind:
         )
 
         assert (method.kind, repr(method)) == (kind, "entity.get")
-
-
-class _RoutesKinds:
-    def plain(self, request: Any) -> None:
-        pass
-
-    async def task(self, request: Any) -> None:
-        pass
-
-    def items(self, request: Any) -> Any:
-        yield
-
-    async def async_items(self, request: Any) -> AsyncIterator[None]:
-        yield
 
 
 class TestDescribing:
@@ -7235,292 +7183,233 @@ class TestMethodForms:
         assert names_of(app) == [("/admin", "entity", "drop")]
 
 
+class _Mistaken:
+    """What can't be registered, or not twice."""
+
+    class Empty:
+        """A module without a method."""
+
+    class Some:
+        """A module whose method is overridden in `Less`."""
+
+        @App().method
+        def get(self, request: Request) -> None: ...
+
+    class Less(Some):
+        get = None  # type: ignore[assignment]
+
+    BOTH = (Some, Less)
+
+    @staticmethod
+    def get(request: Request) -> None: ...
+
+    @staticmethod
+    def unmarked(request: Request) -> None: ...
+
+    @staticmethod
+    def enter(client: Client, room: str) -> None: ...
+
+    @staticmethod
+    def enter_by_yield(client: Client) -> Iterator[None]:
+        yield
+
+    @staticmethod
+    def missing(request: Request, exc: KeyError) -> Error:
+        return Error("x")
+
+    @staticmethod
+    async def missing_async(request: Request, exc: KeyError) -> Error:
+        return Error("x")
+
+    @staticmethod
+    async def life(app: App) -> AsyncIterator[None]:
+        yield
+
+    @staticmethod
+    async def no_life(app: App) -> None: ...
+
+    @staticmethod
+    def page(request: Any) -> str:
+        return ""
+
+
+GET, ENTER, LIFE = map(describe, (_Mistaken.get, _Mistaken.enter, _Mistaken.life))
+MISSING, PAGE = describe(_Mistaken.missing), describe(_Mistaken.page)
+
+
+def twice(register: Any, function: Any) -> None:
+    """Register a function, and once more."""
+    register(function)
+    register(function)
+
+
+# What is done with a new app, and the text of the error.
+TYPE_MISTAKES: list[tuple[Callable[[Any], object], str]] = [
+    (
+        lambda app: app.method(5),
+        "method must stand above a def: got 5; write one",
+    ),
+    (
+        lambda app: Module(typing.cast(str, 7)),
+        "name of a module must be a string: got 7; write @app.module('name')",
+    ),
+    (
+        lambda app: app.module(app.method("get")(_Mistaken.get)),
+        f"module of handler {GET} must have a name; write @app.module('name')",
+    ),
+    (
+        lambda app: app.module("entity")(_Mistaken.Empty),
+        "module of '_Mistaken.Empty' must have a method; mark one with @app.method",
+    ),
+    (
+        lambda app: list(map(app.module("entity"), _Mistaken.BOTH)),
+        "module of '_Mistaken.Less' must have a method; mark one with @app.method",
+    ),
+    (
+        lambda app: app.module("entity", clients="/api"),
+        "clients must be a list of paths: got '/api'; write ['/api']",
+    ),
+    (
+        lambda app: app.include("entity"),
+        "include takes a Module: got 'entity'; write Module('x')",
+    ),
+    (
+        lambda app: app.client("/api")(_Mistaken.enter_by_yield),
+        f"client of '/api' must be a subclass of Client or a function: got "
+        f"{_Mistaken.enter_by_yield!r}; write async def api(client)",
+    ),
+    (
+        lambda app: app.client("/rooms/{key}")(_Mistaken.enter),
+        f"client function {ENTER} must fit '/rooms/{{key}}': missing a required "
+        f"argument: 'room'; write def api(client, key)",
+    ),
+    (
+        lambda app: App(origins="https://example.org"),
+        "origins must be None for the same host, a list, or '*': got "
+        "'https://example.org'; write ['https://example.org']",
+    ),
+    (
+        lambda app: app.error(5),
+        "error takes an exception: got 5; write KeyError, say",
+    ),
+    (
+        lambda app: app.error(KeyError)(_Mistaken.missing_async),
+        f"error function {describe(_Mistaken.missing_async)} must not be async",
+    ),
+    (
+        lambda app: app.lifespan(_Mistaken.no_life),
+        f"lifespan {describe(_Mistaken.no_life)} must be async def with yield",
+    ),
+]
+VALUE_MISTAKES: list[tuple[Callable[[Any], object], str]] = [
+    (
+        lambda app: app.module("$x")(_Mistaken.get),
+        "name of a module must not start with '$': got '$x'; write it without",
+    ),
+    (
+        lambda app: app.method("$x")(_Mistaken.get),
+        "name of a method must not start with '$': got '$x'; write it without",
+    ),
+    (
+        lambda app: twice(app.error(KeyError), _Mistaken.missing),
+        f"error function {MISSING} clashes with {MISSING}: both are for KeyError; "
+        f"write one for both",
+    ),
+    (
+        lambda app: twice(app.lifespan, _Mistaken.life),
+        f"lifespan {LIFE} clashes with {LIFE}: both are for the app; write one for "
+        f"both",
+    ),
+    (
+        lambda app: app.http("/items/{id}"),
+        "page '/items/{id}' must have no parameters; use the query",
+    ),
+    (
+        lambda app: twice(app.http("/"), _Mistaken.page),
+        f"page {PAGE} clashes with {PAGE}: both are for '/'; write one for both",
+    ),
+]
+LATE_MISTAKES: list[tuple[Callable[[Any], object], str]] = [
+    (
+        lambda app: app.method("get")(_Mistaken.get),
+        f"handler {GET} belongs to no module; write @app.module('name') above it or "
+        f"its class",
+    ),
+    (
+        lambda app: app.module("entity")(_Mistaken.unmarked),
+        f"handler {describe(_Mistaken.unmarked)} is no method; write @app.method below "
+        f"@app.module",
+    ),
+    (
+        lambda app: app.client("/rooms/{room:int}")(_Mistaken.enter),
+        f"parameter 'room' of client function {ENTER} must fit '/rooms/{{room:int}}': "
+        f"got <class 'str'>; write room: int",
+    ),
+]
+
+
 class TestMistakes:
-    """What is wrong raises at the decorator, with a text that says what to write."""
+    """What is wrong raises as soon as it shows, with a text that says what to write."""
 
-    def test_method_of_no_function(self) -> None:
-        """A method is a function."""
+    @pytest.mark.parametrize(("register", "text"), TYPE_MISTAKES)
+    def test_type(self, register: Callable[[Any], object], text: str) -> None:
+        """What is of another kind is a TypeError at the decorator."""
         with pytest.raises(TypeError) as caught:
-            App().method(5)  # type: ignore[call-overload]
+            register(App())
 
-        assert str(caught.value) == ("method must stand above a def: got 5; write one")
+        assert str(caught.value) == text
 
-    @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "5"])
-    def test_timeout(self, timeout: Any) -> None:
-        """A timeout is a positive number."""
-        with pytest.raises(ValueError, match="timeout") as caught:
-            App().method(timeout=timeout)(lambda request: None)
+    @pytest.mark.parametrize(("register", "text"), VALUE_MISTAKES)
+    def test_value(self, register: Callable[[Any], object], text: str) -> None:
+        """What can't be so, or not twice, is a ValueError at the decorator."""
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            register(App())
 
-        assert str(caught.value) == (
-            f"timeout must be a number of at least 0.001: got {timeout!r}"
-        )
+        assert str(caught.value) == text
 
-    def test_module_of_a_function_without_a_name(self) -> None:
-        """Only a class gives its module a name."""
-        app = App()
-
-        @app.method
-        def get(request: Request) -> None: ...
-
-        with pytest.raises(TypeError) as caught:
-            app.module(get)
-
-        assert str(caught.value) == (
-            f"module of handler {describe(get)} must have a name; write "
-            f"@app.module('name')"
-        )
-
-    def test_class_without_methods(self) -> None:
-        """A module has a method."""
-
-        class Nothing: ...
-
-        with pytest.raises(TypeError) as caught:
-            App().module("entity")(Nothing)
-
-        assert str(caught.value) == (
-            "module of 'TestMistakes.test_class_without_methods.<locals>.Nothing' must "
-            "have a method; mark one with @app.method"
-        )
-
-    def test_second_class_without_methods(self) -> None:
-        """A class whose marked methods are all overridden has none."""
-        entity = App().module("entity")
-
-        @entity
-        class Some:
-            @App().method
-            def get(self, request: Request) -> None: ...
-
-        class Empty(Some):
-            get = None  # type: ignore[assignment]
-
-        with pytest.raises(TypeError) as caught:
-            entity(Empty)
-
-        assert str(caught.value) == (
-            "module of 'TestMistakes.test_second_class_without_methods.<locals>.Empty' "
-            "must have a method; mark one with @app.method"
-        )
-
-    def test_clients_as_text(self) -> None:
-        """`clients` is a list of paths."""
-        with pytest.raises(TypeError) as caught:
-            App().module("entity", clients="/api")
-
-        assert str(caught.value) == (
-            "clients must be a list of paths: got '/api'; write ['/api']"
-        )
-
-    def test_include_of_no_module(self) -> None:
-        """Only a `Module` can be included."""
-        with pytest.raises(TypeError) as caught:
-            App().include("entity")  # type: ignore[arg-type]
-
-        assert str(caught.value) == (
-            "include takes a Module: got 'entity'; write Module('x')"
-        )
-
-    async def test_method_without_a_module(self) -> None:
-        """A marked handler that belongs to no module shows at start-up."""
+    @pytest.mark.parametrize(("register", "text"), LATE_MISTAKES)
+    async def test_start_up(self, register: Callable[[Any], object], text: str) -> None:
+        """What only the whole can show is a TypeError at start-up."""
         app = make_app()
-
-        @app.method
-        def get(request: Request) -> None: ...
+        register(app)
 
         with pytest.raises(TypeError) as caught:
             await start_up(app)
 
-        assert str(caught.value) == (
-            f"handler {describe(get)} belongs to no module; write @app.module('name') "
-            f"above it or its class"
-        )
-
-    async def test_module_without_a_method(self) -> None:
-        """A function in a module that nobody marked shows at start-up."""
-        app = make_app()
-
-        @app.module("entity")
-        def get(request: Request) -> None: ...
-
-        with pytest.raises(TypeError) as caught:
-            await start_up(app)
-
-        assert str(caught.value) == (
-            f"handler {describe(get)} is no method; write @app.method below @app.module"
-        )
-
-    def test_client_of_another_kind(self) -> None:
-        """A client is a `Client` subclass, `def`, `async def` or with one `yield`."""
-
-        def api(client: Client) -> Iterator[None]:
-            yield
-
-        with pytest.raises(TypeError) as caught:
-            App().client("/api")(api)
-
-        assert str(caught.value) == (
-            f"client of '/api' must be a subclass of Client or a function: got "
-            f"{api!r}; write async def api(client)"
-        )
-
-    def test_client_function_with_a_strange_parameter(self) -> None:
-        """A client function takes what its path has."""
-
-        def api(client: Client, room: str) -> None: ...
-
-        with pytest.raises(TypeError) as caught:
-            App().client("/rooms/{key}")(api)
-
-        assert str(caught.value) == (
-            f"client function {describe(api)} must fit '/rooms/{{key}}': missing a "
-            f"required argument: 'room'; write def api(client, key)"
-        )
-
-    async def test_client_function_with_another_type(self) -> None:
-        """A path parameter's annotation is its converter's type."""
-        app = App()
-
-        @app.client("/rooms/{key:int}")
-        def api(client: Client, key: str) -> None: ...
-
-        with pytest.raises(TypeError) as caught:
-            await start_up(app)
-
-        assert str(caught.value) == (
-            f"parameter 'key' of client function {describe(api)} must fit "
-            f"'/rooms/{{key:int}}': got <class 'str'>; write key: int"
-        )
-
-    def test_origins_as_text(self) -> None:
-        """One origin is a list of one."""
-        with pytest.raises(TypeError) as caught:
-            App(origins="https://example.org")
-
-        assert str(caught.value) == (
-            "origins must be None for the same host, a list, or '*': got "
-            "'https://example.org'; write ['https://example.org']"
-        )
+        assert str(caught.value) == text
 
     @pytest.mark.parametrize(
-        ("options", "text"),
+        ("function", "options", "text"),
         [
-            ({"timeout": 0}, "at least 0.001: got 0"),
-            ({"max_in_flight": None}, "at least 1: got None"),
-            ({"max_backlog": -1}, "at least 0: got -1"),
-            ({"max_clients": "5"}, "at least 1: got '5'"),
-            ({"grace": -0.5}, "at least 0: got -0.5"),
+            (App, {"timeout": 0}, "at least 0.001: got 0"),
+            (App, {"max_in_flight": None}, "at least 1: got None"),
+            (App, {"max_backlog": -1}, "at least 0: got -1"),
+            (App, {"max_clients": "5"}, "at least 1: got '5'"),
+            (App, {"grace": -0.5}, "at least 0: got -0.5"),
+            (App().method, {"timeout": 0}, "at least 0.001: got 0"),
+            (App().method, {"timeout": -1}, "at least 0.001: got -1"),
+            (App().method, {"timeout": math.nan}, "at least 0.001: got nan"),
+            (App().method, {"timeout": "5"}, "at least 0.001: got '5'"),
         ],
     )
-    def test_numbers(self, options: dict[str, Any], text: str) -> None:
+    def test_number(self, function: Any, options: dict[str, Any], text: str) -> None:
         """Every number has its least value."""
         with pytest.raises(ValueError, match="must be a number") as caught:
-            App(**options)
+            function(**options)(_Mistaken.get)
 
         (name,) = options
         assert str(caught.value) == f"{name} must be a number of {text}"
 
-    def test_error_of_no_exception(self) -> None:
-        """`@app.error` is given a class of exceptions."""
-        with pytest.raises(TypeError) as caught:
-            App().error(5)  # type: ignore[arg-type]
-
-        assert str(caught.value) == (
-            "error takes an exception: got 5; write KeyError, say"
-        )
-
-    def test_error_with_async_def(self) -> None:
-        """The function of `@app.error` is a plain def."""
-
-        async def missing(request: Request, exc: KeyError) -> Error:
-            return Error("x")
-
-        with pytest.raises(TypeError) as caught:
-            App().error(KeyError)(missing)
-
-        assert str(caught.value) == (
-            f"error function {describe(missing)} must not be async"
-        )
-
-    def test_second_error_function(self) -> None:
-        """An exception has one function."""
-        app = App()
-
-        def first(request: Request, exc: KeyError) -> Error:
-            return Error("x")
-
-        app.error(KeyError)(first)
-
-        with pytest.raises(ValueError, match="clashes") as caught:
-            app.error(KeyError)(first)
-
-        assert str(caught.value) == (
-            f"error function {describe(first)} clashes with {describe(first)}: both "
-            f"are for KeyError; write one for both"
-        )
-
-    def test_lifespan_of_another_kind(self) -> None:
-        """A lifespan is an async generator function."""
-
-        async def life(app: App) -> None: ...
-
-        with pytest.raises(TypeError) as caught:
-            App().lifespan(life)
-
-        assert str(caught.value) == (
-            f"lifespan {describe(life)} must be async def with yield"
-        )
-
-    def test_second_lifespan(self) -> None:
-        """An app has one lifespan."""
-        app = App()
-
-        async def life(app: App) -> AsyncIterator[None]:
-            yield
-
-        app.lifespan(life)
-
-        with pytest.raises(ValueError, match="clashes") as caught:
-            app.lifespan(life)
-
-        assert str(caught.value) == (
-            f"lifespan {describe(life)} clashes with {describe(life)}: both are for "
-            f"the app; write one for both"
-        )
-
-    def test_page_with_parameters(self) -> None:
-        """A page's path has no parameters."""
-        with pytest.raises(ValueError, match="page") as caught:
-            App().http("/items/{id}")
-
-        assert str(caught.value) == (
-            "page '/items/{id}' must have no parameters; use the query"
-        )
-
-    def test_second_page(self) -> None:
-        """A path has one page."""
-        app = App()
-
-        def page(request: Any) -> str:
-            return ""
-
-        app.http("/")(page)
-
-        with pytest.raises(ValueError, match="clashes") as caught:
-            app.http("/")(page)
-
-        assert str(caught.value) == (
-            f"page {describe(page)} clashes with {describe(page)}: both are for '/'; "
-            f"write one for both"
-        )
-
     @pytest.mark.parametrize(
         ("option", "instead"),
         [
+            ("handler", "@app.module and @app.method"),
             ("process_request", "@app.client and @app.http"),
+            ("process_response", "@app.client and @app.http"),
             ("create_connection", "a subclass of Client"),
             ("origins", "App(origins=[...])"),
             ("max_queue", "App(max_in_flight=...)"),
+            ("start_serving", "app.serve"),
         ],
     )
     def test_reserved_option(self, option: str, instead: str) -> None:
