@@ -7028,6 +7028,9 @@ async def start_up(app: App) -> None:
         pass
 
 
+# -- Handlers -----------------------------------------------------------------
+
+
 class TestMethodForms:
     """Every way to register a handler ends in the same row."""
 
@@ -7181,6 +7184,9 @@ class TestMethodForms:
         def drop(request: Request) -> None: ...
 
         assert names_of(app) == [("/admin", "entity", "drop")]
+
+
+# -- Mistakes -----------------------------------------------------------------
 
 
 class _Mistaken:
@@ -7422,6 +7428,9 @@ class TestMistakes:
         )
 
 
+# -- Who comes in -------------------------------------------------------------
+
+
 async def status_of(origin: str, host: str, origins: Any) -> int:
     """Shake hands with a new app, and return the status of its answer."""
     app = make_app(origins=origins)
@@ -7579,6 +7588,9 @@ class TestClientForms:
             f"client function {describe(enter)} must return None: got True; raise "
             f"Refused(403) to refuse"
         )
+
+
+# -- Serving ------------------------------------------------------------------
 
 
 BOTH_HOSTS: Any = ["127.0.0.1", "::1"]
@@ -7745,6 +7757,9 @@ def make_certificate(key: pathlib.Path, certificate: pathlib.Path) -> None:
     extra = ["-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", str(key), "-out", str(certificate)]
     subprocess.run([*command.split(), *extra, *files], check=True, capture_output=True)  # noqa: S603
+
+
+# -- Stopping -----------------------------------------------------------------
 
 
 class _Steps:
@@ -8185,6 +8200,9 @@ async def talking_server(
         yield server, Talk(ws)
 
 
+# -- Running ------------------------------------------------------------------
+
+
 def run_with(app: App, visit: Callable[[str], Awaitable[None]], **options: Any) -> None:
     """Run an app until SIGTERM, which comes when *visit* to the URL has returned."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -8440,6 +8458,9 @@ class TestProcess:
         assert process.returncode == 130
 
 
+# -- Types --------------------------------------------------------------------
+
+
 TYPED = """
 from collections.abc import AsyncIterator
 from typing import Any, assert_type
@@ -8584,6 +8605,211 @@ class TestTypes:
         )
 
         assert said == "Success: no issues found in 1 source file\n"
+
+
+# -- Figures ------------------------------------------------------------------
+
+
+class TestStats:
+    """`app.stats()`: counters since the start, and gauges of this moment."""
+
+    COUNTERS = (
+        "calls",
+        "pushes",
+        "deliveries",
+        "bytes_in",
+        "bytes_out",
+        "bad_messages",
+        "dropped_event",
+        "dropped_push",
+        "slow_clients_dropped",
+        "stalled_clients_dropped",
+        "handshakes_dropped",
+        "pauses",
+    )
+
+    async def test_before_anything(self) -> None:
+        """Every counter is there from the start."""
+        app = make_app()
+
+        stats = app.stats()
+
+        assert (stats["clients"], stats["unfinished"], stats["stopping"]) == (
+            0,
+            0,
+            False,
+        )
+        assert (stats["errors"], stats["refused"], stats["closed"]) == ({}, {}, {})
+        assert {stats[name] for name in self.COUNTERS} == {0}
+
+    async def test_calls_and_errors(self) -> None:
+        """Calls, errors by code and bad messages are counted as they come."""
+        app = make_app()
+        app.module("m")(app.method("fail")(lambda request: 1 / 0))
+
+        async with talking(app) as talk:
+            await talk.call("m.fail")
+            await talk.call("m.nothing")
+            await talk.send("?")
+            await talk.receive()
+            stats = app.stats()
+
+        assert (stats["clients"], stats["calls"], stats["bad_messages"]) == (1, 2, 1)
+        assert stats["errors"] == {
+            "internal": 1,
+            "unknown_method": 1,
+            "bad_message": 1,
+        }
+
+    async def test_unfinished(self) -> None:
+        """Calls are unfinished from their beginning to their end."""
+        app, go_on = make_app(), asyncio.Event()
+        app.module("m")(app.method("wait")(lambda request: go_on.wait()))
+
+        async with talking(app) as talk:
+            await talk.send({"module": "m", "method": "wait", "request_id": 1})
+            await talk.call("$.ping", 2)
+            before = app.stats()["unfinished"]
+            go_on.set()
+            await talk.receive()
+            after = app.stats()["unfinished"]
+
+        assert (before, after) == (1, 0)
+
+    async def test_bytes(self) -> None:
+        """Every byte is counted, in both directions, also when the client is gone."""
+        app = wire_app()
+        clients = clients_of(app, "/listed")
+        request = wire_request("/listed")
+        frames = [
+            wire_call(),
+            wire_frame(b"hi", FIN | PING),
+            wire_call("fill", size=300),
+        ]
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            Hand(serving, request + b"".join(frames)) as hand,
+        ):
+            taken = await hand.reader.readuntil(b'x"}')
+            (client,) = clients
+            client.join("all")
+            app.to("all").push("m", "hello")
+            client.push("m", "hello")
+            app.to("all").push("m", "hello again")
+            taken += await hand.reader.readuntil(b'again","data":{},"group":"all"}')
+            before = app.stats()
+            hand.writer.write(wire_close())
+            taken += await hand.rest()
+            hand.writer.close()
+            await wire_until(lambda: app.stats()["closed"])
+            after = app.stats()
+
+        sizes = len(request + b"".join(frames)), len(taken) - 4
+        assert (before["bytes_in"], before["bytes_out"]) == sizes
+        assert after["bytes_in"] == sizes[0] + len(wire_close())
+        assert after["bytes_out"] == len(taken)
+
+    async def test_result_that_can_not_be_written(self) -> None:
+        """What can't be written is counted as `internal`."""
+        app = make_app()
+        app.module("m")(app.method("bad")(lambda request: object()))
+
+        async with talking(app) as talk:
+            await talk.call("m.bad")
+
+        assert app.stats()["errors"] == {"internal": 1}
+
+    async def test_member_that_is_left_out(self) -> None:
+        """A push is not delivered to whom `without` leaves out."""
+        app = App()
+        app.client("/api")(lambda client: client.join("all"))
+
+        async with app.test_client("/api"), app.test_client("/api"):
+            (one, _) = app.to("all").members
+            app.to("all").without(one).push("m", "hello")
+
+            assert app.stats()["deliveries"] == 1
+
+    async def test_closed(self) -> None:
+        """Connections are counted by the code that they were closed with."""
+        app = make_app()
+
+        async with talking(app, serve={"max_size": 100}) as talk:
+            await talk.send("x" * 101)
+            await talk.closed()
+            url = f"ws://127.0.0.1:{talk.ws.remote_address[1]}/api"
+            async with ws_connect(url, proxy=None):
+                pass
+            async with ws_connect(url, proxy=None) as ws:
+                ws.transport.abort()
+            await wire_until(lambda: len(app.stats()["closed"]) == 3)
+
+        assert app.stats()["closed"] == {"1009": 1, "1000": 1, "1006": 1}
+
+    async def test_handshake_that_gets_nowhere(self) -> None:
+        """Connections that end before their handshake is answered are counted."""
+        app = make_app()
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            _, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+            writer.write(b"GET /api HT")
+            writer.close()
+            await wire_until(lambda: app.stats()["handshakes_dropped"])
+
+        assert app.stats()["handshakes_dropped"] == 1
+
+    async def test_pushes(self) -> None:
+        """A push to a group is one push, and a delivery for each member."""
+        app = App()
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            client.join("all")
+
+        async with talking(app) as talk:
+            app.to("all").push("m", "hello")
+            await talk.receive()
+            stats = app.stats()
+
+        assert (stats["pushes"], stats["deliveries"]) == (1, 1)
+
+    @pytest.mark.parametrize(
+        ("origin", "status"), [(None, "401"), ("https://example.org", "401")]
+    )
+    async def test_refused(self, origin: Any, status: str) -> None:
+        """Refusals are counted by status, also of a browser that was let in for it."""
+        app = App(origins=["https://example.org"])
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            raise Refused(401)
+
+        with contextlib.suppress(websockets.InvalidStatus):
+            async with talking(app, origin=origin) as talk:
+                await talk.closed()
+
+        assert app.stats()["refused"] == {status: 1}
+
+    @pytest.mark.parametrize(
+        ("path", "origin", "status"),
+        [
+            ("/api", "http://evil.example", "403"),
+            ("/other", None, "404"),
+            ("/api", None, "503"),
+        ],
+    )
+    async def test_refused_by_the_server(
+        self, path: str, origin: Any, status: str
+    ) -> None:
+        """What the server itself refuses is counted, too."""
+        app = make_app(max_clients=1)
+
+        async with talking_server(app) as (server, _):
+            with pytest.raises(websockets.InvalidStatus):
+                await ws_connect(server.url(path), proxy=None, origin=origin)
+
+        assert app.stats()["refused"] == {status: 1}
 
 
 # --- 8. The classic API ------------------------------------------------------
@@ -8934,208 +9160,6 @@ class TestClassicRequests:
             answer = await talk.call("entity.get", 7)
 
         assert (answer["data"]["code"], answer["data"]["own"]) == ("bad_data", 7)
-
-
-class TestStats:
-    """`app.stats()`: counters since the start, and gauges of this moment."""
-
-    COUNTERS = (
-        "calls",
-        "pushes",
-        "deliveries",
-        "bytes_in",
-        "bytes_out",
-        "bad_messages",
-        "dropped_event",
-        "dropped_push",
-        "slow_clients_dropped",
-        "stalled_clients_dropped",
-        "handshakes_dropped",
-        "pauses",
-    )
-
-    async def test_before_anything(self) -> None:
-        """Every counter is there from the start."""
-        app = make_app()
-
-        stats = app.stats()
-
-        assert (stats["clients"], stats["unfinished"], stats["stopping"]) == (
-            0,
-            0,
-            False,
-        )
-        assert (stats["errors"], stats["refused"], stats["closed"]) == ({}, {}, {})
-        assert {stats[name] for name in self.COUNTERS} == {0}
-
-    async def test_calls_and_errors(self) -> None:
-        """Calls, errors by code and bad messages are counted as they come."""
-        app = make_app()
-        app.module("m")(app.method("fail")(lambda request: 1 / 0))
-
-        async with talking(app) as talk:
-            await talk.call("m.fail")
-            await talk.call("m.nothing")
-            await talk.send("?")
-            await talk.receive()
-            stats = app.stats()
-
-        assert (stats["clients"], stats["calls"], stats["bad_messages"]) == (1, 2, 1)
-        assert stats["errors"] == {
-            "internal": 1,
-            "unknown_method": 1,
-            "bad_message": 1,
-        }
-
-    async def test_unfinished(self) -> None:
-        """Calls are unfinished from their beginning to their end."""
-        app, go_on = make_app(), asyncio.Event()
-        app.module("m")(app.method("wait")(lambda request: go_on.wait()))
-
-        async with talking(app) as talk:
-            await talk.send({"module": "m", "method": "wait", "request_id": 1})
-            await talk.call("$.ping", 2)
-            before = app.stats()["unfinished"]
-            go_on.set()
-            await talk.receive()
-            after = app.stats()["unfinished"]
-
-        assert (before, after) == (1, 0)
-
-    async def test_bytes(self) -> None:
-        """Every byte is counted, in both directions, also when the client is gone."""
-        app = wire_app()
-        clients = clients_of(app, "/listed")
-        request = wire_request("/listed")
-        frames = [
-            wire_call(),
-            wire_frame(b"hi", FIN | PING),
-            wire_call("fill", size=300),
-        ]
-
-        async with (
-            app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request + b"".join(frames)) as hand,
-        ):
-            taken = await hand.reader.readuntil(b'x"}')
-            (client,) = clients
-            client.join("all")
-            app.to("all").push("m", "hello")
-            client.push("m", "hello")
-            app.to("all").push("m", "hello again")
-            taken += await hand.reader.readuntil(b'again","data":{},"group":"all"}')
-            before = app.stats()
-            hand.writer.write(wire_close())
-            taken += await hand.rest()
-            hand.writer.close()
-            await wire_until(lambda: app.stats()["closed"])
-            after = app.stats()
-
-        sizes = len(request + b"".join(frames)), len(taken) - 4
-        assert (before["bytes_in"], before["bytes_out"]) == sizes
-        assert after["bytes_in"] == sizes[0] + len(wire_close())
-        assert after["bytes_out"] == len(taken)
-
-    async def test_result_that_can_not_be_written(self) -> None:
-        """What can't be written is counted as `internal`."""
-        app = make_app()
-        app.module("m")(app.method("bad")(lambda request: object()))
-
-        async with talking(app) as talk:
-            await talk.call("m.bad")
-
-        assert app.stats()["errors"] == {"internal": 1}
-
-    async def test_member_that_is_left_out(self) -> None:
-        """A push is not delivered to whom `without` leaves out."""
-        app = App()
-        app.client("/api")(lambda client: client.join("all"))
-
-        async with app.test_client("/api"), app.test_client("/api"):
-            (one, _) = app.to("all").members
-            app.to("all").without(one).push("m", "hello")
-
-            assert app.stats()["deliveries"] == 1
-
-    async def test_closed(self) -> None:
-        """Connections are counted by the code that they were closed with."""
-        app = make_app()
-
-        async with talking(app, serve={"max_size": 100}) as talk:
-            await talk.send("x" * 101)
-            await talk.closed()
-            url = f"ws://127.0.0.1:{talk.ws.remote_address[1]}/api"
-            async with ws_connect(url, proxy=None):
-                pass
-            async with ws_connect(url, proxy=None) as ws:
-                ws.transport.abort()
-            await wire_until(lambda: len(app.stats()["closed"]) == 3)
-
-        assert app.stats()["closed"] == {"1009": 1, "1000": 1, "1006": 1}
-
-    async def test_handshake_that_gets_nowhere(self) -> None:
-        """Connections that end before their handshake is answered are counted."""
-        app = make_app()
-
-        async with app.serve("127.0.0.1", 0) as serving:
-            _, writer = await asyncio.open_connection("127.0.0.1", serving.port)
-            writer.write(b"GET /api HT")
-            writer.close()
-            await wire_until(lambda: app.stats()["handshakes_dropped"])
-
-        assert app.stats()["handshakes_dropped"] == 1
-
-    async def test_pushes(self) -> None:
-        """A push to a group is one push, and a delivery for each member."""
-        app = App()
-
-        @app.client("/api")
-        def api(client: Client) -> None:
-            client.join("all")
-
-        async with talking(app) as talk:
-            app.to("all").push("m", "hello")
-            await talk.receive()
-            stats = app.stats()
-
-        assert (stats["pushes"], stats["deliveries"]) == (1, 1)
-
-    @pytest.mark.parametrize(
-        ("origin", "status"), [(None, "401"), ("https://example.org", "401")]
-    )
-    async def test_refused(self, origin: Any, status: str) -> None:
-        """Refusals are counted by status, also of a browser that was let in for it."""
-        app = App(origins=["https://example.org"])
-
-        @app.client("/api")
-        def api(client: Client) -> None:
-            raise Refused(401)
-
-        with contextlib.suppress(websockets.InvalidStatus):
-            async with talking(app, origin=origin) as talk:
-                await talk.closed()
-
-        assert app.stats()["refused"] == {status: 1}
-
-    @pytest.mark.parametrize(
-        ("path", "origin", "status"),
-        [
-            ("/api", "http://evil.example", "403"),
-            ("/other", None, "404"),
-            ("/api", None, "503"),
-        ],
-    )
-    async def test_refused_by_the_server(
-        self, path: str, origin: Any, status: str
-    ) -> None:
-        """What the server itself refuses is counted, too."""
-        app = make_app(max_clients=1)
-
-        async with talking_server(app) as (server, _):
-            with pytest.raises(websockets.InvalidStatus):
-                await ws_connect(server.url(path), proxy=None, origin=origin)
-
-        assert app.stats()["refused"] == {status: 1}
 
 
 # --- 9. connect --------------------------------------------------------------
