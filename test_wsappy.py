@@ -21,6 +21,7 @@ import operator
 import os
 import pathlib
 import re
+import select
 import shutil
 import signal
 import socket
@@ -6674,6 +6675,57 @@ class TestCallToTheClient:
         assert await told.until("closed") == ["closed"]
 
 
+class TestConnectionClosedInHooks:
+    """A `ConnectionClosed` that leaves a hook of a client."""
+
+    async def test_client_that_is_open(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Where the client is open it is a bug like any other: 1011, and an ERROR."""
+        app, told = App(), Told()
+
+        @app.client("/gone")
+        class Gone(Client):
+            async def on_disconnected(self) -> None:
+                told(self)
+
+        @app.client("/api")
+        class Open(Client):
+            async def on_connected(self) -> None:
+                await told.steps[0].call("ui", "confirm")
+
+        async with talking_server(app, "/gone") as (server, gone):
+            await gone.ws.close()
+            await wire_until(lambda: told.steps)
+            async with ws_connect(server.url("/api"), proxy=None) as ws:
+                closed = await Talk(ws).closed()
+
+        assert closed == (1011, "internal error")
+        assert [(each.levelname, each.getMessage()) for each in caplog.records] == [
+            ("ERROR", "on_connected failed")
+        ]
+
+    async def test_client_that_is_gone(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Where the client is gone it is a line at INFO."""
+        caplog.set_level(logging.INFO, "wsappy")
+        app, errors = App(), list[ConnectionClosed]()
+
+        @app.client("/api")
+        class Gone(Client):
+            async def on_disconnected(self) -> None:
+                try:
+                    await self.call("ui", "confirm")
+                except ConnectionClosed as exc:
+                    errors.append(exc)
+                    raise
+
+        async with talking(app):
+            pass
+
+        hook = [each for each in caplog.records if "on_disc" in each.getMessage()]
+        assert [(each.levelname, each.getMessage()) for each in hook] == [
+            ("INFO", f"on_disconnected raised {errors[0]!r}")
+        ]
+
+
 class TestClose:
     """Closing from the server's side."""
 
@@ -7022,9 +7074,9 @@ def names_of(app: App) -> list[tuple[str, str, str]]:
     return list(app.routes)
 
 
-async def start_up(app: App) -> None:
+async def start_up(app: App, host: Any = "127.0.0.1") -> None:
     """Start an app and stop it; raises what only the whole can show."""
-    async with app.serve("127.0.0.1", 0):
+    async with app.serve(host, 0):
         pass
 
 
@@ -7354,6 +7406,16 @@ LATE_MISTAKES: list[tuple[Callable[[Any], object], str]] = [
 ]
 
 
+class TestOptions:
+    """What an app can be told."""
+
+    def test_by_name(self) -> None:
+        """Every option is keyword-only."""
+        kinds = {each.kind for each in inspect.signature(App).parameters.values()}
+
+        assert kinds == {inspect.Parameter.KEYWORD_ONLY}
+
+
 class TestMistakes:
     """What is wrong raises as soon as it shows, with a text that says what to write."""
 
@@ -7642,6 +7704,20 @@ class TestServe:
             port = serving.port
 
         assert tried == [tried[0], port]
+
+    async def test_no_port_at_all_addresses(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After the last try for a port that is free everywhere there is an error."""
+        tried = take_ports(monkeypatch, 10 * wsappy.PORT_ATTEMPTS)
+
+        with pytest.raises(OSError, match="cannot listen") as caught:
+            await start_up(make_app(), BOTH_HOSTS)
+
+        assert (len(tried), caught.value.errno) == (
+            wsappy.PORT_ATTEMPTS,
+            errno.EADDRINUSE,
+        )
 
     async def test_port_in_use(self) -> None:
         """A port in use is an OSError in words."""
@@ -8200,6 +8276,26 @@ async def talking_server(
         yield server, Talk(ws)
 
 
+class TestStopOfTestClients:
+    """The last test client stops the server, without grace."""
+
+    async def test_unfinished_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A call that is unfinished doesn't delay the end of the last test client."""
+        monkeypatch.setattr(wsappy, "CANCEL_GRACE", 0.05)
+        steps = _Steps(grace=100 * LIMIT)
+
+        async with asyncio.timeout(LIMIT):
+            async with steps.app.test_client("/api") as api:
+                call = asyncio.create_task(api.call("a", "block"))
+                await steps.began.wait()
+            unfinished = steps.app.stats()["unfinished"]
+
+        steps.thread_ends.set()
+        with pytest.raises(ConnectionClosed):
+            await call
+        assert unfinished == 0
+
+
 # -- Running ------------------------------------------------------------------
 
 
@@ -8407,18 +8503,33 @@ app.run("127.0.0.1", 0, {options})
 
 
 def start_server(hook: str = "pass", options: str = "") -> tuple[Any, str]:
-    """Start a server in a process of its own; return it and its URL."""
+    """Start a server in a process of its own; return it and its URL, "" for none."""
     script = SCRIPT.format(hook=hook, options=options)
-    command = [sys.executable, "-c", script]
+    # Without it Python keeps what is printed into a pipe, until it is flushed.
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
     process = subprocess.Popen(  # noqa: S603
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
-    return process, process.stdout.readline().strip()
+    is_printed, _, _ = select.select([process.stdout], [], [], 2 * LIMIT)
+    return process, process.stdout.readline().strip() if is_printed else ""
 
 
 class TestProcess:
     """A process ends with the exit code of its signal, whatever it left behind."""
+
+    def test_url(self) -> None:
+        """The URL of a route is printed at once, into a pipe, too."""
+        process, url = start_server()
+
+        process.terminate()
+        process.communicate(timeout=LIMIT)
+
+        assert re.fullmatch(r"ws://127\.0\.0\.1:\d+/api", url)
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_exit_code(self, number: int) -> None:
@@ -8810,6 +8921,78 @@ class TestStats:
                 await ws_connect(server.url(path), proxy=None, origin=origin)
 
         assert app.stats()["refused"] == {status: 1}
+
+
+# -- Limits -------------------------------------------------------------------
+
+
+def limits_of(pattern: str) -> dict[str, float | None]:
+    """Return the defaults that the README lists, of the options that match."""
+    readme = pathlib.Path(wsappy.__file__).with_name("README.md")
+    listed: dict[str, float | None] = {}
+    columns: list[str] = []
+    for line in readme.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            columns = []
+        elif "option" in cells and "default" in cells:
+            columns = cells
+        elif columns:
+            row = dict(zip(columns, cells, strict=True))
+            for name in re.findall(pattern, row["option"]):
+                listed[name] = limit_of(row["default"])
+    return listed
+
+
+def limit_of(text: str) -> float | None:
+    """Return the number that a default of the README is."""
+    if text.startswith("none"):
+        return None
+    if more := re.fullmatch(r"processors \+ (\d+), at most (\d+)", text):
+        return min((os.cpu_count() or 1) + int(more[1]), int(more[2]))
+    return float(text.replace(",", ""))
+
+
+class TestLimits:
+    """The limits that the README lists are those that hold."""
+
+    def test_options_of_the_app(self) -> None:
+        """Every option of `App` that is a number is listed, with its default."""
+        options = inspect.signature(App).parameters
+        defaults = {name: each.default for name, each in options.items()}
+        numbers = {name for name in defaults if type(defaults[name]) in (int, float)}
+
+        listed = limits_of(r"\bApp\((\w+)=")
+
+        names = {"max_clients", "timeout", *numbers, *listed}
+        assert listed == {name: defaults[name] for name in names}
+
+    async def test_options_of_the_library(self) -> None:
+        """Options of `websockets.serve` are listed with the defaults that they get."""
+        app = make_app()
+        clients = clients_of(app, "/listed")
+        options = inspect.signature(websockets.serve).parameters
+        listed = limits_of(r"\b(?:run|serve)\((\w+)=")
+        real = {name: options[name].default for name in listed}
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            ws_connect(serving.url("/listed"), proxy=None) as ws,
+        ):
+            assert ws.response is not None
+            headers = ws.response.headers
+            real["compression"] = headers.get("Sec-WebSocket-Extensions")
+            low_and_high = clients[0].connection.transport.get_write_buffer_limits()
+            real["write_limit"] = low_and_high[1]
+
+        assert listed == real
+
+    def test_constants(self) -> None:
+        """What has no option is listed with the value of its constant."""
+        listed = limits_of("`([A-Z][A-Z_]+)`")
+
+        names = {"MAX_BAD_MESSAGES", "MAX_FRAGMENTS", "TURN", *listed}
+        assert listed == {name: getattr(wsappy, name) for name in names}
 
 
 # --- 8. The classic API ------------------------------------------------------
