@@ -7041,7 +7041,7 @@ class TestGroups:
             while not app.stats()["slow_clients_dropped"]:
                 app.to("all").push("chat", "message", "x" * 2**16)
                 await asyncio.sleep(0)
-            hand.send((1000).to_bytes(2), 8)
+            hand.writer.write(wire_close())
             said = await hand.rest()
 
         assert said[-23:] == b"\x88\x15\x11\x9cit reads too slowly"
@@ -7217,7 +7217,7 @@ class TestMethodForms:
 
         assert [names_of(app) for app in apps] == [[("/api", "entity", "get")]] * 2
 
-    def test_include_behind_its_methods(self) -> None:
+    def test_include_after_its_methods(self) -> None:
         """A `Module` may be full when it is included."""
         app, entity = make_app(), Module("entity")
         entity.method("get")(lambda request: None)
@@ -7541,35 +7541,6 @@ class TestOriginOptions:
     async def test_refused(self, origin: str, host: str, origins: Any) -> None:
         """Another host or port may not, nor what is no origin, nor `null` unlisted."""
         assert await status_of(origin, host, origins) == 403
-
-    async def test_no_origin(self) -> None:
-        """What isn't a browser has no `Origin`, and passes."""
-        status, _ = await shake_by_hand(make_app(origins=[]))
-
-        assert status == 101
-
-    async def test_log(self, caplog: pytest.LogCaptureFixture) -> None:
-        """Each refused origin is logged once, with the line to write."""
-        app = make_app()
-        headers = {"Origin": "http://localhost:5173", "Host": "localhost:8008"}
-
-        for _ in range(2):
-            await shake_by_hand(app, **headers)
-
-        assert caplog.messages == [
-            "refused origin 'http://localhost:5173' at host 'localhost:8008'; to allow "
-            "it write App(origins=['http://localhost:5173'])"
-        ]
-
-    async def test_log_is_bounded(self, caplog: pytest.LogCaptureFixture) -> None:
-        """At most 100 different origins are logged."""
-        async with make_app().serve("127.0.0.1", 0) as serving:
-            for number in range(102):
-                headers = {**UPGRADE, "Origin": f"http://{number}.net"}
-                async with Hand(serving, request_by_hand(**headers)) as hand:
-                    await hand.rest()
-
-        assert len(caplog.messages) == 100
 
 
 class TestClientForms:
@@ -7984,7 +7955,7 @@ class TestStop:
         assert result_of(answer) == "done"
         assert closed == (1001, "the server is stopping")
 
-    async def test_call_behind_on_connected(self) -> None:
+    async def test_call_during_on_connected(self) -> None:
         """A call that is held while `on_connected` runs has its grace, too."""
         steps = _Steps()
 
@@ -8239,7 +8210,7 @@ class TestHostileStop:
 
         is_over.set()
         await turns()
-        assert [self.received(sock) for sock in sockets] == [b"", b""]
+        assert {self.received(sock) for sock in sockets} == {b""}
 
     async def test_peer_that_does_not_read(self) -> None:
         """A peer that never answers the close is aborted."""
