@@ -6275,9 +6275,13 @@ class TestClientAttributes:
 
     async def test_remote(self) -> None:
         """`remote` is host and port of the peer."""
-        client = await self.seen()
+        app = App()
+        clients = clients_of(app)
 
-        assert client.remote == ("127.0.0.1", client.connection.remote_address[1])
+        async with talking(app) as talk:
+            peer = talk.ws.local_address
+
+        assert clients[0].remote == peer
 
     async def test_remote_of_a_unix_socket(self, tmp_path: Any) -> None:
         """`remote` is None on a Unix socket."""
@@ -7074,9 +7078,9 @@ def names_of(app: App) -> list[tuple[str, str, str]]:
     return list(app.routes)
 
 
-async def start_up(app: App, host: Any = "127.0.0.1") -> None:
+async def start_up(app: App, host: Any = "127.0.0.1", port: int = 0) -> None:
     """Start an app and stop it; raises what only the whole can show."""
-    async with app.serve(host, 0):
+    async with app.serve(host, port):
         pass
 
 
@@ -7696,7 +7700,7 @@ class TestServe:
         async with app.serve("127.0.0.1", 0) as other:
             port = other.port
             with pytest.raises(OSError, match="cannot listen") as caught:
-                await app.serve("127.0.0.1", port).__aenter__()
+                await start_up(app, "127.0.0.1", port)
 
         assert caught.value.strerror == (
             f"cannot listen on 127.0.0.1:{port}: Address already in use"
