@@ -11712,17 +11712,38 @@ async def load_until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.002)
 
 
-async def load_ponged(connection: Any) -> None:
-    """Wait until a pong was read: its time tells."""
-    before = connection.latency
-    await load_until(lambda: connection.latency != before)
+def load_app(**options: Any) -> tuple[App, list[Client]]:
+    """Make the app `wire_app`; return the clients of its route `/kept`, too."""
+    app, clients = wire_app(**options), list[Client]()
+    app.client("/kept")(clients.append)
+    return app, clients
 
 
-async def load_deserted(serving: Any) -> None:
-    """Wait until nothing is left of any connection."""
-    await load_until(lambda: not (serving.connections or serving.lives))
-    assert serving.clients == set()
-    assert serving.app.groups == {}
+def load_narrow(client: Client) -> None:
+    """Make the kernel's buffer of the server's end small."""
+    server_end = client.connection.transport.get_extra_info("socket")
+    server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+
+async def load_deserted(app: App, before: set[Any], *others: set[Any]) -> None:
+    """Wait until nothing is left of any connection: no client, no task, no member.
+
+    Args:
+        app: What is served.
+        before: The tasks that there were before, which may stay.
+        *others: Tasks of the test's own, which may stay.
+    """
+    await load_until(
+        lambda: (
+            not app.stats()["clients"] and asyncio.all_tasks() <= before.union(*others)
+        )
+    )
+    assert not list(app.to("room").members)
+
+
+async def load_alone(app: App) -> None:
+    """Wait until this task is the only one, and nothing is left of any connection."""
+    await load_deserted(app, {asyncio.current_task()})
 
 
 @contextlib.asynccontextmanager
@@ -11746,6 +11767,30 @@ async def load_shaken(port: int, path: str = "/api") -> AsyncIterator[Wire]:
             head = await wire.reader.readuntil(b"\r\n\r\n")
         assert b" 101 " in head, head
         yield wire
+
+
+@contextlib.asynccontextmanager
+async def load_silent(app: App) -> AsyncIterator[tuple[Wire, Client]]:
+    """Serve an app; give a client that reads nothing, and its object on the server.
+
+    At the end the client crashes; nothing may be left of it.
+    """
+    clients: list[Client] = []
+    app.client("/silent")(clients.append)
+    async with app.serve("127.0.0.1", 0) as serving:
+        before = asyncio.all_tasks()
+        ends = await wire_dial(serving)
+        wire = Wire(serving, ends)
+        wire.send(wire_request("/silent"))
+        async with asyncio.timeout(LIMIT):
+            await wire.reader.readuntil(b"\r\n\r\n")
+        wire.writer.transport.pause_reading()
+        load_narrow(*clients)
+        try:
+            yield wire, clients[0]
+        finally:
+            load_reset(wire.writer)
+        await load_deserted(app, before)
 
 
 @pytest.fixture
@@ -11924,10 +11969,10 @@ class FaultyStates:
             await asyncio.sleep(0.002)
 
     @marks.method
-    def close(self, request: wsappy.Request) -> None:
+    async def close(self, request: wsappy.Request) -> None:
         """Stay in a close."""
-        request.client.connection.shut(1000)
         self.reached.set()
+        await request.client.close()
 
 
 def load_faulty_app(state: str) -> tuple[App, asyncio.Event, list[str]]:
@@ -11973,34 +12018,28 @@ LOAD_LIMITS: dict[str, Any] = {
 class TestFaults:
     """The network may do what it likes: nothing stays, and nothing is logged."""
 
+    @pytest.mark.parametrize("fault", FaultyProxy.faults)
     @pytest.mark.parametrize("state", LOAD_STATES)
-    async def test_in_every_state(self, state: str) -> None:
+    async def test_in_every_state(self, state: str, fault: str) -> None:
         """A connection that is hurt ends by itself, and says goodbye once."""
-        goodbyes = await asyncio.gather(
-            *[self.hurt(state, fault) for fault in FaultyProxy.faults]
-        )
-
-        count = int(state not in {"handshake", "on_connecting"})
-        assert [len(each) for each in goodbyes] == [count] * 4
-
-    async def hurt(self, state: str, fault: str) -> list[str]:
-        """Hurt a connection in a state; return the goodbyes when all is over."""
         app, reached, goodbyes = load_faulty_app(state)
         request = wire_request() + LOAD_STATES[state]
         is_early = state == "handshake"
         cut_at = len(wire_request()) - 9 if is_early else 2**40
 
-        async with (
-            app.serve("127.0.0.1", 0, **LOAD_LIMITS) as serving,
-            FaultyProxy(serving, fault, cut_at=cut_at) as proxy,
-            load_dialled(proxy.port, request[:cut_at]),
-        ):
-            async with asyncio.timeout(LIMIT):
-                await (proxy.has_hurt if is_early else reached).wait()
-            if not is_early:
-                proxy.hurt()
-            await load_deserted(serving)
-        return goodbyes
+        async with app.serve("127.0.0.1", 0, **LOAD_LIMITS) as serving:
+            before = asyncio.all_tasks()
+            async with (
+                FaultyProxy(serving, fault, cut_at=cut_at) as proxy,
+                load_dialled(proxy.port, request[:cut_at]),
+            ):
+                async with asyncio.timeout(LIMIT):
+                    await (proxy.has_hurt if is_early else reached).wait()
+                if not is_early:
+                    proxy.hurt()
+                await load_deserted(app, before, proxy.pumps)
+
+        assert len(goodbyes) == (state not in {"handshake", "on_connecting"})
 
     async def test_cut_anywhere(self) -> None:
         """A reset behind any byte, in the middle of a frame too, is no error."""
@@ -12017,13 +12056,14 @@ class TestFaults:
         app, _, _ = load_faulty_app("handler")
 
         async with app.serve("127.0.0.1", 0) as serving:
+            before = asyncio.all_tasks()
             for cut_at in range(1, len(talk), 5):
                 async with (
                     FaultyProxy(serving, "reset", cut_at=cut_at) as proxy,
                     load_dialled(proxy.port, talk) as wire,
                 ):
                     await wire.ended()
-            await load_deserted(serving)
+            await load_deserted(app, before)
 
     async def test_delay(self) -> None:
         """What arrives byte by byte is answered as what arrives at once."""
@@ -12042,31 +12082,30 @@ class TestFaults:
 
     async def test_honest_client_behind_a_slow_line(self) -> None:
         """One that takes seconds for one answer of 8 MB stays, with short pings."""
-        app, size = wire_app(), 8_000_000
+        size = 8_000_000
+        app, clients = load_app()
         limits: Any = {"ping_interval": 0.05, "ping_timeout": 0.4}
 
         async with (
             app.serve("127.0.0.1", 0, **limits) as serving,
             FaultyProxy(serving, chunk=2**16, delay=0.008) as proxy,
             ws_connect(
-                f"ws://127.0.0.1:{proxy.port}/api",
+                f"ws://127.0.0.1:{proxy.port}/kept",
                 proxy=None,
                 compression=None,
                 max_size=None,
                 ping_interval=None,
             ) as ws,
         ):
-            (connection,) = serving.connections
-            server_end = connection.transport.get_extra_info("socket")
-            server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            load_narrow(*clients)
             answer = await Talk(ws).call("e.fill", size=size)
-            halts = connection.halts
+            pauses = app.stats()["pauses"]
             again = await Talk(ws).call("e.echo", x=1)
 
         assert len(result_of(answer)) == size
-        assert halts == 1
+        assert pauses == 1
         assert result_of(again) == {"x": 1}
-        assert not app.counts["stalled_clients_dropped"]
+        assert not app.stats()["stalled_clients_dropped"]
 
 
 class WalkHandlers:
@@ -12271,13 +12310,13 @@ LOAD_STEPS = st.tuples(
 )
 
 
-async def load_walk(serving: Any, path: str, steps: list[Any]) -> None:
+async def load_walk(app: App, port: int, path: str, steps: list[Any]) -> None:
     """Walk with two clients; at the end nothing may be left."""
     before = asyncio.all_tasks()
     async with contextlib.AsyncExitStack() as stack:
 
         async def enter() -> Walker:
-            wire = await stack.enter_async_context(load_shaken(serving.port, path))
+            wire = await stack.enter_async_context(load_shaken(port, path))
             return Walker(wire)
 
         walkers = [await enter(), await enter()]
@@ -12293,8 +12332,7 @@ async def load_walk(serving: Any, path: str, steps: list[Any]) -> None:
         for walker in walkers:
             await walker.finish()
             await walker.leave(is_reset=False)
-        await load_deserted(serving)
-    await load_until(lambda: asyncio.all_tasks() == before)
+    await load_deserted(app, before)
 
 
 @pytest.mark.usefixtures("load_quiet", "load_hasty")
@@ -12304,14 +12342,16 @@ class TestWalks:
     @pytest.mark.parametrize("path", ["/api", "/ordered", "/wrapped"])
     def test_random_walk(self, path: str) -> None:
         """Each call with an id has exactly one terminal event, behind all others."""
+        app = load_walk_app()
+
         with asyncio.Runner() as runner:
-            serving = load_walk_app().serve("127.0.0.1", 0)
+            serving = app.serve("127.0.0.1", 0)
             runner.run(serving.__aenter__())
 
             @settings(max_examples=LOAD_EXAMPLES // 2, deadline=None, database=None)
             @given(st.lists(LOAD_STEPS, max_size=30))
             def walk(steps: list[Any]) -> None:
-                runner.run(load_walk(serving, path, steps))
+                runner.run(load_walk(app, serving.port, path, steps))
 
             try:
                 walk()
@@ -12464,8 +12504,10 @@ class TestFuzzing:
 
     def run(self, strategy: Any, check: Callable[[Any, Any], Any]) -> None:
         """Run a check with examples of a strategy against one server."""
+        app = wire_app()
+
         with asyncio.Runner() as runner:
-            serving = wire_app().serve("127.0.0.1", 0, **self.limits)
+            serving = app.serve("127.0.0.1", 0, **self.limits)
             runner.run(serving.__aenter__())
 
             @settings(max_examples=LOAD_EXAMPLES, deadline=None, database=None)
@@ -12475,7 +12517,7 @@ class TestFuzzing:
 
             try:
                 run()
-                runner.run(load_deserted(serving))
+                runner.run(load_alone(app))
             finally:
                 runner.run(serving.__aexit__())
 
@@ -12524,25 +12566,27 @@ class TestHostilePeers:
                 await slow()
                 await self.connection.send(b'{"event": "result", "data": {}}')
 
-        @app.module("e")
-        @app.method
-        async def work(request: wsappy.Request) -> None:
-            await slow()
+        app.module("e")(app.method("work")(lambda request: slow()))
+        limits: Any = {"ping_interval": 0.01, "ping_timeout": LIMIT}
 
-        limits = {"ping_interval": 0.01, "ping_timeout": LIMIT}
-
-        async with talking(app, path, serve=limits) as talk:
-            for each in range(18):
-                call = {"module": "e", "method": "work", "request_id": each}
-                await talk.send(call)
-            await began.wait()
-            ((connection,),) = [each.connections for each in app.servings]
+        async with (
+            app.serve("127.0.0.1", 0, **limits) as serving,
+            load_shaken(serving.port, path) as wire,
+        ):
+            wire.send(*[wire_call("work", each) for each in range(18)])
+            await happens(began)
             for _ in range(3):
-                await load_ponged(connection)
+                first, payload = await wire.frame()
+                assert first == FIN | PING
+                wire.send(wire_frame(payload, FIN | PONG))
             go_on.set()
 
-            for _ in range(18):
-                assert result_of(await talk.receive()) == {}
+            answers = 0
+            while answers < 18:
+                first, payload = await wire.frame()
+                if first != FIN | PING:
+                    assert result_of(json.loads(payload)) == {}
+                    answers += 1
 
     @pytest.mark.parametrize("name", ["echo", "wait", "none"])
     async def test_flood_of_calls(self, name: str) -> None:
@@ -12558,19 +12602,16 @@ class TestHostilePeers:
         if name == "wait":
             calls = wire_frame(wire_json("wait").replace(b'"e"', b'"w"')) * 100_000
 
-        async with wired(app) as wire:
-            wire.stop_reading()
+        async with load_silent(app) as (wire, client):
             wire.send(calls)
             tracemalloc.start()
-            await load_until(lambda: wire.connection.paused)
+            await load_until(lambda: client.connection.paused)
             await turns()
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
 
             assert peak < 2**21
-            assert len(wire.connection.calls.unfinished) <= 100
-            load_reset(wire.writer)
-            await load_deserted(wire.serving)
+            assert app.stats()["unfinished"] <= 100
 
     async def test_flood_of_calls_that_is_read(self) -> None:
         """20,000 calls in one go are all answered, in order."""
@@ -12585,29 +12626,35 @@ class TestHostilePeers:
 
         assert rest == 19_999 * (size + 2) + 4
 
-    async def test_thread_jobs_of_clients_that_are_gone(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_thread_jobs_of_clients_that_are_gone(self) -> None:
         """Jobs that no worker has begun go with their client."""
-        app, gate = make_app(grace=0), threading.Event()
-        threads, begun = wsappy.__dict__["Threads"](1), list[int]()
-        monkeypatch.setattr(wsappy, "THREADS", threads)
+        app, gate, begun = make_app(grace=0), threading.Event(), list[int]()
+        module, busy = app.module("e"), wsappy.__dict__["MAX_THREADS"]
 
-        @app.module("e")
-        @app.method(thread=True)
+        @module.method(thread=True)
+        def hold(request: wsappy.Request) -> None:
+            gate.wait(LIMIT)
+
+        @module.method(thread=True)
         def work(request: wsappy.Request) -> None:
             begun.append(1)
 
-        threads.submit(gate.wait, LIMIT)
-        async with app.serve("127.0.0.1", 0) as serving:
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            load_shaken(serving.port) as holder,
+        ):
+            holder.send(wire_call("hold") * busy, wire_frame(b"", FIN | PING))
+            await holder.frame()
+            before = asyncio.all_tasks()
             for _ in range(5):
                 async with load_shaken(serving.port) as wire:
                     wire.send(wire_call("work") * 99, wire_frame(b"", FIN | PING))
                     await wire.frame()
                     load_reset(wire.writer)
-            await load_deserted(serving)
-        gate.set()
-        threads.submit(int).result(LIMIT)
+            await load_until(lambda: asyncio.all_tasks() <= before)
+            gate.set()
+            for _ in range(busy):
+                await holder.answer()
 
         assert begun == []
 
@@ -12628,15 +12675,13 @@ class TestHostilePeers:
 
         most = 5 if is_async else 1
 
-        async with wired(app) as wire:
-            wire.stop_reading()
+        async with load_silent(app) as (wire, client):
             wire.send(wire_call("fill" if is_async else "fill_now") * 1_000)
-            await load_until(lambda: wire.connection.paused)
+            await load_until(lambda: client.connection.paused)
             await turns()
 
-            assert wire.connection.backlog < (most + 1) * 2**20
-            load_reset(wire.writer)
-            await load_deserted(wire.serving)
+            backlog = client.connection.transport.get_write_buffer_size()
+            assert backlog < (most + 1) * 2**20
 
     @pytest.mark.parametrize("is_async", [True, False])
     async def test_stream_that_nobody_reads(self, is_async: bool) -> None:
@@ -12653,11 +12698,10 @@ class TestHostilePeers:
 
         app.module("e")(app.method("count")(acount if is_async else count))
 
-        async with wired(app) as wire:
-            wire.stop_reading()
+        async with load_silent(app) as (wire, client):
             tracemalloc.start()
             wire.send(wire_call("count"))
-            await load_until(lambda: wire.connection.paused)
+            await load_until(lambda: client.connection.paused)
             count_then = next(made)
             await turns()
             peak = tracemalloc.get_traced_memory()[1]
@@ -12665,8 +12709,6 @@ class TestHostilePeers:
 
             assert next(made) == count_then + 1
             assert peak < 2**21
-            load_reset(wire.writer)
-            await load_deserted(wire.serving)
 
     async def test_half_of_a_surrogate_pair(self) -> None:
         """Text that UTF-8 can't hold ends no connection."""
@@ -12683,51 +12725,31 @@ class TestHostilePeers:
     async def test_one_does_not_read(self) -> None:
         """While one client doesn't read the others are answered and pushed to."""
         app = wire_app(max_backlog=2**16)
+        app.client("/joined")(lambda client: client.join("room"))
 
-        async with wired(app) as slow:
-            for client in slow.serving.clients:
-                client.join("room")
-            slow.stop_reading()
+        async with load_silent(app) as (slow, client):
+            client.join("room")
             slow.send(wire_call("fill", size=2**23))
-            await load_until(lambda: slow.connection.paused)
-            async with load_shaken(slow.serving.port) as wire:
+            await load_until(lambda: client.connection.paused)
+            async with load_shaken(slow.serving.port, "/joined") as wire:
                 wire.send(wire_call())
                 assert await wire.answer() == wire_result(1, {})
-                for client in slow.serving.clients:
-                    client.join("room")
                 app.to("room").push("e", "hello")
 
                 assert (await wire.answer())["event"] == "hello"
-        assert app.counts["slow_clients_dropped"] == 1
+        assert app.stats()["slow_clients_dropped"] == 1
 
-    async def test_latency_of_the_others(self) -> None:
-        """Others' p99 latency stays while a slow client is pushed to and closed."""
+    async def test_others_meanwhile(self) -> None:
+        """Every call of another is answered while a slow client is pushed to."""
         app = wire_app(max_backlog=2**22)
 
-        async def p99(wire: Wire, group: str) -> float:
-            seconds = []
-            for _ in range(200):
-                began = time.monotonic()
-                wire.send(wire_call())
-                app.to(group).push("e", "hello", "x" * 2**16)
-                await wire.answer()
-                seconds.append(time.monotonic() - began)
-            return sorted(seconds)[-2]
-
-        async with wired(app) as slow, load_shaken(slow.serving.port) as wire:
-            (member,) = (
-                each
-                for each in slow.serving.clients
-                if each.remote == slow.writer.get_extra_info("sockname")
-            )
-            member.join("room")
-            server_end = member.connection.transport.get_extra_info("socket")
-            server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            slow.writer.transport.pause_reading()
-            before, meanwhile = await p99(wire, "nobody"), await p99(wire, "room")
-
-        # A second for a machine that stalls.
-        assert meanwhile < before + 1
+        async with load_silent(app) as (slow, client):
+            client.join("room")
+            async with load_shaken(slow.serving.port) as wire:
+                for each in range(200):
+                    wire.send(wire_call(request_id=each))
+                    app.to("room").push("e", "hello", "x" * 2**16)
+                    assert await wire.answer() == wire_result(each, {})
         assert app.stats()["slow_clients_dropped"] == 1
 
 
@@ -12880,16 +12902,13 @@ class TestStopUnderLoad:
             # Its answer says that the others were read: they came before it.
             last = await dial(load_shaken(port, "/last"))
             await last.answer()
-            began = time.monotonic()
             process.send_signal(signal.SIGTERM)
-            _, errors = await asyncio.to_thread(process.communicate, timeout=2 * LIMIT)
-            seconds = time.monotonic() - began
+            # Two seconds for a machine that is busy with other things.
+            limit = 0.3 + 4 + 2
+            _, errors = await asyncio.to_thread(process.communicate, timeout=limit)
 
         left = [line for line in errors.splitlines() if "left behind" in line]
-        assert process.returncode == 0
-        # Two seconds for a machine that is busy with other things.
-        assert seconds < 0.3 + 4 + 2
-        assert len(left) == 5
+        assert (process.returncode, len(left)) == (0, 5)
 
     @pytest.mark.usefixtures("load_hasty")
     async def test_hostile_peers(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -12907,7 +12926,8 @@ class TestStopUnderLoad:
                 await asyncio.Event().wait()
 
         async with contextlib.AsyncExitStack() as stack:
-            serving = await stack.enter_async_context(app.serve("127.0.0.1", 0))
+            before, serving = asyncio.all_tasks(), app.serve("127.0.0.1", 0)
+            await serving.__aenter__()
             dial, port = stack.enter_async_context, serving.port
             for request in (b"", b"GET /api HTT", wire_request("/hang")):
                 for _ in range(10):
@@ -12916,13 +12936,11 @@ class TestStopUnderLoad:
                 wire = await dial(load_shaken(port, path))
                 wire.writer.transport.pause_reading()
                 wire.send(wire_call("fill", size=2**23))
-            await load_until(
-                lambda: sum(each.paused for each in serving.connections) == 10
-            )
+            await load_until(lambda: app.stats()["pauses"] == 10)
             async with asyncio.timeout(LIMIT):
-                await serving.stack.aclose()
+                await serving.__aexit__()
 
-            await load_deserted(serving)
+            await load_deserted(app, before)
         assert set(caplog.messages) == {"on_disconnected failed"}
 
     @pytest.mark.usefixtures("load_quiet", "load_hasty")
@@ -12936,17 +12954,15 @@ class TestStopUnderLoad:
                     wire.send(wire_call())
                     await wire.frame()
 
-        async with app.serve("127.0.0.1", 0) as serving:
-            visits = [asyncio.create_task(visit(serving.port)) for _ in range(20)]
-            await load_until(lambda: len(serving.clients) > 5)
+        before = asyncio.all_tasks()
+        async with asyncio.timeout(LIMIT):
+            async with app.serve("127.0.0.1", 0) as serving:
+                visits = [asyncio.create_task(visit(serving.port)) for _ in range(20)]
+                await load_until(lambda: app.stats()["clients"] > 5)
+            await asyncio.wait(visits)
 
-            async with asyncio.timeout(LIMIT):
-                await serving.stack.aclose()
-                await asyncio.wait(visits)
-
-            for each in visits:
-                assert each.exception() is not None
-            await load_deserted(serving)
+        assert None not in [each.exception() for each in visits]
+        await load_deserted(app, before)
 
 
 async def load_visit(port: int, kind: int) -> None:
@@ -12971,9 +12987,7 @@ async def load_visit(port: int, kind: int) -> None:
 def load_leavings() -> dict[str, int]:
     """Count what a visit could leave behind."""
     gc.collect()
-    kinds = [wsappy.__dict__[name] for name in ("Connection", "Calls", "RawMessages")]
-    kinds += [Client, wsappy.Request]
-    found = [each for each in gc.get_objects() if isinstance(each, tuple(kinds))]
+    found = [each for each in gc.get_objects() if type(each).__module__ == "wsappy"]
     return {
         "tasks": len(asyncio.all_tasks()),
         "files": len(os.listdir("/dev/fd")),
@@ -13005,12 +13019,13 @@ class TestLeaks:
             await asyncio.Event().wait()
 
         async with app.serve("127.0.0.1", 0) as serving:
+            tasks = asyncio.all_tasks()
 
             async def visits(count: int) -> None:
                 for _ in range(count // 10):
                     each = (load_visit(serving.port, at % 5) for at in range(10))
                     await asyncio.gather(*each)
-                await load_deserted(serving)
+                await load_deserted(app, tasks)
 
             await visits(50)
             before, blocks = load_leavings(), sys.getallocatedblocks()
@@ -13018,7 +13033,6 @@ class TestLeaks:
 
             assert load_leavings() == before
             assert sys.getallocatedblocks() - blocks < LOAD_VISITS
-            assert serving.dirty == []
 
 
 LOAD_FLOODS = {
@@ -13056,13 +13070,14 @@ class TestNothingGetsIn:
             await asyncio.Event().wait()
 
         async with app.serve("127.0.0.1", 0, **LOAD_LIMITS) as serving:
+            before = asyncio.all_tasks()
             async with load_dialled(serving.port) as wire:
                 tracemalloc.start()
                 wire.send(flood)
                 answer = await wire.ended()
                 peak = tracemalloc.get_traced_memory()[1]
                 tracemalloc.stop()
-            await load_deserted(serving)
+            await load_deserted(app, before)
 
         # Its own end keeps what it hasn't sent yet.
         assert peak < len(flood) + 2**20
@@ -13072,13 +13087,16 @@ class TestNothingGetsIn:
     @pytest.mark.usefixtures("load_quiet")
     async def test_drip(self) -> None:
         """A request that never ends is ended by `open_timeout`."""
-        async with (
-            wire_app().serve("127.0.0.1", 0, open_timeout=0.1) as serving,
-            FaultyProxy(serving, chunk=1, delay=0.02) as proxy,
-            load_dialled(proxy.port, wire_request()) as wire,
-        ):
-            assert await wire.ended() == b""
-            await load_deserted(serving)
+        app = wire_app()
+
+        async with app.serve("127.0.0.1", 0, open_timeout=0.1) as serving:
+            before = asyncio.all_tasks()
+            async with (
+                FaultyProxy(serving, chunk=1, delay=0.02) as proxy,
+                load_dialled(proxy.port, wire_request()) as wire,
+            ):
+                assert await wire.ended() == b""
+                await load_deserted(app, before, proxy.pumps)
 
     @pytest.mark.usefixtures("load_quiet")
     @pytest.mark.parametrize(
