@@ -11354,11 +11354,12 @@ class TestSimpleExample(ExampleNetwork):
 # Stands before the classic example in its process: it listens on a free port instead of
 # 8008, and says which.
 EXAMPLE_FREE_PORT = """
-import asyncio, runpy, wsappy
+import asyncio, runpy, socket, wsappy
 run = wsappy.Server.run
 async def run_on_free_port(server, host, port):
-    await run(server, host, 0)
-    print(server.serving.url("/api"))
+    sock = socket.create_server(("127.0.0.1", 0))
+    await run(server, host, port, sock=sock)
+    print(f"ws://127.0.0.1:{sock.getsockname()[1]}/api")
 wsappy.Server.run = run_on_free_port
 runpy.run_path("examples/classic/server.py", run_name="__main__")
 """
@@ -12849,49 +12850,42 @@ async def load_terminals(wire: Wire) -> list[tuple[int, str]]:
     return ends
 
 
+@contextlib.asynccontextmanager
+async def load_process(source: str) -> AsyncIterator[tuple[Any, int, Any]]:
+    """Run a server in a process; give it, its port, and what enters a connection."""
+    async with contextlib.AsyncExitStack() as stack:
+        process = stack.enter_context(example_process("-c", source))
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split(":")[2].split("/")[0])
+        yield process, port, stack.enter_async_context
+
+
 class TestStopUnderLoad:
     """A stop leaves no call without its end, and is over in time."""
 
     async def test_unfinished_calls(self) -> None:
         """200 unfinished calls over 50 connections have one terminal event each."""
-        command = [sys.executable, "-W", "error", "-c", LOAD_SERVER]
-        process = subprocess.Popen(  # noqa: S603, ASYNC220
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        port = int(process.stdout.readline().split(":")[2].split("/")[0])
         names = ["brief", "endless", "thread", "stream"]
 
-        async with contextlib.AsyncExitStack() as stack:
-            wires = [
-                await stack.enter_async_context(load_shaken(port)) for _ in range(50)
-            ]
+        async with load_process(LOAD_SERVER) as (process, port, dial):
+            wires = [await dial(load_shaken(port)) for _ in range(50)]
             for wire in wires:
                 wire.send(*[wire_call(name, at) for at, name in enumerate(names)])
                 assert (await wire.answer())["event"] == "began"
             process.send_signal(signal.SIGTERM)
             ends = await asyncio.gather(*map(load_terminals, wires))
-        _, errors = process.communicate(timeout=LIMIT)
+            rest, _ = process.communicate(timeout=LIMIT)
 
         assert [sorted(dict(each)) for each in ends] == [[0, 1, 2, 3]] * 50
         assert [len(each) for each in ends] == [4] * 50
         assert {dict(each)[1] for each in ends} == {"error"}
-        assert (process.returncode, errors) == (0, "")
+        assert (process.returncode, rest) == (0, "")
 
     async def test_time(self) -> None:
         """It takes the grace and 4 s at most, whatever is there that won't end."""
-        process = subprocess.Popen(  # noqa: S603, ASYNC220
-            [sys.executable, "-c", LOAD_HOSTILE_SERVER],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
-        port = int(process.stdout.readline().split(":")[2].split("/")[0])
         hooks = ["on_connecting", "on_connected", "on_disconnected"]
 
-        async with contextlib.AsyncExitStack() as stack:
-            dial = stack.enter_async_context
+        async with load_process(LOAD_HOSTILE_SERVER) as (process, port, dial):
             for request in (b"", b"GET /api HTT", wire_request("/on_connecting")):
                 await dial(load_dialled(port, request))
             for state in ("handler", "thread", "fill", *hooks[1:]):
@@ -12905,9 +12899,9 @@ class TestStopUnderLoad:
             process.send_signal(signal.SIGTERM)
             # Two seconds for a machine that is busy with other things.
             limit = 0.3 + 4 + 2
-            _, errors = await asyncio.to_thread(process.communicate, timeout=limit)
+            rest, _ = await asyncio.to_thread(process.communicate, timeout=limit)
 
-        left = [line for line in errors.splitlines() if "left behind" in line]
+        left = [line for line in rest.splitlines() if "left behind" in line]
         assert (process.returncode, len(left)) == (0, 5)
 
     @pytest.mark.usefixtures("load_hasty")
