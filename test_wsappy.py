@@ -9548,6 +9548,15 @@ class TestCall:
             assert (call["module"], call["method"]) == ("entity", "get")
             assert await done(task) == 1
 
+    async def test_timeout_of_a_module(self) -> None:
+        """A module's methods take a timeout, as `call` does."""
+        async with pair() as (api, _, _):
+            error = await peer_error_of(
+                api.module("entity").get(timeout=0.01), TimeoutError
+            )
+
+        assert str(error) == "no answer to entity.get in time"
+
     async def test_special_names(self) -> None:
         """A module has no methods that Python asks for by itself."""
         with pytest.raises(AttributeError, match="__wrapped__"):
@@ -9868,13 +9877,23 @@ class TestOn:
             assert await done(seen.get()) == ("def", "hi")
             assert await done(seen.get()) == ("async", {"text": "hi"})
 
-    async def test_given_back(self) -> None:
-        """The decorator gives the function back."""
+    @pytest.mark.parametrize(
+        "decorator",
+        [
+            lambda api: api.on("chat", "message"),
+            lambda api: api.method("ui", "confirm"),
+            lambda api: api.on_connected,
+            lambda api: api.on_gap,
+        ],
+        ids=["on", "method", "on_connected", "on_gap"],
+    )
+    async def test_given_back(self, decorator: Any) -> None:
+        """Every decorator gives the function back."""
 
         def handler(text: Any) -> Any:
             """Hear."""
 
-        assert connect("ws://localhost").on("chat", "message")(handler) is handler
+        assert decorator(connect("ws://localhost"))(handler) is handler
 
     async def test_order(self) -> None:
         """Handlers run one at a time, in order of arrival, and may call."""
@@ -10080,6 +10099,21 @@ class TestPushes:
             await wire.ws.close(4403, "members only")
 
             assert (await peer_error_of(task, ConnectionClosed)).rcvd.code == 4403
+
+    async def test_refused_again(self) -> None:
+        """The loop raises where the server doesn't let the peer in again."""
+        is_over: list[Any] = []
+
+        def decide(connection: Any, request: Any) -> Any:
+            return connection.respond(403, "members only") if is_over else None
+
+        async with pair(server={"process_request": decide}) as (api, wire, _):
+            task = start(collect(api.pushes()))
+            is_over.append(1)
+            wire.ws.transport.abort()
+            error = await peer_error_of(task, Refused)
+
+        assert (error.status, error.message) == (403, "members only")
 
 
 # -- Calls from the server ----------------------------------------------------
@@ -10847,6 +10881,22 @@ class TestSubscribe:
             assert await done(seen.get()) == "room"
             assert (await done(anext(pushes))).offset == 6
 
+    async def test_gap_hook_that_raises(self, caplog: Any) -> None:
+        """What `on_gap` raises is logged, and the group is joined all the same."""
+        async with pair(lambda api: api.on_gap(lambda group: 1 / 0)) as (
+            api,
+            wire,
+            fake,
+        ):
+            await self.join(api, wire, offset=19, epoch="e")
+            await wire.ws.close(4503)
+            again = await fake.accept()
+            data = {"group": "room", "offset": 5, "epoch": "f", "recovered": False}
+            await again.answer(await again.read(), data)
+            await settled(api, again)
+
+        assert [each.getMessage() for each in caplog.records] == ["on_gap failed"]
+
     async def test_seen_again(self) -> None:
         """A message that was seen is dropped and counted."""
         async with pair() as (api, wire, _):
@@ -11054,6 +11104,7 @@ class TestTestClient:
 
         @app.client("/api")
         def api(client: wsappy.Client) -> None:
+            client.join("all")
             client.push("chat", "hello", name="you")
 
         @app.module("m")
@@ -11220,6 +11271,50 @@ class TestTestClient:
 
         assert app.stats()["clients"] == 0
         await refuses(one)
+
+    async def test_lifespan(self) -> None:
+        """The first client begins the app's lifespan, and the last one ends it."""
+        app, seen = self.app(), list[str]()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            seen.append("begun")
+            yield
+            seen.append("ended")
+
+        async with app.test_client("/api"):
+            async with app.test_client("/api"):
+                pass
+            before = list(seen)
+
+        assert (before, seen) == (["begun"], ["begun", "ended"])
+
+    async def test_no_grace(self) -> None:
+        """The last client ends the others' calls at once, whatever the app's grace."""
+        app = self.app()
+
+        async with app.test_client("/api") as api:
+            ws = await ws_connect(api.url, proxy=None)
+            talk = Talk(ws)
+            await talk.receive()
+            await talk.send({"module": "m", "method": "hang", "request_id": 1})
+            await talk.call("$.ping", 2)
+        answer = await talk.receive()
+
+        assert error_of(answer) == ("overloaded", "the server is stopping")
+        assert await talk.closed() == (1001, "the server is stopping")
+
+    def test_one_loop_after_the_other(self) -> None:
+        """An app may be tested in several loops, one after the other."""
+        app = self.app()
+
+        async def visit() -> Any:
+            async with app.test_client("/api") as one, app.test_client("/api"):
+                app.to("all").push("chat", "news")
+                await one.push_received("chat", "news")
+                return await one.call("m", "add", a=1, b=2)
+
+        assert [asyncio.run(visit()) for _ in range(2)] == [3, 3]
 
     async def test_refused(self) -> None:
         """A client that isn't let in leaves nothing behind."""
