@@ -35,8 +35,10 @@ import types
 import typing
 import uuid
 import venv
+import weakref
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from concurrent.futures import Future
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -1435,17 +1437,27 @@ class TestDescribing:
 
 
 class CallsWire:
-    """Stands for a connection, until the test ends: takes what calls send, no I/O."""
+    """A connection without I/O that keeps what is sent; all that knows `Calls` inside.
 
-    def __init__(self, app: App, path: str = "/api") -> None:
+    Attributes:
+        posted: The messages that were sent, and "writable" where a sender waited.
+        ends: Close codes and reasons.
+    """
+
+    def __init__(
+        self, app: App, *, request: Any = None, max_size: int | None = 1000
+    ) -> None:
+        path = "/api"
         self.app = app
+        if request is not None:
+            app.request_class = request
         self.loop = asyncio.get_running_loop()
         self.request = types.SimpleNamespace(path=path, headers={})
         self.id = types.SimpleNamespace(hex="c1")
         self.remote_address = ("127.0.0.1", 1)
         self.params: dict[str, Any] = {}
         self.protocol = types.SimpleNamespace(
-            max_message_size=1000, close_exc=ConnectionResetError("gone")
+            max_message_size=max_size, close_exc=ConnectionResetError("gone")
         )
         self.paused = self.is_behind_task = False
         self.posted: list[Any] = []
@@ -1471,7 +1483,8 @@ class CallsWire:
             self.post(payload)
         else:
             self.loop.call_soon_threadsafe(self.post, payload)
-        return wsappy.Sent(None)
+            return wsappy.Sent(None)
+        return wsappy.Sent(self)  # type: ignore[arg-type]
 
     def read_text(self, payload: bytes) -> str | None:
         """Decode a text message."""
@@ -1506,6 +1519,43 @@ class CallsWire:
         self.calls.set_gate()
         self.calls.release()
         return self
+
+    def hold(self) -> None:
+        """Let calls wait, as while `on_connected` runs."""
+        self.calls.is_held = True
+        self.calls.set_gate()
+
+    def next_read(self) -> None:
+        """Begin another read, in which no task has yet to begin."""
+        self.is_behind_task = False
+
+    def fall_behind(self) -> None:
+        """Be a client that reads too slowly, until a sender has waited for it."""
+        self.paused = True
+
+    def stop(self) -> None:
+        """Refuse calls and end the streams, as at the beginning of a stop."""
+        self.calls.stop()
+
+    def cut_off(self) -> None:
+        """End every call, as at the end of a stop's grace."""
+        self.calls.cut_off()
+
+    def abandon(self) -> None:
+        """Lose the client; `settled` waits for what must end."""
+        self.calls.abandon()
+
+    def unfinished(self) -> int:
+        """Return how many calls are unfinished."""
+        return len(self.calls.unfinished)
+
+    def counted(self, counter: str) -> int:
+        """Return a counter of the application's."""
+        return int(self.app.counts[counter])
+
+    async def ask(self, data: Any, seconds: float = LIMIT) -> Any:
+        """Call `ui.confirm` of the client; return the result."""
+        return await self.calls.ask("ui", "confirm", data, seconds)
 
     def receive(self, message: Any, *, is_text: bool = True) -> Any:
         """Take a message; return what was sent meanwhile: one message, or a list."""
@@ -1556,6 +1606,38 @@ def calls_error(method: str, code: str, message: str, **more: Any) -> Any:
     return calls_event(method, "error", {"code": code, "message": message, **more})
 
 
+class CallsLater:
+    """An awaitable object."""
+
+    def __init__(self, work: Awaitable[Any]) -> None:
+        self.work = work
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """Await what it was made of."""
+        return self.work.__await__()
+
+
+async def calls_later(outcome: Any) -> Any:
+    """Return a value, or raise it, in another turn."""
+    await asyncio.sleep(0)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+@types.coroutine
+def calls_later_generator(outcome: Any) -> Generator[Any, Any, Any]:
+    """Do the same as a plain generator that is marked as a coroutine."""
+    return (yield from calls_later(outcome).__await__())
+
+
+# What a `def` may return to be awaited, by kind.
+CALLS_LATER: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "coroutine": calls_later,
+    "generator": calls_later_generator,
+    "object": lambda outcome: CallsLater(calls_later(outcome)),
+    "future": lambda outcome: asyncio.ensure_future(calls_later(outcome)),
+}
 CALLS_OVERLOADED = {"message": "too many unfinished calls", "retry": True}
 CALLS_STOPPING = {"message": "the server is stopping", "retry": True}
 
@@ -1694,7 +1776,7 @@ class TestReceiving:
         answer = wire.receive({"event": "result", "request_id": request_id})
 
         assert answer == []
-        assert wire.app.counts == {counter: 1}
+        assert wire.counted(counter) == 1
 
     async def test_other_keys(self) -> None:
         """Keys that are not listed are ignored."""
@@ -2010,30 +2092,42 @@ class TestResponse:
             "handler 'm.work' raised behind its end: Error('late', '')"
         ]
 
-    async def test_event_behind_the_end(self) -> None:
-        """An event behind the terminal one is a RuntimeError."""
-        request = Request("m", "work", {}, ABSENT, 1)
-        request._is_ended = True
+    @pytest.mark.parametrize(
+        ("events", "kind", "why"),
+        [
+            (
+                [("result", {}), ("more", {})],
+                RuntimeError,
+                "call 'm.work' has ended, but 'more' is sent; send nothing behind "
+                "'result' or 'error'",
+            ),
+            (
+                [("error", {"message": "odd"})],
+                ValueError,
+                "data of an error must have code and message: got {'message': 'odd'}; "
+                "raise Error('not_found', 'no item 7')",
+            ),
+        ],
+        ids=["event behind the end", "error without code"],
+    )
+    async def test_mistake(
+        self, events: list[Any], kind: type[Exception], why: str
+    ) -> None:
+        """Nothing follows the terminal event, and an `error` has code and message."""
+        raised: list[Exception] = []
 
-        with pytest.raises(RuntimeError) as raised:
-            request.response("more")
+        def work(request: Request) -> None:
+            try:
+                for name, data in events:
+                    request.response(name, data)
+            except Exception as exc:  # noqa: BLE001
+                raised.append(exc)
 
-        assert str(raised.value) == (
-            "call 'm.work' has ended, but 'more' is sent; send nothing behind 'result' "
-            "or 'error'"
-        )
+        wire = calls_wire(work)
 
-    async def test_error_without_code(self) -> None:
-        """An `error` must have a code and a message."""
-        request = Request("m", "work", {}, ABSENT, 1)
+        wire.call("m.work")
 
-        with pytest.raises(ValueError, match="error") as raised:
-            request.response("error", message="odd")
-
-        assert str(raised.value) == (
-            "data of an error must have code and message: got {'message': 'odd'}; "
-            "raise Error('not_found', 'no item 7')"
-        )
+        assert [(type(each), str(each)) for each in raised] == [(kind, why)]
 
     async def test_unwritable_data(self, caplog: pytest.LogCaptureFixture) -> None:
         """Data that can't be written raises where it is sent, and ends nothing."""
@@ -2058,18 +2152,26 @@ class TestResponse:
 
         wire = calls_wire(work)
         wire.call("m.work")
-        wire.paused = True
+        wire.fall_behind()
 
         assert await wire.settled() == ["writable", calls_event("work", "result", 5)]
 
     async def test_while_the_client_is_behind(self) -> None:
         """Awaiting what `response` returns waits while the client is behind."""
-        wire = calls_wire(echo)
-        wire.paused = True
 
-        await wsappy.Sent(wire)  # type: ignore[arg-type]
+        async def work(request: Request) -> None:
+            await request.response("progress")
 
-        assert wire.posted == ["writable"]
+        wire = calls_wire(work)
+        wire.fall_behind()
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [
+            calls_event("work", "progress", {}),
+            "writable",
+            calls_event("work", "result", {}),
+        ]
 
 
 class TestKinds:
@@ -2088,8 +2190,14 @@ class TestKinds:
 
         assert await wire.settled() == [calls_event("work", "result", "done")]
 
-    async def test_order_within_one_read(self) -> None:
-        """Calls start in the order in which they arrive."""
+    @pytest.mark.parametrize("is_as_python_3_11", [False, True])
+    async def test_order_within_one_read(
+        self, is_as_python_3_11: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Calls start in the order in which they arrive, without eager tasks too."""
+        if is_as_python_3_11:
+            monkeypatch.setattr(wsappy, "HAS_EAGER_TASKS", False)
+            monkeypatch.setattr(wsappy, "TASK_OPTIONS", {})
         started: list[str] = []
 
         async def first(request: Request) -> None:
@@ -2106,35 +2214,22 @@ class TestKinds:
 
         assert started == ["first", "second"]
 
-    async def test_def_behind_a_task_of_its_read(self) -> None:
-        """A `def` behind a task that has yet to begin is scheduled behind it."""
-        wire = calls_wire(echo)
-        wire.is_behind_task = True
-
-        answer = wire.call("m.echo")
-
-        assert answer == []
-        assert await wire.sent(1) == [calls_event("echo", "result", {})]
-
     async def test_side_by_side(self) -> None:
         """A slow call doesn't hold the next one back."""
         wire = calls_wire(asleep, echo)
 
         wire.call("m.asleep")
-        wire.connection = None  # type: ignore[attr-defined]
-        wire.is_behind_task = False
+        wire.next_read()
         answer = wire.call("m.echo", 2)
 
         assert answer == calls_event("echo", "result", {}, 2)
 
-    async def test_def_that_returns_an_awaitable(self) -> None:
-        """A `def` that returns an awaitable is awaited."""
-
-        async def later() -> int:
-            return 5
+    @pytest.mark.parametrize("kind", ["coroutine", "generator", "object", "future"])
+    async def test_def_that_returns_an_awaitable(self, kind: str) -> None:
+        """A `def` that returns an awaitable of whatever kind is awaited."""
 
         def work(request: Request) -> Awaitable[int]:
-            return later()
+            return CALLS_LATER[kind](5)
 
         wire = calls_wire(work)
 
@@ -2142,19 +2237,40 @@ class TestKinds:
 
         assert await wire.settled() == [calls_event("work", "result", 5)]
 
-    async def test_def_that_returns_another_awaitable(self) -> None:
-        """A future, too, is awaited."""
+    @pytest.mark.parametrize("kind", ["coroutine", "generator", "object", "future"])
+    async def test_awaitable_that_fails(
+        self, kind: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What it raises is what the handler raises."""
 
         def work(request: Request) -> Awaitable[int]:
-            future = asyncio.get_running_loop().create_future()
-            future.set_result(6)
-            return future
+            return CALLS_LATER[kind](Error("odd", "not today"))
 
         wire = calls_wire(work)
 
         wire.call("m.work")
 
-        assert await wire.settled() == [calls_event("work", "result", 6)]
+        assert await wire.settled() == [calls_error("work", "odd", "not today")]
+
+    async def test_awaitable_that_is_cancelled(self) -> None:
+        """A cancellation reaches the code behind an awaitable object."""
+        seen: list[str] = []
+
+        async def wait() -> int:
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                seen.append("cancelled")
+            return 5
+
+        wire = calls_wire(functools.wraps(echo)(lambda request: CallsLater(wait())))
+        wire.call("m.echo")
+        await asyncio.sleep(0)
+
+        wire.call("$.cancel", 2, request_id=1)
+        await wire.settled()
+
+        assert seen == ["cancelled"]
 
     async def test_object_that_json_knows(self) -> None:
         """A returned object that isn't awaitable goes to the codec."""
@@ -2193,7 +2309,7 @@ class TestKinds:
                 for _ in range(3)
             ]
 
-        assert len(set(names)) == threads.count == 1
+        assert len(set(names)) == 1
 
     async def test_no_thread_to_be_had(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the system gives no thread the call is `internal`, the next one not."""
@@ -2226,20 +2342,41 @@ class TestKinds:
             await future
 
     async def test_job_that_is_cancelled_first(self) -> None:
-        """A job that is cancelled before its turn doesn't run, nor end the worker."""
+        """A job that is cancelled before its turn leaves at once, with all it holds."""
         threads = wsappy.Threads(1)
         gate = threading.Event()
+
+        def fail() -> None:
+            pytest.fail("must not run")
+
         first = asyncio.wrap_future(threads.submit(gate.wait, LIMIT))
-        second = threads.submit(pytest.fail, "must not run")
+        second, held = threads.submit(fail), weakref.ref(fail)
+        del fail
 
         second.cancel()
-        is_left = second in threads.jobs
+        is_left = held() is not None
         gate.set()
 
         assert not is_left
-        threads._work_once(second, lambda: pytest.fail("nor in between"))
         assert await first is True
+
+    async def test_job_that_is_cancelled_as_it_begins(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A job that is cancelled as a worker takes it doesn't run, nor end that."""
+
+        class Late(Future[Any]):
+            def set_running_or_notify_cancel(self) -> bool:
+                self.cancel()
+                return super().set_running_or_notify_cancel()
+
+        threads = wsappy.Threads(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(wsappy, "Future", Late)
+            late = threads.submit(pytest.fail, "must not run")
+
         assert await asyncio.wrap_future(threads.submit(int, "5")) == 5
+        assert late.cancelled()
 
     @pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError])
     async def test_job_that_ends_more_than_itself(
@@ -2263,15 +2400,20 @@ class TestKinds:
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A `def` that takes over 0.1 s is named in a warning, once a minute."""
-        clock = iter([0.0, 0.2, 100.0, 100.0, 100.2, 120.0])
-        wire = calls_wire(echo)
-        monkeypatch.setattr(wsappy, "monotonic", lambda: next(clock))
+        now = [100.0]
 
-        wire.call("m.echo")
-        wire.call("m.echo")
+        def slow(request: Request) -> None:
+            now[0] += 0.2
 
-        assert caplog.messages == [
-            "handler 'm.echo' held the loop for over 0.1 s; write async def, or add "
+        wire = calls_wire(slow)
+        monkeypatch.setattr(wsappy, "monotonic", lambda: now[0])
+
+        for seconds in (0.0, 50.0, 50.0):
+            now[0] += seconds
+            wire.call("m.slow")
+
+        assert caplog.messages == 2 * [
+            "handler 'm.slow' held the loop for over 0.1 s; write async def, or add "
             "thread=True"
         ]
 
@@ -2328,7 +2470,7 @@ class TestStreams:
 
         wire.receive(message)
         await wire.sent(1)
-        assert wire.calls.unfinished
+        assert wire.unfinished() == 1
         wire.call("$.more", 9, request_id="other", items=5)
         wire.call("$.more", None, request_id="s", items=1)
         wire.call("$.more", None, request_id="s", items=5)
@@ -2350,36 +2492,35 @@ class TestStreams:
         wire.call("m.echo", 2, value="meanwhile")
 
         assert (await wire.sent(2))[1] == calls_event("echo", "result", "meanwhile", 2)
-        assert len(wire.calls.unfinished) == 1
+        assert wire.unfinished() == 1
 
     @pytest.mark.parametrize("end", ["cancel", "disconnect", "stop"])
     async def test_finally_while_it_waits(self, end: str) -> None:
         """Whatever cuts a stream off at a yield, its `finally` blocks run."""
-        steps: list[str] = []
+        steps: list[Any] = []
 
         async def count(request: Request) -> AsyncIterator[int]:
+            task = asyncio.current_task()
             try:
                 yield 1
                 yield 2
             finally:
                 await asyncio.sleep(0)
-                steps.append("finally")
+                steps.append((asyncio.current_task() is task, wire.unfinished()))
 
         wire = calls_wire(count)
         wire.receive({"module": "m", "method": "count", "items": 1, "request_id": 1})
         await wire.sent(1)
-        ((task, _),) = wire.calls.unfinished.items()
-        task.add_done_callback(lambda _: steps.append("ended"))
         ends: dict[str, Callable[[], Any]] = {
             "cancel": lambda: wire.call("$.cancel", 2, request_id=1),
-            "disconnect": wire.calls.abandon,
-            "stop": wire.calls.stop,
+            "disconnect": wire.abandon,
+            "stop": wire.stop,
         }
 
         ends[end]()
         await wire.settled()
 
-        assert steps == ["finally", "ended"]
+        assert steps == [(True, 1)]
 
     async def test_credit_of_no_items(self) -> None:
         """`$ more` needs at least one item."""
@@ -2411,7 +2552,7 @@ class TestStreams:
             yield 2
 
         wire = calls_wire(count)
-        wire.paused = True
+        wire.fall_behind()
 
         wire.call("m.count")
 
@@ -2423,23 +2564,47 @@ class TestStreams:
     async def test_generator_that_never_suspends(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A stream gives the loop a turn after at most 5 ms."""
-        seen: list[Any] = []
+        """A stream gives the loop one turn, no more, whenever it has had 5 ms."""
+        now, passed, seen = [100.0], [0], list[int]()
+        loop = asyncio.get_running_loop()
+
+        def turn() -> None:
+            passed[0] += 1
+            loop.call_soon(turn)
 
         def count(request: Request) -> Iterator[int]:
-            asyncio.get_running_loop().call_soon(seen.append, "turn")
-            yield 1
-            seen.append("second item")
-            yield 2
+            loop.call_soon(turn)
+            for number in range(12):
+                now[0] += 0.00101
+                seen.append(passed[0])
+                yield number
 
         wire = calls_wire(count)
-        clock = iter(range(100))
-        monkeypatch.setattr(wsappy, "monotonic", lambda: next(clock))
+        monkeypatch.setattr(wsappy, "monotonic", lambda: now[0])
 
         wire.call("m.count")
         await wire.settled()
 
-        assert seen == ["turn", "second item"]
+        assert seen == [0] * 5 + [1] * 5 + [2] * 2
+
+    async def test_item_that_can_not_be_written(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An item that can't be written ends its stream: nothing follows `internal`."""
+
+        def count(request: Request) -> Iterator[object]:
+            yield 1
+            yield object()
+            yield 2
+
+        wire = calls_wire(count)
+
+        wire.call("m.count")
+
+        assert await wire.settled() == [
+            calls_event("count", "item", 1),
+            calls_error("count", "internal", "internal error"),
+        ]
 
     async def test_stream_that_ends_itself(self) -> None:
         """Behind a terminal event of its own a stream sends nothing."""
@@ -2479,44 +2644,48 @@ class TestTimeouts:
         assert ended == ["work"]
 
     async def test_handler_in_time(self) -> None:
-        """A call that ends in time takes its timer with it."""
+        """A call that ends in time takes its timer with it, and all that this holds."""
 
-        async def work(request: Request) -> None:
+        class Value(dict[str, int]):
+            pass
+
+        refs: list[weakref.ref[Value]] = []
+
+        async def work(request: Request) -> Value:
+            value = Value()
+            refs.append(weakref.ref(value))
             await asyncio.sleep(0)
+            return value
 
         wire = calls_wire(work, timeout=LIMIT)
 
         wire.call("m.work")
-        (request,) = wire.calls.unfinished.values()
         await wire.settled()
+        gc.collect()
 
-        assert request._timer is not None
-        assert request._timer.cancelled()
+        assert [each() for each in refs] == [None]
 
-    async def test_method_without_limit(self) -> None:
-        """A method's own timeout wins, None for no limit."""
-        app = make_app(timeout=1)
-        app.module("m")(app.method(timeout=None)(asleep))
-        wire = CallsWire(app).open()
+    @pytest.mark.parametrize("name", ["unlimited", "stream"])
+    async def test_no_limit(self, name: str) -> None:
+        """A method's own timeout wins, None for no limit; a stream has none at all."""
 
-        wire.call("m.asleep")
+        @App().method(timeout=None)
+        async def unlimited(request: Request) -> None:
+            await asleep(request)
 
-        (request,) = wire.calls.unfinished.values()
-        assert request._timer is None
-
-    async def test_stream(self) -> None:
-        """A stream has no limit but one of its own."""
-
-        async def count(request: Request) -> AsyncIterator[int]:
+        async def stream(request: Request) -> AsyncIterator[int]:
             await asleep(request)
             yield 1
 
-        wire = calls_wire(count, timeout=1)
+        wire = calls_wire(asleep, unlimited, stream, timeout=0.001)
 
-        wire.call("m.count")
+        wire.call(f"m.{name}", 1)
+        wire.call("m.asleep", 2)
 
-        (request,) = wire.calls.unfinished.values()
-        assert request._timer is None
+        # Had the first one a limit it would end first.
+        assert [each["request_id"] for each in await wire.sent(1)] == [2]
+        await turns()
+        assert wire.unfinished() == 1
 
     async def test_thread(self) -> None:
         """A thread can't be stopped: it counts until it returns."""
@@ -2534,7 +2703,7 @@ class TestTimeouts:
         wire.call("m.work")
         began.wait(LIMIT)
         await wire.sent(1)
-        assert len(wire.calls.unfinished) == 1
+        assert wire.unfinished() == 1
         gate.set()
 
         assert [error_of(each)[0] for each in await wire.settled()] == ["timeout"]
@@ -2554,7 +2723,7 @@ class TestTimeouts:
         wire.call("m.work")
 
         await wire.sent(1)
-        assert len(wire.calls.unfinished) == 1
+        assert wire.unfinished() == 1
         gate.set()
 
         assert len(await wire.settled()) == 1
@@ -2568,7 +2737,7 @@ class TestCancel:
         wire = calls_wire(asleep)
         wire.call("m.asleep", "w1")
         await asyncio.sleep(0)
-        wire.is_behind_task = False
+        wire.next_read()
 
         answers = wire.call("$.cancel", 2, request_id="w1")
 
@@ -2617,14 +2786,25 @@ class TestCancel:
     async def test_waiting_call(self) -> None:
         """A call that waits for its turn is cancelled without beginning."""
         wire = calls_wire(echo)
-        wire.calls.is_held = True
-        wire.calls.set_gate()
+        wire.hold()
         wire.call("m.echo", "w1")
 
         answers = wire.call("$.cancel", 2, request_id="w1")
+        wire.open()
 
         assert [each["event"] for each in answers] == ["error", "result"]
-        assert (len(wire.calls.waiting), wire.calls.waiting_size) == (0, 0)
+        assert await wire.settled() == answers
+
+    async def test_room_of_a_waiting_call(self) -> None:
+        """A waiting call that is cancelled leaves its room to another."""
+        wire = calls_wire(echo)
+        wire.hold()
+        wire.call("m.echo", "w1", value="x" * 900)
+        wire.call("$.cancel", None, request_id="w1")
+
+        answer = wire.call("m.echo", "w2", value="x" * 900)
+
+        assert answer == []
 
     async def test_id_used_twice(self) -> None:
         """Ids used twice: every such call is cancelled."""
@@ -2680,7 +2860,7 @@ class TestCancel:
         """`$` calls are never held back by the limit on unfinished calls."""
         wire = calls_wire(asleep, max_in_flight=1)
         wire.call("m.asleep")
-        wire.is_behind_task = False
+        wire.next_read()
 
         answer = wire.call("$.ping", 2)
 
@@ -2843,6 +3023,29 @@ class TestWrapping:
 
         assert [each["event"] for each in await wire.settled()] == [event]
 
+    async def test_timeout(self) -> None:
+        """The method's own timeout holds there, too."""
+        app = App()
+
+        @app.client("/api")
+        class Slow(Client):
+            async def process_message(self, request: Request) -> Any:
+                await asyncio.sleep(0)
+                return await super().process_message(request)
+
+        @app.module("m")
+        @app.method(timeout=0.001)
+        async def work(request: Request) -> None:
+            await asleep(request)
+
+        wire = CallsWire(app).open()
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [
+            calls_error("work", "timeout", "the call took too long", retry=True)
+        ]
+
     async def test_limit(self) -> None:
         """The limit on unfinished calls holds there, too."""
         wire = self.wire(asleep, max_in_flight=1)
@@ -2873,13 +3076,15 @@ class TestWaiting:
     """Calls that wait: while `on_connected` runs, and on an ordered route."""
 
     @staticmethod
-    def ordered(*handlers: Callable[..., Any], **options: Any) -> CallsWire:
+    def ordered(
+        *handlers: Callable[..., Any], max_size: int | None = 1000, **options: Any
+    ) -> CallsWire:
         """Make an open wire of an ordered route."""
         app = App(**options)
         app.client("/api", ordered=True)(lambda client: None)
         for handler in handlers:
             app.module("m")(app.method(handler))
-        return CallsWire(app).open()
+        return CallsWire(app, max_size=max_size).open()
 
     async def test_ordered_route(self) -> None:
         """An ordered route runs one call at a time, in order."""
@@ -2923,7 +3128,7 @@ class TestWaiting:
         wire = self.ordered(asleep, echo)
         wire.call("m.asleep", 1)
         wire.call("m.echo", 2)
-        wire.paused = True
+        wire.fall_behind()
 
         wire.call("$.cancel", None, request_id=1)
         await wire.settled()
@@ -2952,13 +3157,12 @@ class TestWaiting:
 
     async def test_no_limit_of_bytes(self) -> None:
         """With max_size=None only their number counts."""
-        wire = self.ordered(asleep, echo)
-        wire.protocol.max_message_size = None
+        wire = self.ordered(asleep, echo, max_size=None)
         wire.call("m.asleep", 1)
 
-        wire.call("m.echo", 2, value="x" * 5000)
+        answer = wire.call("m.echo", 2, value="x" * 5000)
 
-        assert len(wire.calls.waiting) == 1
+        assert answer == []
 
 
 class TestOwnClasses:
@@ -2972,10 +3176,9 @@ class TestOwnClasses:
     ) -> CallsWire:
         """Make an open wire with classes of its own."""
         app = App()
-        app.request_class = request
         app.client("/api")(client)
         app.module("m")(app.method(handler))
-        return CallsWire(app).open()
+        return CallsWire(app, request=request).open()
 
     async def test_init_of_a_request(self) -> None:
         """All attributes are set before `__init__` runs."""
@@ -3111,7 +3314,7 @@ class TestOwnClasses:
         wire = self.wire(Own, handler=asleep)
         wire.call("m.asleep")
 
-        wire.calls.cut_off()
+        wire.cut_off()
 
         assert await wire.settled() == [
             calls_event(
@@ -3127,7 +3330,7 @@ class TestAsking:
     async def asked(answer: Any) -> Any:
         """Return what a call from the server makes of an answer."""
         wire = calls_wire(echo)
-        asking = asyncio.create_task(wire.calls.ask("ui", "confirm", {"a": 1}, LIMIT))
+        asking = asyncio.create_task(wire.ask({"a": 1}))
         await wire.sent(1)
         wire.receive({"request_id": 1, **answer})
         return await asking
@@ -3135,7 +3338,7 @@ class TestAsking:
     async def test_call(self) -> None:
         """The server's call has the shape of a client's."""
         wire = calls_wire(echo)
-        asking = asyncio.create_task(wire.calls.ask("ui", "confirm", {"a": 1}, LIMIT))
+        asking = asyncio.create_task(wire.ask({"a": 1}))
 
         sent = await wire.sent(1)
         asking.cancel()
@@ -3167,7 +3370,7 @@ class TestAsking:
     async def test_other_event_and_second_answer(self) -> None:
         """Events before the answer, and a second answer, change nothing."""
         wire = calls_wire(echo)
-        asking = asyncio.create_task(wire.calls.ask("ui", "confirm", {}, LIMIT))
+        asking = asyncio.create_task(wire.ask({}))
         await wire.sent(1)
 
         for event, data in ("progress", 1), ("result", 2), ("result", 3):
@@ -3176,23 +3379,25 @@ class TestAsking:
         assert await asking == 2
 
     async def test_no_answer(self) -> None:
-        """A client that doesn't answer in time is a TimeoutError; nothing is left."""
+        """A client that doesn't answer in time is a TimeoutError, and too late then."""
         wire = calls_wire(echo)
 
-        with pytest.raises(TimeoutError):
-            await wire.calls.ask("ui", "confirm", {}, 0.001)
+        with pytest.raises(TimeoutError) as raised:
+            await wire.ask({}, 0.001)
+        wire.receive({"request_id": 1, "event": "result"})
 
-        assert wire.calls.asked == {}
+        assert str(raised.value) == "no answer to ui.confirm in time"
+        assert wire.counted("dropped_event") == 1
 
     async def test_client_that_goes(self) -> None:
         """A caller whose client goes away hears of it at once."""
         wire = calls_wire(echo)
-        first = asyncio.create_task(wire.calls.ask("ui", "confirm", {}, LIMIT))
-        second = asyncio.create_task(wire.calls.ask("ui", "confirm", {}, LIMIT))
+        first = asyncio.create_task(wire.ask({}))
+        second = asyncio.create_task(wire.ask({}))
         await wire.sent(2)
         wire.receive({"request_id": 1, "event": "result", "data": 5})
 
-        wire.calls.abandon()
+        wire.abandon()
 
         assert await first == 5
         with pytest.raises(ConnectionResetError):
@@ -3206,7 +3411,7 @@ class TestStopping:
         """New calls are `overloaded`, and may be tried again."""
         wire = calls_wire(echo)
 
-        wire.calls.stop()
+        wire.stop()
         answer = wire.call("m.echo")
 
         assert answer == calls_event(
@@ -3215,25 +3420,26 @@ class TestStopping:
 
     async def test_stream(self) -> None:
         """Streams end at once, and their `finally` blocks run; other calls go on."""
-        ended: list[str] = []
+        ended = asyncio.Event()
 
         async def count(request: Request) -> AsyncIterator[int]:
             try:
                 await asleep(request)
                 yield 1
             finally:
-                ended.append("count")
+                ended.set()
 
         wire = calls_wire(count, asleep)
         wire.call("m.count", 1)
         wire.call("m.asleep", 2)
         await asyncio.sleep(0)
 
-        wire.calls.stop()
-        await asyncio.wait([*wire.calls.unfinished], return_when="FIRST_COMPLETED")
+        wire.stop()
+        await happens(ended)
+        await turns()
 
-        assert ended == ["count"]
         assert [each["request_id"] for each in wire.posted] == [1]
+        assert wire.unfinished() == 1
 
     async def test_waiting_stream(self) -> None:
         """A stream that waits for its turn ends when the turn comes."""
@@ -3242,11 +3448,10 @@ class TestStopping:
             yield 1
 
         wire = calls_wire(count)
-        wire.calls.is_held = True
-        wire.calls.set_gate()
+        wire.hold()
         wire.call("m.count")
 
-        wire.calls.stop()
+        wire.stop()
         wire.open()
 
         assert [error_of(each) for each in wire.posted] == [
@@ -3257,11 +3462,10 @@ class TestStopping:
         """Calls that are left, and those that wait, end with `overloaded`."""
         wire = calls_wire(asleep, echo)
         wire.call("m.asleep", 1)
-        wire.calls.is_held = True
-        wire.calls.set_gate()
+        wire.hold()
         wire.call("m.echo", 2)
 
-        wire.calls.cut_off()
+        wire.cut_off()
         await wire.settled()
 
         assert sorted(each["request_id"] for each in wire.posted) == [1, 2]
@@ -3274,71 +3478,30 @@ class TestStopping:
         wire = calls_wire(asleep)
         wire.call("m.asleep")
 
-        tasks = wire.calls.abandon()
-        await asyncio.wait(tasks)
+        wire.abandon()
 
-        assert wire.posted == []
-        assert wire.calls.unfinished == {}
+        assert await wire.settled() == []
 
     async def test_sender_under_way(self) -> None:
         """A `send_message` that hangs is cancelled with the rest."""
+        steps: list[str] = []
 
         class Own(Client):
             async def send_message(self, *head: Any, **data: Any) -> Any:
-                await asyncio.get_running_loop().create_future()
+                steps.append("begun")
+                try:
+                    await asyncio.get_running_loop().create_future()
+                finally:
+                    steps.append("cancelled")
 
         wire = TestOwnClasses.wire(client=Own)
         wire.call("m.echo")
         await asyncio.sleep(0)
 
-        (sender,) = wire.calls.abandon()
-        await asyncio.wait([sender])
+        wire.abandon()
+        await wire.settled()
 
-        assert sender.cancelled()
-
-
-class TestSettling:
-    """How users' code is awaited."""
-
-    async def test_exception_that_is_thrown_in(self) -> None:
-        """A cancellation reaches the code that is awaited, and passes through."""
-        seen: list[Any] = []
-
-        async def hook() -> None:
-            try:
-                await asyncio.get_running_loop().create_future()
-            except asyncio.CancelledError:
-                seen.append("cancelled")
-                raise
-
-        task = asyncio.ensure_future(wsappy.forward(wsappy.settle(hook())))
-        await asyncio.sleep(0)
-        task.cancel()
-
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert seen == ["cancelled"]
-
-    async def test_plain_generator(self) -> None:
-        """A plain generator that is marked as a coroutine is awaited, too."""
-
-        @types.coroutine
-        def hook() -> Generator[Any, Any, int]:
-            yield from asyncio.sleep(0).__await__()
-            return 5
-
-        assert await wsappy.settle(hook()) == 5
-
-    async def test_failure(self) -> None:
-        """What the awaited code raises is returned as a failure."""
-
-        async def hook() -> None:
-            await asyncio.sleep(0)
-            raise RuntimeError("odd")
-
-        outcome = await wsappy.settle(hook())
-
-        assert repr(outcome.exc) == "RuntimeError('odd')"
+        assert steps == ["begun", "cancelled"]
 
 
 # --- 5. Connections ----------------------------------------------------------
