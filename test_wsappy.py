@@ -54,6 +54,8 @@ from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import serve
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidURI
+from websockets.protocol import State
+from websockets.utils import apply_mask
 
 import wsappy
 from wsappy import (
@@ -3520,8 +3522,7 @@ def wire_frame(payload: bytes = b"", first: int = FIN | TEXT) -> bytes:
         head = bytes((first, 0xFE)) + struct.pack("!H", size)
     else:
         head = bytes((first, 0xFF)) + struct.pack("!Q", size)
-    masked: bytes = wsappy.__dict__["apply_mask"](payload, MASK)
-    return head + MASK + masked
+    return head + MASK + apply_mask(payload, MASK)
 
 
 def wire_json(name: str = "echo", request_id: Any = 1, **data: Any) -> bytes:
@@ -3548,11 +3549,12 @@ def wire_deflated(payload: bytes, first: int = FIN | TEXT) -> bytes:
 
 
 class Wire:
-    """A client that writes and reads frames, one by one."""
+    """A client that writes and reads bytes, and sees what the server's end does."""
 
     def __init__(self, serving: Any, ends: Any) -> None:
         self.serving = serving
         self.reader, self.writer = ends
+        self.closings: list[asyncio.Task[None]] = []
         self.inflate = zlib.decompressobj(wbits=-15)
         self.is_deflated = False
 
@@ -3566,6 +3568,13 @@ class Wire:
             self.writer.write(piece)
             await asyncio.sleep(0)
             await asyncio.sleep(0)
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        """Return the status and the headers of the response that comes next."""
+        async with asyncio.timeout(LIMIT):
+            first, *lines = (await self.reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+        pairs = [line.decode().split(": ", 1) for line in lines if line]
+        return int(first.split()[1]), dict(pairs)
 
     async def frame(self) -> tuple[int, bytes]:
         """Return the first byte, less the compression bit, and the payload."""
@@ -3603,11 +3612,14 @@ class Wire:
             except ConnectionResetError:
                 return b""
 
-    @property
-    def connection(self) -> Any:
-        """The server's end."""
-        (connection,) = self.serving.connections
-        return connection
+    # For the chapter of the app.
+    rest = ended
+
+    def reset(self) -> None:
+        """End the connection as a crash does."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes((1, *bytes(7))))
+        self.writer.transport.abort()
 
     def stop_reading(self) -> None:
         """Take no byte from now on; the kernel's buffers are small."""
@@ -3615,28 +3627,82 @@ class Wire:
         self.narrow()
 
     def narrow(self) -> None:
-        """Make the kernel's buffer of the server's end small."""
-        server_end = self.connection.transport.get_extra_info("socket")
-        server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        """Make the kernel's buffers of the server's ends small."""
+        for connection in self.serving.connections:
+            server_end = connection.transport.get_extra_info("socket")
+            server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
     def read_on(self) -> None:
         """Take what has come meanwhile, and what comes."""
         self.writer.transport.resume_reading()
 
+    @property
+    def client(self) -> Client:
+        """The server's object for the client."""
+        client: Client
+        (client,) = self.serving.clients
+        return client
+
+    @property
+    def connection(self) -> Any:
+        """The server's end, as `websockets` documents it."""
+        (connection,) = self.serving.connections
+        return connection
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing is left of any connection's transport."""
+        return not self.serving.connections
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much waits for a client that writing is paused."""
+        return any(each.paused for each in self.serving.connections)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the server reads from the client."""
+        return bool(self.connection.transport.is_reading())
+
+    @property
+    def is_pinged(self) -> bool:
+        """Whether the server goes on to ping the client."""
+        return not self.connection.keepalive_task.done()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes wait for the client."""
+        return int(self.connection.transport.get_write_buffer_size())
+
+    def close(self, code: int = 1000, reason: str = "") -> asyncio.Task[None]:
+        """Let the server close the connection."""
+        closing = asyncio.create_task(self.client.close(code, reason))
+        self.closings.append(closing)
+        return closing
+
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+UPGRADE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Key": KEY,
+    "Sec-WebSocket-Version": "13",
+}
+
+
+def request_by_hand(path: str = "/api", method: str = "GET", **headers: Any) -> bytes:
+    """Make a request; a header that is a list stands there several times."""
+    head = [f"{method} {path} {headers.pop('protocol', 'HTTP/1.1')}"]
+    for name, values in ({"Host": "localhost"} | headers).items():
+        each = values if isinstance(values, list) else [values]
+        head += [f"{name}: {value}" for value in each]
+    return "\r\n".join([*head, "", ""]).encode()
+
 
 def wire_request(path: str = "/api", extensions: str = "") -> bytes:
     """Return a handshake's request."""
-    lines = [
-        f"GET {path} HTTP/1.1",
-        "Host: localhost",
-        "Connection: Upgrade",
-        "Upgrade: websocket",
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-        "Sec-WebSocket-Version: 13",
-    ]
-    if extensions:
-        lines.append(f"Sec-WebSocket-Extensions: {extensions}")
-    return "\r\n".join([*lines, "", ""]).encode()
+    offer = {"Sec-WebSocket-Extensions": extensions} if extensions else {}
+    return request_by_hand(path, **UPGRADE, **offer)
 
 
 async def wire_dial(serving: Any) -> Any:
@@ -3651,6 +3717,32 @@ async def wire_dial(serving: Any) -> Any:
 
 
 @contextlib.asynccontextmanager
+async def dialled(
+    serving: Any, request: bytes = b"", *, is_small: bool = False
+) -> AsyncIterator[Wire]:
+    """Connect to a server, with small buffers or others, and send a request."""
+    dial = (
+        wire_dial(serving)
+        if is_small
+        else asyncio.open_connection("127.0.0.1", serving.port)
+    )
+    wire = Wire(serving, await dial)
+    wire.send(request)
+    try:
+        yield wire
+    finally:
+        wire.writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await wire.writer.wait_closed()
+        async with asyncio.timeout(LIMIT):
+            await asyncio.gather(*wire.closings)
+
+
+# For the chapters that follow.
+Hand = dialled
+
+
+@contextlib.asynccontextmanager
 async def wired(
     app: App,
     *,
@@ -3661,17 +3753,13 @@ async def wired(
 ) -> AsyncIterator[Wire]:
     """Serve an app and shake hands; *behind* stands behind the request."""
     options = {"compression": "deflate" if extensions else None, **(serve or {})}
-    async with app.serve("127.0.0.1", 0, **options) as serving:
-        ends = await wire_dial(serving)
-        wire = Wire(serving, ends)
-        wire.send(wire_request(path, extensions), behind)
-        async with asyncio.timeout(LIMIT):
-            head = await wire.reader.readuntil(b"\r\n\r\n")
-        assert b" 101 " in head, head
-        try:
-            yield wire
-        finally:
-            wire.writer.transport.abort()
+    request = wire_request(path, extensions) + behind
+    async with (
+        app.serve("127.0.0.1", 0, **options) as serving,
+        dialled(serving, request, is_small=True) as wire,
+    ):
+        assert (await wire.head())[0] == 101
+        yield wire
 
 
 async def wire_until(condition: Callable[[], Any]) -> None:
@@ -3792,6 +3880,27 @@ class TestReadingFrames:
             assert await wire.answer() == wire_result(2, {})
             assert await wire.answer() == wire_result(3, {})
 
+    async def test_large_frame_in_small_reads(self) -> None:
+        """What has come of a large frame is kept once, and not copied for each read."""
+        app, frame = wire_app(), wire_frame(bytes(2**22))
+        pieces = [frame[start : start + 2**16] for start in range(0, 2**22, 2**16)]
+
+        def has_come(size: int) -> bool:
+            return bool(app.stats()["bytes_in"] == size)
+
+        async with wired(app, serve={"max_size": None}) as wire:
+            tracemalloc.start()
+            for piece in pieces:
+                size = app.stats()["bytes_in"] + len(piece)
+                wire.send(piece)
+                await wire_until(functools.partial(has_come, size))
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            wire.send(frame[2**22 :])
+
+            assert error_of(await wire.answer())[0] == "bad_message"
+        assert peak < 1.5 * 2**22
+
     @BOTH
     async def test_many_frames_in_one_read(self, extensions: str) -> None:
         """A thousand calls in one read are answered in order."""
@@ -3850,31 +3959,37 @@ class TestEarlyBytes:
             began.set()
             await go_on.wait()
 
-        async with app.serve("127.0.0.1", 0) as serving:
-            wire = Wire(serving, await wire_dial(serving))
-            wire.send(wire_request())
-            await began.wait()
-            await wire.trickle(
-                wire_frame(b"a", FIN | PING), wire_frame(b"b", FIN | PING)
-            )
-            await wire_until(lambda: len(wire.connection.rest) == 14)
+        request, pings = (
+            wire_request(),
+            [wire_frame(each, FIN | PING) for each in (b"a", b"b")],
+        )
+        size = len(request + b"".join(pings))
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            dialled(serving, request) as wire,
+        ):
+            await happens(began)
+            await wire.trickle(*pings)
+            await wire_until(lambda: app.stats()["bytes_in"] == size)
             go_on.set()
-            await wire.reader.readuntil(b"\r\n\r\n")
+            await wire.head()
 
             assert await wire.frame() == (FIN | PONG, b"a")
             assert await wire.frame() == (FIN | PONG, b"b")
-            wire.writer.transport.abort()
 
     async def test_request_byte_by_byte(self) -> None:
         """A request may come byte by byte, with frames behind it."""
-        async with wire_app().serve("127.0.0.1", 0) as serving:
-            wire = Wire(serving, await wire_dial(serving))
-            request = wire_request() + wire_call()
+        request = wire_request() + wire_call()
+
+        async with (
+            wire_app().serve("127.0.0.1", 0) as serving,
+            dialled(serving, is_small=True) as wire,
+        ):
             await wire.trickle(*(bytes((each,)) for each in request))
-            await wire.reader.readuntil(b"\r\n\r\n")
+            await wire.head()
 
             assert await wire.answer() == wire_result(1, {})
-            wire.writer.transport.abort()
 
     async def test_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """More than 64 KiB in front of the handshake's end abort the connection."""
@@ -3886,15 +4001,15 @@ class TestEarlyBytes:
             began.set()
             await go_on.wait()
 
-        async with app.serve("127.0.0.1", 0) as serving:
-            wire = Wire(serving, await wire_dial(serving))
-            wire.send(wire_request())
-            await began.wait()
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            dialled(serving, wire_request()) as wire,
+        ):
+            await happens(began)
             wire.send(bytes(101))
 
             assert await wire.ended() == b""
             go_on.set()
-            wire.writer.transport.abort()
 
 
 class TestFragments:
@@ -4005,7 +4120,7 @@ class TestFailing:
             assert await wire.closed() == (1002, "invalid opcode")
             wire.send(wire_call() * 1000)
             wire.writer.close()
-            await wire_until(lambda: not wire.serving.connections)
+            await wire_until(lambda: wire.is_gone)
 
         assert app.stats()["calls"] == 0
 
@@ -4106,8 +4221,8 @@ class TestOrder:
 
         @app.module("e")
         @app.method
-        def leave(request: wsappy.Request) -> None:
-            request.client.connection.shut(4000, "done")
+        async def leave(request: wsappy.Request) -> None:
+            await request.client.close(4000, "done")
 
         calls = wire_call(), wire_call("leave", 2), wire_call(request_id=3)
 
@@ -4155,7 +4270,7 @@ class TestOrder:
             assert await wire.frame() == (TEXT, b"a")
             wire.send(wire_call(), wire_frame(b"hi", FIN | PING))
             assert await wire.frame() == (FIN | PONG, b"hi")
-            wire.connection.shut(1000)
+            wire.close()
 
             assert await wire.closed() == (1011, "close during fragmented message")
             assert await wire.ended() == b""
@@ -4170,7 +4285,7 @@ class TestOrder:
     ) -> None:
         """A push that waits when the library closes goes out in front of the close."""
         async with wired(wire_app(), extensions=extensions) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             closing = asyncio.create_task(client.connection.close(1000))
             client.push("e", "hello")
             await asyncio.sleep(0)
@@ -4188,7 +4303,7 @@ class TestOrder:
     async def test_push_from_thread(self, extensions: str) -> None:
         """A message from another thread is sent in the loop."""
         async with wired(wire_app(), extensions=extensions) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             await asyncio.to_thread(client.push, "e", "hello", {"n": 1})
 
             assert (await wire.answer())["data"] == {"n": 1}
@@ -4210,13 +4325,13 @@ class TestOrder:
         app = wire_app()
 
         async with wired(app) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             client.join("room")
-            client.connection.shut(1000)
-            app.to("room").push("e", "hello")
-
+            wire.close()
             assert await wire.closed() == (1000, "")
+            app.to("room").push("e", "hello")
             wire.send(wire_close())
+
             assert await wire.ended() == b""
 
     async def test_close_in_handler(self) -> None:
@@ -4234,6 +4349,31 @@ class TestOrder:
 
             assert await wire.closed() == (4000, "done")
             assert ended.is_set()
+
+    async def test_close_after_a_handler_was_started(self) -> None:
+        """From outside a handler `close` waits for the end, also while one runs."""
+        app, began = make_app(grace=0), asyncio.Event()
+
+        @app.module("e")
+        @app.method
+        async def wait(request: wsappy.Request) -> None:
+            began.set()
+            await asyncio.Event().wait()
+
+        async with wired(app) as wire:
+            wire.send(wire_call("wait"))
+            await happens(began)
+            closing = wire.close(4000, "done")
+            assert await wire.closed() == (4000, "done")
+            await turns()
+            is_early = closing.done()
+            wire.send(wire_close(4000))
+            assert await wire.ended() == b""
+            wire.writer.close()
+            async with asyncio.timeout(LIMIT):
+                await closing
+
+            assert not is_early
 
     async def test_push_of_a_client(self) -> None:
         """A push is nothing for a server: it is dropped and counted."""
@@ -4273,26 +4413,25 @@ class TestTurns:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No more is read while a read's calls wait for their turn."""
-        app, sizes = make_app(grace=0), list[int]()
+        app, waiting = make_app(grace=0), list[int]()
         monkeypatch.setattr(wsappy, "TURN", 0)
+        call = wire_frame(wire_json("work", None).ljust(120))
 
-        def measure(rest: bytearray) -> None:
-            sizes.append(len(rest))
+        def look() -> None:
+            waiting.append(app.stats()["bytes_in"] - len(waiting) * len(call))
 
         @app.module("e")
         @app.method
         def work(request: wsappy.Request) -> None:
-            rest = request.client.connection.rest
-            asyncio.get_running_loop().call_soon(measure, rest)
-
-        call = wire_frame(wire_json("work", None).ljust(120))
+            asyncio.get_running_loop().call_soon(look)
 
         async with wired(app) as wire:
             wire.send(call * 5_000, wire_frame(b"", FIN | PING))
             assert await wire.frame() == (FIN | PONG, b"")
 
-        assert len(sizes) == 5_000
-        assert max(sizes) <= 2**18
+        assert len(waiting) == 5_000
+        # One read, the rest of the one before it, and the request.
+        assert max(waiting) <= 2**18 + len(call) + len(wire_request())
 
     async def test_too_many_unfinished(self) -> None:
         """One call over `max_in_flight` is overloaded; the reader goes on."""
@@ -4336,7 +4475,7 @@ class TestCompression:
     async def test_compressed_fragments(self) -> None:
         """A compressed message may have fragments."""
         whole = wire_deflated(wire_json(x="y" * 20))
-        data = wsappy.__dict__["apply_mask"](whole[6:], whole[2:6])
+        data = apply_mask(whole[6:], whole[2:6])
         first, last = (
             wire_frame(data[:9], RSV1 | TEXT),
             wire_frame(data[9:], FIN | CONT),
@@ -4360,7 +4499,7 @@ class TestCompression:
         app = wire_app()
 
         async with wired(app, extensions=DEFLATE) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             client.join("room")
             client.push("e", "first")
             app.to("room").push("e", "hello", text="hi")
@@ -4388,10 +4527,10 @@ class TestCompression:
         bombs = [wire_deflated(bytes(2**20))] * 100
 
         async with wired(wire_app(), extensions=DEFLATE) as wire:
-            wire.connection.shut(1000)
+            wire.close()
+            assert await wire.closed() == (1000, "")
             tracemalloc.start()
             wire.send(*bombs, wire_close())
-            await wire.closed()
             assert await wire.ended() == b""
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
@@ -4418,25 +4557,27 @@ class TestSlowReaders:
         async with wired(app, extensions=extensions) as wire:
             wire.stop_reading()
             wire.send(*calls)
-            await wire_until(lambda: wire.connection.paused)
+            await wire_until(lambda: wire.is_behind)
             begun = len(started)
             await turns()
 
             assert len(started) == begun < 60
-            assert wire.connection.backlog < 2**20
+            assert wire.waiting_bytes < 2**20
             wire.read_on()
             for each in range(60):
                 assert (await wire.answer())["request_id"] == each
 
     async def test_reading_pauses(self) -> None:
         """While a client is behind nothing is read from it."""
-        async with wired(wire_app()) as wire:
+        app = wire_app()
+
+        async with wired(app) as wire:
             wire.stop_reading()
             wire.send(wire_call("fill", size=2**20))
-            await wire_until(lambda: wire.connection.paused)
+            await wire_until(lambda: wire.is_behind)
 
-            assert not wire.connection.transport.is_reading()
-            assert wire.connection.app.stats()["pauses"] == 1
+            assert not wire.is_read
+            assert app.stats()["pauses"] == 1
             wire.read_on()
             await wire.answer()
             wire.send(wire_call(request_id=2))
@@ -4444,15 +4585,18 @@ class TestSlowReaders:
 
     async def test_ping_flood(self) -> None:
         """Pings whose pongs nobody reads fill no memory."""
-        pings = wire_frame(bytes(125), FIN | PING) * 50_000
+        app, pings = wire_app(), wire_frame(bytes(125), FIN | PING) * 50_000
 
-        async with wired(wire_app()) as wire:
+        async with wired(app) as wire:
             wire.stop_reading()
             wire.send(pings)
-            await wire_until(lambda: wire.connection.paused)
+            await wire_until(lambda: wire.is_behind)
             await turns()
+            stats = app.stats()
 
-            assert wire.connection.backlog + len(wire.connection.rest) < 2**19
+            # What was read and isn't answered yet, and the answers.
+            unanswered = stats["bytes_in"] - stats["bytes_out"]
+            assert unanswered + wire.waiting_bytes < 2**19
 
     @pytest.mark.parametrize("filling", ["answers", "pushes", "pongs"])
     async def test_takes_nothing(self, filling: str) -> None:
@@ -4465,11 +4609,11 @@ class TestSlowReaders:
         }
 
         async with wired(app, serve=limits) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             wire.stop_reading()
             wire.send(frames.get(filling, b""))
             async with asyncio.timeout(LIMIT):
-                while wire.serving.connections:
+                while not wire.is_gone:
                     if filling == "pushes":
                         client.push("e", "x", "y" * 2**12)
                     await asyncio.sleep(0)
@@ -4478,13 +4622,15 @@ class TestSlowReaders:
 
     async def test_mark(self) -> None:
         """`write_limit` is the mark: a client with less than that isn't behind."""
-        async with wired(wire_app(), serve={"write_limit": 2**24}) as wire:
+        app = wire_app()
+
+        async with wired(app, serve={"write_limit": 2**24}) as wire:
             wire.stop_reading()
             wire.send(wire_call("fill", size=2**23), wire_call(request_id=2))
-            await wire_until(lambda: wire.connection.calls.received == 2)
+            await wire_until(lambda: app.stats()["calls"] == 2)
 
-            assert wire.connection.backlog > 2**22
-            assert not wire.connection.paused
+            assert wire.waiting_bytes > 2**22
+            assert not wire.is_behind
 
     async def test_takes_what_the_kernel_holds(
         self, monkeypatch: pytest.MonkeyPatch
@@ -4502,11 +4648,11 @@ class TestSlowReaders:
         async with wired(wire_app(), serve=limits) as wire:
             wire.stop_reading()
             wire.send(wire_call("fill", size=2**22))
-            await wire_until(lambda: wire.connection.paused)
+            await wire_until(lambda: wire.is_behind)
             # It looks eight times in each `ping_timeout`.
             await wire_until(lambda: len(looks) > 20)
 
-            assert wire.connection.is_sendable
+            assert wire.connection.state is State.OPEN
 
     async def test_what_the_kernel_holds(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The kernel tells what it holds for a peer; where it doesn't, that is 0."""
@@ -4514,22 +4660,24 @@ class TestSlowReaders:
             transport = wire.connection.transport
             wire.stop_reading()
             wire.send(wire_call("fill", size=2**22))
-            await wire_until(lambda: wire.connection.paused)
+            await wire_until(lambda: wire.is_behind)
 
             assert wsappy.unacknowledged(transport) > 0
             monkeypatch.setitem(sys.modules, "fcntl", None)
             assert wsappy.unacknowledged(transport) == 0
 
-    async def test_takes_nothing_without_limit(self) -> None:
-        """Without `ping_timeout` such a client stays."""
+    async def test_takes_nothing_without_limit(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without `ping_timeout` such a client stays: nobody looks at what it takes."""
         limits = {"ping_interval": None, "ping_timeout": None}
+        monkeypatch.setattr(wsappy, "unacknowledged", pytest.fail)
 
         async with wired(wire_app(), serve=limits) as wire:
             wire.stop_reading()
             wire.send(wire_call("fill", size=2**22))
-            await wire_until(lambda: wire.connection.paused)
+            await wire_until(lambda: wire.is_behind)
 
-            assert wire.connection.stall_timer is None
             wire.read_on()
             assert await wire.answer() == wire_result(1, "x" * 2**22, "fill")
 
@@ -4546,7 +4694,7 @@ class TestSlowReaders:
             while time.monotonic() < began + 1.5:
                 taken += len(await wire.reader.readexactly(1000))
                 await asyncio.sleep(0.01)
-            assert wire.connection.paused
+            assert wire.is_behind
             await wire.reader.readexactly(size + 83 - taken)
 
             assert app.stats()["stalled_clients_dropped"] == 0
@@ -4554,43 +4702,66 @@ class TestSlowReaders:
 
     async def test_pushed_to(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A push to a group drops a client with more than `max_backlog` waiting."""
-        app = wire_app(max_backlog=2**18)
+        app = wire_app(max_backlog=2**16)
+        monkeypatch.setattr(wsappy, "SLOW_GRACE", LIMIT)
+
+        async with wired(app) as wire:
+            wire.client.join("room")
+            wire.stop_reading()
+            app.to("room").push("e", "large", "x" * 2**19)
+            await wire_until(lambda: wire.is_behind)
+            assert wire.connection.state is State.OPEN
+            app.to("room").push("e", "small")
+            wire.read_on()
+
+            assert (await wire.answer())["event"] == "large"
+            assert await wire.closed() == (4508, "it reads too slowly")
+            assert app.stats()["slow_clients_dropped"] == 1
+
+    async def test_dropped_client_that_takes_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A client that is dropped and takes nothing is aborted."""
+        app = wire_app(max_backlog=2**16)
         monkeypatch.setattr(wsappy, "SLOW_GRACE", 0.05)
+
+        async with wired(app) as wire:
+            wire.client.join("room")
+            wire.stop_reading()
+            app.to("room").push("e", "large", "x" * 2**23)
+            await wire_until(lambda: wire.is_behind)
+            app.to("room").push("e", "small")
+
+            await wire_until(lambda: wire.is_gone)
+
+        assert app.stats()["closed"] == {"4508": 1}
+
+    async def test_other_members(self) -> None:
+        """The members that read hear all that one of them is dropped for."""
+        app = App(grace=0, max_backlog=2**16)
+        app.client("/api")(lambda client: client.join("room"))
 
         async with (
             wired(app) as wire,
-            ws_connect(wire.serving.url("/api"), proxy=None, max_size=None) as other,
+            ws_connect(wire.serving.url("/api"), proxy=None) as other,
         ):
-            slow = next(
-                each
-                for each in wire.serving.clients
-                if each.remote == wire.writer.get_extra_info("sockname")
-            )
-            for client in wire.serving.clients:
-                client.join("room")
-            wire.writer.transport.pause_reading()
-            app.to("room").push("e", "large", "x" * 2**23)
-            assert slow.connection.is_sendable
-            async with asyncio.timeout(LIMIT):
-                await other.recv()
-                app.to("room").push("e", "small")
-                app.to("room").push("e", "smaller")
-                await slow.connection.wait_closed()
+            wire.stop_reading()
+            heard = []
+            for event, size in ("large", 2**19), ("small", 0), ("smaller", 0):
+                app.to("room").push("e", event, "x" * size)
+                heard.append((await Talk(other).receive())["event"])
 
-                assert json.loads(await other.recv())["event"] == "small"
-        assert slow.connection.protocol.close_sent.code == 4508
-        assert slow.connection.protocol.close_sent.reason == "it reads too slowly"
-        assert app.counts["slow_clients_dropped"] == 1
+            assert heard == ["large", "small", "smaller"]
+            assert app.stats()["slow_clients_dropped"] == 1
 
     async def test_small_backlog(self) -> None:
         """A `max_backlog` below the mark of other messages is kept, too."""
         app = wire_app(max_backlog=1000)
 
         async with wired(app) as wire:
-            (client,) = wire.serving.clients
-            client.join("room")
+            wire.client.join("room")
             wire.stop_reading()
-            while wire.connection.backlog <= 1000:
+            while wire.waiting_bytes <= 1000:
                 app.to("room").push("e", "x", "y" * 8000)
                 await asyncio.sleep(0)
             app.to("room").push("e", "x")
@@ -4602,17 +4773,17 @@ class TestSlowReaders:
         app = wire_app(max_backlog=2**22)
 
         async with wired(app) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             client.join("room")
             wire.stop_reading()
-            while not wire.connection.paused:
+            while not wire.is_behind:
                 client.push("e", "small", "x" * 2**16)
                 await asyncio.sleep(0)
-            assert wire.connection.backlog < 2**22
+            assert wire.waiting_bytes < 2**22
             app.to("room").push("e", "first")
             app.to("room").push("e", "large", "x" * 2**23)
 
-            assert wire.connection.is_sendable
+            assert wire.connection.state is State.OPEN
             wire.read_on()
             while (await wire.answer())["event"] != "large":
                 pass
@@ -4622,51 +4793,58 @@ class TestSlowReaders:
         app = wire_app()
         app.http("/page")(lambda request: "x" * 2**22)
 
-        async with app.serve("127.0.0.1", 0) as serving:
-            wire = Wire(serving, await wire_dial(serving))
-            wire.send(b"GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await wire_until(lambda: any(each.paused for each in serving.connections))
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            dialled(serving, request_by_hand("/page"), is_small=True) as wire,
+        ):
+            await wire_until(lambda: wire.is_behind)
             data = await wire.ended()
-            wire.writer.close()
 
         assert data.endswith(b"\r\n\r\n" + b"x" * 2**22)
 
     async def test_many_pushes_in_a_row(self) -> None:
         """Pushes in a loop that never suspends are written at 64 KiB each."""
-        async with wired(wire_app()) as wire:
-            (client,) = wire.serving.clients
+        app = wire_app()
+
+        async with wired(app) as wire:
+            client = wire.client
             wire.stop_reading()
             for _ in range(300):
                 client.push("e", "x", "y" * 2**15)
 
-            assert wire.connection.paused
-            assert wire.connection.out_size < 2**16
+            assert wire.is_behind
+            assert app.stats()["bytes_out"] > 299 * 2**15
 
     async def test_awaited_push(self) -> None:
         """An awaited push waits while the client is behind."""
         async with wired(wire_app()) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             wire.stop_reading()
             pushes = [
                 asyncio.create_task(wire_wait(client.push("e", "x", "y" * 2**22)))
                 for _ in range(2)
             ]
-            await wire_until(lambda: wire.connection.drain_waiters)
+            await wire_until(lambda: wire.is_behind)
+            await turns()
+            are_early = [push.done() for push in pushes]
             wire.read_on()
             await wire.answer()
             await wire.answer()
             async with asyncio.timeout(LIMIT):
                 await asyncio.gather(*pushes)
 
-            assert not wire.connection.paused
+            assert are_early == [False, False]
+            assert not wire.is_behind
 
     async def test_gone_while_waiting(self) -> None:
         """A push that waits returns when its client is gone."""
         async with wired(wire_app()) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             wire.stop_reading()
             push = asyncio.create_task(wire_wait(client.push("e", "x", "y" * 2**22)))
-            await wire_until(lambda: wire.connection.drain_waiters)
+            await wire_until(lambda: wire.is_behind)
+            await turns()
+            assert not push.done()
             wire.connection.transport.abort()
 
             async with asyncio.timeout(LIMIT):
@@ -4692,7 +4870,7 @@ class TestKeepalive:
 
             assert first == FIN | PING
             assert await wire.closed() == (1011, "keepalive ping timeout")
-            await wire_until(lambda: not wire.serving.connections)
+            await wire_until(lambda: wire.is_gone)
 
     async def test_pong(self) -> None:
         """A peer that answers is pinged again."""
@@ -4706,19 +4884,18 @@ class TestKeepalive:
 
     async def test_no_pong_across_a_pause(self) -> None:
         """While reading was paused no pong could come, so its absence says nothing."""
-        limits = {"ping_interval": 0.05, "ping_timeout": 0.3}
+        app, limits = wire_app(), {"ping_interval": 0.05, "ping_timeout": 0.3}
 
-        async with wired(wire_app(), serve=limits) as wire:
+        async with wired(app, serve=limits) as wire:
             await wire.frame()
-            halts = wire.connection.halts
             wire.stop_reading()
             wire.send(wire_call("fill", size=2**22))
-            await wire_until(lambda: wire.connection.paused)
+            await wire_until(lambda: wire.is_behind)
             wire.read_on()
             await wire.answer()
             first, payload = await wire.frame()
 
-            assert wire.connection.halts == halts + 1
+            assert app.stats()["pauses"] == 1
             assert first == FIN | PING
             wire.send(wire_frame(payload, FIN | PONG))
 
@@ -4735,13 +4912,13 @@ class TestKeepalive:
 
         async with wired(app, path="/raw", serve=limits) as wire:
             wire.send(wire_frame(bytes(2**15)) * 4)
-            await wire_until(lambda: wire.connection.is_halted)
+            await wire_until(lambda: not wire.is_read)
             asyncio.get_running_loop().call_later(0.4, go_on.set)
             frames = [await wire.frame()]
             while frames.count((FIN | TEXT, b"taken")) < 4:
                 frames.append(await wire.frame())
 
-            assert wire.connection.is_sendable
+            assert wire.connection.state is State.OPEN
 
     async def test_gone_while_raw_messages_wait(self) -> None:
         """A client that is gone is found, though nothing is read from it."""
@@ -4758,9 +4935,9 @@ class TestKeepalive:
 
         async with wired(app, path="/raw", serve=limits) as wire:
             wire.send(wire_frame(bytes(2**15)) * 4)
-            await wire_until(lambda: wire.connection.is_halted)
+            await wire_until(lambda: not wire.is_read)
             assert app.stats()["pauses"] > 0
-            load_reset(wire.writer)
+            wire.reset()
 
             async with asyncio.timeout(LIMIT):
                 await gone.wait()
@@ -4774,16 +4951,16 @@ class TestKeepalive:
             wire.connection.ping_interval = None
             wire.send(wire_frame(payload, FIN | PONG))
 
-            await wire_until(wire.connection.keepalive_task.done)
+            await wire_until(lambda: not wire.is_pinged)
 
     async def test_close_without_echo(self) -> None:
         """A peer that never answers a close is aborted after `close_timeout`."""
         async with wired(wire_app(), serve={"close_timeout": 0.05}) as wire:
-            wire.connection.shut(1000)
+            wire.close()
             assert await wire.closed() == (1000, "")
 
             assert await wire.ended() == b""
-            await wire_until(lambda: not wire.serving.connections)
+            await wire_until(lambda: wire.is_gone)
 
 
 class LibraryConnection(wsappy.Connection):
@@ -5010,87 +5187,19 @@ class TestEquality:
             compare()
 
 
-KEY = "dGhlIHNhbXBsZSBub25jZQ=="
-UPGRADE = {
-    "Upgrade": "websocket",
-    "Connection": "Upgrade",
-    "Sec-WebSocket-Key": KEY,
-    "Sec-WebSocket-Version": "13",
-}
-
-
-def frame_by_hand(payload: bytes, opcode: int = 1) -> bytes:
-    """Make a frame from a client, masked with zeros."""
-    size = len(payload)
-    length = bytes([size | 128]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
-    return bytes([0x80 | opcode]) + length + bytes(4) + payload
-
-
-def request_by_hand(path: str = "/api", method: str = "GET", **headers: Any) -> bytes:
-    """Make a request; a header that is a list stands there several times."""
-    head = [f"{method} {path} {headers.pop('protocol', 'HTTP/1.1')}"]
-    for name, values in ({"Host": "localhost"} | headers).items():
-        each = values if isinstance(values, list) else [values]
-        head += [f"{name}: {value}" for value in each]
-    return "\r\n".join([*head, "", ""]).encode()
-
-
-class Hand:
-    """A client that reads and writes bytes; `async with` connects it."""
-
-    def __init__(self, serving: Any, request: bytes) -> None:
-        self.port = serving.port
-        self.request = request
-
-    async def __aenter__(self) -> Self:
-        opened = await asyncio.open_connection("127.0.0.1", self.port)
-        self.reader, self.writer = opened
-        self.writer.write(self.request)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await self.writer.wait_closed()
-
-    async def head(self) -> tuple[int, dict[str, str]]:
-        """Read the status and the headers of the response."""
-        async with asyncio.timeout(LIMIT):
-            first, *lines = (await self.reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
-        pairs = [line.decode().split(": ", 1) for line in lines if line]
-        return int(first.split()[1]), dict(pairs)
-
-    async def rest(self) -> bytes:
-        """Read until the end of the connection."""
-        async with asyncio.timeout(LIMIT):
-            return await self.reader.read()
-
-    async def frame(self) -> tuple[int, bytes]:
-        """Read a short frame: its opcode and its payload."""
-        async with asyncio.timeout(LIMIT):
-            first, size = await self.reader.readexactly(2)
-            return first & 0x0F, await self.reader.readexactly(size)
-
-    def send(self, payload: bytes, opcode: int = 1) -> None:
-        """Write a frame."""
-        self.writer.write(frame_by_hand(payload, opcode))
-
-    def reset(self) -> None:
-        """End the connection as a crash does."""
-        linger = b"\1\0\0\0\0\0\0\0"
-        sock = self.writer.transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self.writer.transport.abort()
+def frame_by_hand(payload: bytes, opcode: int = TEXT) -> bytes:
+    """Make a whole frame from a client."""
+    return wire_frame(payload, FIN | opcode)
 
 
 async def ask_by_hand(app: App, *parts: str, **headers: Any) -> tuple[int, str]:
     """Serve an app for one request; return the status and the body."""
     async with (
         app.serve("127.0.0.1", 0) as serving,
-        Hand(serving, request_by_hand(*parts, **headers)) as hand,
+        dialled(serving, request_by_hand(*parts, **headers)) as wire,
     ):
-        status, _ = await hand.head()
-        return status, "" if status == 101 else (await hand.rest()).decode()
+        status, _ = await wire.head()
+        return status, "" if status == 101 else (await wire.ended()).decode()
 
 
 async def shake_by_hand(
@@ -5141,9 +5250,9 @@ class TestWhatIsNoHandshake:
         """A 426 has the header `Upgrade`."""
         async with (
             make_app().serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand()) as hand,
+            dialled(serving, request_by_hand()) as wire,
         ):
-            _, headers = await hand.head()
+            _, headers = await wire.head()
 
         assert headers["Upgrade"] == "websocket"
 
@@ -5169,9 +5278,9 @@ class TestWhatIsNoHandshake:
         """A 405 has the header `Allow`."""
         async with (
             make_app().serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand(method="POST")) as hand,
+            dialled(serving, request_by_hand(method="POST")) as wire,
         ):
-            _, headers = await hand.head()
+            _, headers = await wire.head()
 
         assert headers["Allow"] == "GET, HEAD"
 
@@ -5221,9 +5330,9 @@ class TestWhatIsNoHandshake:
 
         async with (
             make_app().serve("127.0.0.1", 0) as serving,
-            Hand(serving, request) as hand,
+            dialled(serving, request) as wire,
         ):
-            assert (await hand.head())[0] == status
+            assert (await wire.head())[0] == status
 
     async def test_request_behind_another(self) -> None:
         """A second request that is smuggled in behind the first one is not answered."""
@@ -5238,10 +5347,10 @@ class TestWhatIsNoHandshake:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, b"".join(requests)) as hand,
+            dialled(serving, b"".join(requests)) as wire,
         ):
-            await hand.head()
-            assert await hand.rest() == b""
+            await wire.head()
+            assert await wire.ended() == b""
 
         assert queries == [{"n": "0"}]
 
@@ -5283,8 +5392,8 @@ class TestHandshakeOrder:
             ws_connect(serving.url("/api"), proxy=None),
         ):
             request = request_by_hand("/other", **UPGRADE)
-            async with Hand(serving, request) as hand:
-                status, _ = await hand.head()
+            async with dialled(serving, request) as wire:
+                status, _ = await wire.head()
 
         assert status == 404
 
@@ -5303,9 +5412,9 @@ class TestHandshakeOrder:
             ws_connect(serving.url("/api"), proxy=None),
         ):
             request = request_by_hand(**UPGRADE, **headers)
-            async with Hand(serving, request) as hand:
-                status, _ = await hand.head()
-                answer = status, await hand.rest(), len(seen)
+            async with dialled(serving, request) as wire:
+                status, _ = await wire.head()
+                answer = status, await wire.ended(), len(seen)
 
         assert answer == (503, b"too many clients", 1)
 
@@ -5322,8 +5431,8 @@ class TestHandshakeOrder:
             statuses = []
             for path in ("/api?out", "/api?out", "/api"):
                 request = request_by_hand(path, **UPGRADE)
-                async with Hand(serving, request) as hand:
-                    statuses.append((await hand.head())[0])
+                async with dialled(serving, request) as wire:
+                    statuses.append((await wire.head())[0])
 
         assert statuses == [403, 403, 101]
 
@@ -5432,9 +5541,9 @@ class TestHandshakeOrder:
 
         async with (
             app.serve("127.0.0.1", 0, open_timeout=0.05) as serving,
-            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+            dialled(serving, request_by_hand(**UPGRADE)) as wire,
         ):
-            assert (await hand.rest(), steps) == (b"", ["cut"])
+            assert (await wire.ended(), steps) == (b"", ["cut"])
 
 
 class TestWhileTheServerStops:
@@ -5474,10 +5583,10 @@ class TestWhileTheServerStops:
         """New handshakes get 503."""
         async with (
             self.stopping(make_app()) as serving,
-            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+            dialled(serving, request_by_hand(**UPGRADE)) as wire,
         ):
-            status, _ = await hand.head()
-            assert (status, await hand.rest()) == (503, b"the server is stopping")
+            status, _ = await wire.head()
+            assert (status, await wire.ended()) == (503, b"the server is stopping")
 
     async def test_page(self) -> None:
         """Pages are still answered."""
@@ -5486,9 +5595,9 @@ class TestWhileTheServerStops:
 
         async with (
             self.stopping(app) as serving,
-            Hand(serving, request_by_hand("/health")) as hand,
+            dialled(serving, request_by_hand("/health")) as wire,
         ):
-            assert (await hand.head())[0] == 200
+            assert (await wire.head())[0] == 200
 
     async def test_hook_that_is_under_way(self) -> None:
         """A client whose on_connecting ends too late gets 503, and its goodbye."""
@@ -5505,13 +5614,13 @@ class TestWhileTheServerStops:
 
         async def late(serving: Any) -> None:
             request = request_by_hand("/api?late", **UPGRADE)
-            self.hand = await stack.enter_async_context(Hand(serving, request))
+            self.wire = await stack.enter_async_context(dialled(serving, request))
             await told.until("asked")
 
         async with stack, self.stopping(app, late=late):
             is_free.set()
-            status, _ = await self.hand.head()
-            self.hand.writer.close()
+            status, _ = await self.wire.head()
+            self.wire.writer.close()
             await told.until("gone")
 
         assert status == 503
@@ -5539,15 +5648,17 @@ class TestBytesBeforeTheOpening:
 
         call = b'{"module": "entity", "method": "act", "request_id": 1}'
         async with app.serve("127.0.0.1", 0) as serving:
-            request = request_by_hand(**UPGRADE) + frame_by_hand(call)
-            async with Hand(serving, request + frame_by_hand(b"hi", 9)) as hand:
+            request = wire_request() + wire_frame(call)
+            async with dialled(
+                serving, request + wire_frame(b"hi", FIN | PING)
+            ) as wire:
                 await happens(is_asked)
                 is_free.set()
-                await hand.head()
-                frames = [await hand.frame(), await hand.frame()]
+                await wire.head()
+                frames = [await wire.frame(), await wire.frame()]
 
         assert steps == ["in", "call"]
-        assert frames[1] == (10, b"hi")
+        assert frames[1] == (FIN | PONG, b"hi")
 
     async def test_call_of_a_client_that_is_refused(self) -> None:
         """A browser that is let in only to be closed can't call anything."""
@@ -5559,15 +5670,18 @@ class TestBytesBeforeTheOpening:
         def act(request: Any) -> None:
             called.append("call")
 
-        call = frame_by_hand(b'{"module": "entity", "method": "act"}')
+        call = wire_frame(b'{"module": "entity", "method": "act"}')
         request = request_by_hand(Origin="http://localhost", **UPGRADE) + call * 3
-        async with app.serve("127.0.0.1", 0) as serving, Hand(serving, request) as hand:
-            await hand.head()
-            closing = await hand.frame()
-            hand.send(closing[1], 8)
-            rest = await hand.rest()
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            dialled(serving, request) as wire,
+        ):
+            await wire.head()
+            closing = await wire.closed()
+            wire.send(wire_close(4403))
+            rest = await wire.ended()
 
-        assert (closing, rest, called) == ((8, b"\x11\x33no"), b"", [])
+        assert (closing, rest, called) == ((4403, "no"), b"", [])
 
 
 class TestOrigins:
@@ -5671,8 +5785,8 @@ class TestOrigins:
         async with make_app().serve("127.0.0.1", 0) as serving:
             for number in range(102):
                 headers = {**UPGRADE, "Origin": f"http://{number}.example"}
-                async with Hand(serving, request_by_hand(**headers)) as hand:
-                    await hand.head()
+                async with dialled(serving, request_by_hand(**headers)) as wire:
+                    await wire.head()
 
         assert len(caplog.messages) == 100
 
@@ -5693,10 +5807,10 @@ class TestPages:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand("/page", method)) as hand,
+            dialled(serving, request_by_hand("/page", method)) as wire,
         ):
-            status, headers = await hand.head()
-            body = await hand.rest()
+            status, headers = await wire.head()
+            body = await wire.ended()
         if method == "GET":
             assert headers["Content-Length"] == str(len(body))
         return status, headers["Content-Type"], body
@@ -5752,9 +5866,9 @@ class TestPages:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand("/page", "HEAD")) as hand,
+            dialled(serving, request_by_hand("/page", "HEAD")) as wire,
         ):
-            _, headers = await hand.head()
+            _, headers = await wire.head()
 
         assert headers["Content-Length"] == "4"
 
@@ -5878,9 +5992,9 @@ class TestHooks:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, b"GET /api HTTP/1.1\r\n") as hand,
+            dialled(serving, b"GET /api HTTP/1.1\r\n") as wire,
         ):
-            hand.reset()
+            wire.reset()
 
         assert told.steps == []
 
@@ -5891,9 +6005,9 @@ class TestHooks:
 
         async with app.serve("127.0.0.1", 0) as serving:
             request = request_by_hand("/api?wait=connecting", **UPGRADE)
-            async with Hand(serving, request) as hand:
+            async with dialled(serving, request) as wire:
                 await told.until("connecting")
-                hand.reset()
+                wire.reset()
                 is_free.set()
                 await told.until("disconnected")
 
@@ -5911,7 +6025,7 @@ class TestHooks:
             app.serve("127.0.0.1", 0) as serving,
         ):
             request = request_by_hand("/api?wait=connecting", **UPGRADE)
-            await stack.enter_async_context(Hand(serving, request))
+            await stack.enter_async_context(dialled(serving, request))
             await told.until("connecting")
 
         assert told.steps == ["connecting", "connecting cut"]
@@ -5925,9 +6039,9 @@ class TestHooks:
 
         async with app.serve("127.0.0.1", 0) as serving:
             request = request_by_hand("/api?wait=connected", **UPGRADE)
-            async with Hand(serving, request) as hand:
+            async with dialled(serving, request) as wire:
                 await told.until("connected")
-                hand.reset()
+                wire.reset()
                 await told.until("disconnected")
 
         assert told.steps == [
@@ -5945,11 +6059,11 @@ class TestHooks:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+            dialled(serving, request_by_hand(**UPGRADE)) as wire,
         ):
-            hand.send(WAIT)
+            wire.send(wire_frame(WAIT))
             await told.until("call")
-            hand.reset()
+            wire.reset()
             await told.until("disconnected")
 
         assert told.steps[2:] == ["call", "call ended", GONE, "disconnected"]
@@ -5967,16 +6081,16 @@ class TestHooks:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+            dialled(serving, request_by_hand(**UPGRADE)) as wire,
         ):
             await told.until("connected")
-            hand.send(b'{"module": "entity", "method": "leave"}')
-            await hand.head()
-            closing = await hand.frame()
-            hand.reset()
+            wire.send(wire_frame(b'{"module": "entity", "method": "leave"}'))
+            await wire.head()
+            closing = await wire.closed()
+            wire.reset()
             await told.until("disconnected")
 
-        assert closing == (8, b"\x0f\xa0")
+        assert closing == (4000, "")
         assert told.steps == ["connecting", "connected", GONE, "disconnected"]
 
     async def test_stop(self) -> None:
@@ -6093,10 +6207,10 @@ class TestGeneratorForm:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+            dialled(serving, request_by_hand(**UPGRADE)) as wire,
         ):
             await told.until("asked")
-            hand.reset()
+            wire.reset()
             is_free.set()
             await told.until("end")
 
@@ -6314,13 +6428,12 @@ class TestRawMessages:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+            dialled(serving, request_by_hand(**UPGRADE)) as wire,
         ):
-            await hand.head()
-            hand.send(b"\xff")
-            closing = await hand.frame()
+            await wire.head()
+            wire.send(wire_frame(b"\xff"))
 
-        assert closing == (8, b"\x03\xefinvalid start byte at position 0")
+            assert await wire.closed() == (1007, "invalid start byte at position 0")
 
     @pytest.mark.parametrize(
         "error", [RuntimeError("secret"), asyncio.CancelledError(), Refused(403)]
@@ -6380,37 +6493,27 @@ class TestRawMessages:
 
         assert steps == ["connected", "x"]
 
-    @pytest.mark.parametrize("message", ["", "ü" * 30_000])
-    async def test_slow_hook(self, message: str) -> None:
+    @pytest.mark.parametrize(("message", "count"), [(b"", 2000), (b"x" * 60_000, 200)])
+    async def test_slow_hook(self, message: bytes, count: int) -> None:
         """While on_message is slow reading stops, so that memory stays bounded."""
-        is_free, sizes = asyncio.Event(), []
+        is_free = asyncio.Event()
 
         async def hook(client: Client, message: Any) -> None:
             await is_free.wait()
-            sizes.append(client.connection.raw.size)  # type: ignore[union-attr]
-
-        async def flood(hand: Hand) -> None:
-            for _ in range(200):
-                hand.send(message.encode())
-                await hand.writer.drain()
 
         app, _ = self.echo(hook)
-        async with (
-            app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand(**UPGRADE)) as hand,
-        ):
-            await hand.head()
-            flooding = asyncio.create_task(flood(hand))
-            await turns()
-            is_free.set()
-            header = 2 if not message else 4
-            frame = header + len(message.encode())
-            async with asyncio.timeout(LIMIT):
-                await hand.reader.readexactly(200 * frame)
-            await flooding
 
-        assert len(sizes) == 200
-        assert max(sizes) < 2**18
+        async with wired(app) as wire:
+            wire.send(wire_frame(message) * count)
+            await wire_until(lambda: not wire.is_read)
+            await turns()
+            size = app.stats()["bytes_in"]
+            is_free.set()
+
+            for _ in range(count):
+                assert await wire.frame() == (FIN | TEXT, message)
+            assert size < 2**19
+            assert app.stats()["pauses"] > 0
 
     async def test_hook_that_never_waits(self) -> None:
         """A flood of messages gives the loop a turn after at most 5 ms."""
@@ -6425,8 +6528,8 @@ class TestRawMessages:
                 told(message)
 
         async with app.serve("127.0.0.1", 0) as serving:
-            flood = b"".join(frame_by_hand(each.encode()) for each in "abcdefghij")
-            async with Hand(serving, request_by_hand(**UPGRADE) + flood):
+            flood = b"".join(wire_frame(each.encode()) for each in "abcdefghij")
+            async with dialled(serving, request_by_hand(**UPGRADE) + flood):
                 steps = await told.until("j")
 
         assert steps.index("turn after a") < steps.index("j")
