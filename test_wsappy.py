@@ -38,8 +38,10 @@ import types
 import typing
 import uuid
 import venv
+import weakref
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from concurrent.futures import Future
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -54,7 +56,9 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import serve
 from websockets.exceptions import InvalidURI
+from websockets.protocol import State
 from websockets.server import ServerProtocol
+from websockets.utils import apply_mask
 
 import wsappy
 from wsappy import (
@@ -1398,17 +1402,27 @@ class TestDescribing:
 
 
 class CallsWire:
-    """Stands for a connection, until the test ends: takes what calls send, no I/O."""
+    """A connection without I/O that keeps what is sent; all that knows `Calls` inside.
 
-    def __init__(self, app: App, path: str = "/api") -> None:
+    Attributes:
+        posted: The messages that were sent, and "writable" where a sender waited.
+        ends: Close codes and reasons.
+    """
+
+    def __init__(
+        self, app: App, *, request: Any = None, max_size: int | None = 1000
+    ) -> None:
+        path = "/api"
         self.app = app
+        if request is not None:
+            app.request_class = request
         self.loop = asyncio.get_running_loop()
         self.request = types.SimpleNamespace(path=path, headers={})
         self.id = types.SimpleNamespace(hex="c1")
         self.remote_address = ("127.0.0.1", 1)
         self.params: dict[str, Any] = {}
         self.protocol = types.SimpleNamespace(
-            max_message_size=1000, close_exc=ConnectionResetError("gone")
+            max_message_size=max_size, close_exc=ConnectionResetError("gone")
         )
         self.paused = self.is_behind_task = False
         self.posted: list[Any] = []
@@ -1434,7 +1448,8 @@ class CallsWire:
             self.post(payload)
         else:
             self.loop.call_soon_threadsafe(self.post, payload)
-        return wsappy.Sent(None)
+            return wsappy.Sent(None)
+        return wsappy.Sent(self)  # type: ignore[arg-type]
 
     def read_text(self, payload: bytes) -> str | None:
         """Decode a text message."""
@@ -1469,6 +1484,43 @@ class CallsWire:
         self.calls.set_gate()
         self.calls.release()
         return self
+
+    def hold(self) -> None:
+        """Let calls wait, as while `on_connected` runs."""
+        self.calls.is_held = True
+        self.calls.set_gate()
+
+    def next_read(self) -> None:
+        """Begin another read, in which no task has yet to begin."""
+        self.is_behind_task = False
+
+    def fall_behind(self) -> None:
+        """Be a client that reads too slowly, until a sender has waited for it."""
+        self.paused = True
+
+    def stop(self) -> None:
+        """Refuse calls and end the streams, as at the beginning of a stop."""
+        self.calls.stop()
+
+    def cut_off(self) -> None:
+        """End every call, as at the end of a stop's grace."""
+        self.calls.cut_off()
+
+    def abandon(self) -> None:
+        """Lose the client; `settled` waits for what must end."""
+        self.calls.abandon()
+
+    def unfinished(self) -> int:
+        """Return how many calls are unfinished."""
+        return len(self.calls.unfinished)
+
+    def counted(self, counter: str) -> int:
+        """Return a counter of the application's."""
+        return int(self.app.counts[counter])
+
+    async def ask(self, data: Any, seconds: float = LIMIT) -> Any:
+        """Call `ui.confirm` of the client; return the result."""
+        return await self.calls.ask("ui", "confirm", data, seconds)
 
     def receive(self, message: Any, *, is_text: bool = True) -> Any:
         """Take a message; return what was sent meanwhile: one message, or a list."""
@@ -1519,6 +1571,38 @@ def calls_error(method: str, code: str, message: str, **more: Any) -> Any:
     return calls_event(method, "error", {"code": code, "message": message, **more})
 
 
+class CallsLater:
+    """An awaitable object."""
+
+    def __init__(self, work: Awaitable[Any]) -> None:
+        self.work = work
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """Await what it was made of."""
+        return self.work.__await__()
+
+
+async def calls_later(outcome: Any) -> Any:
+    """Return a value, or raise it, in another turn."""
+    await asyncio.sleep(0)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+@types.coroutine
+def calls_later_generator(outcome: Any) -> Generator[Any, Any, Any]:
+    """Do the same as a plain generator that is marked as a coroutine."""
+    return (yield from calls_later(outcome).__await__())
+
+
+# What a `def` may return to be awaited, by kind.
+CALLS_LATER: dict[str, Callable[[Any], Awaitable[Any]]] = {
+    "coroutine": calls_later,
+    "generator": calls_later_generator,
+    "object": lambda outcome: CallsLater(calls_later(outcome)),
+    "future": lambda outcome: asyncio.ensure_future(calls_later(outcome)),
+}
 CALLS_OVERLOADED = {"message": "too many unfinished calls", "retry": True}
 CALLS_STOPPING = {"message": "the server is stopping", "retry": True}
 
@@ -1657,7 +1741,7 @@ class TestReceiving:
         answer = wire.receive({"event": "result", "request_id": request_id})
 
         assert answer == []
-        assert wire.app.counts == {counter: 1}
+        assert wire.counted(counter) == 1
 
     async def test_other_keys(self) -> None:
         """Keys that are not listed are ignored."""
@@ -1973,30 +2057,42 @@ class TestResponse:
             "handler 'm.work' raised behind its end: Error('late', '')"
         ]
 
-    async def test_event_behind_the_end(self) -> None:
-        """An event behind the terminal one is a RuntimeError."""
-        request = Request("m", "work", {}, ABSENT, 1)
-        request._is_ended = True
+    @pytest.mark.parametrize(
+        ("events", "kind", "why"),
+        [
+            (
+                [("result", {}), ("more", {})],
+                RuntimeError,
+                "call 'm.work' has ended, but 'more' is sent; send nothing behind "
+                "'result' or 'error'",
+            ),
+            (
+                [("error", {"message": "odd"})],
+                ValueError,
+                "data of an error must have code and message: got {'message': 'odd'}; "
+                "raise Error('not_found', 'no item 7')",
+            ),
+        ],
+        ids=["event behind the end", "error without code"],
+    )
+    async def test_mistake(
+        self, events: list[Any], kind: type[Exception], why: str
+    ) -> None:
+        """Nothing follows the terminal event, and an `error` has code and message."""
+        raised: list[Exception] = []
 
-        with pytest.raises(RuntimeError) as raised:
-            request.response("more")
+        def work(request: Request) -> None:
+            try:
+                for name, data in events:
+                    request.response(name, data)
+            except Exception as exc:  # noqa: BLE001
+                raised.append(exc)
 
-        assert str(raised.value) == (
-            "call 'm.work' has ended, but 'more' is sent; send nothing behind 'result' "
-            "or 'error'"
-        )
+        wire = calls_wire(work)
 
-    async def test_error_without_code(self) -> None:
-        """An `error` must have a code and a message."""
-        request = Request("m", "work", {}, ABSENT, 1)
+        wire.call("m.work")
 
-        with pytest.raises(ValueError, match="error") as raised:
-            request.response("error", message="odd")
-
-        assert str(raised.value) == (
-            "data of an error must have code and message: got {'message': 'odd'}; "
-            "raise Error('not_found', 'no item 7')"
-        )
+        assert [(type(each), str(each)) for each in raised] == [(kind, why)]
 
     async def test_unwritable_data(self, caplog: pytest.LogCaptureFixture) -> None:
         """Data that can't be written raises where it is sent, and ends nothing."""
@@ -2021,18 +2117,26 @@ class TestResponse:
 
         wire = calls_wire(work)
         wire.call("m.work")
-        wire.paused = True
+        wire.fall_behind()
 
         assert await wire.settled() == ["writable", calls_event("work", "result", 5)]
 
     async def test_while_the_client_is_behind(self) -> None:
         """Awaiting what `response` returns waits while the client is behind."""
-        wire = calls_wire(echo)
-        wire.paused = True
 
-        await wsappy.Sent(wire)  # type: ignore[arg-type]
+        async def work(request: Request) -> None:
+            await request.response("progress")
 
-        assert wire.posted == ["writable"]
+        wire = calls_wire(work)
+        wire.fall_behind()
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [
+            calls_event("work", "progress", {}),
+            "writable",
+            calls_event("work", "result", {}),
+        ]
 
 
 class TestKinds:
@@ -2051,8 +2155,14 @@ class TestKinds:
 
         assert await wire.settled() == [calls_event("work", "result", "done")]
 
-    async def test_order_within_one_read(self) -> None:
-        """Calls start in the order in which they arrive."""
+    @pytest.mark.parametrize("is_as_python_3_11", [False, True])
+    async def test_order_within_one_read(
+        self, is_as_python_3_11: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Calls start in the order in which they arrive, without eager tasks too."""
+        if is_as_python_3_11:
+            monkeypatch.setattr(wsappy, "HAS_EAGER_TASKS", False)
+            monkeypatch.setattr(wsappy, "TASK_OPTIONS", {})
         started: list[str] = []
 
         async def first(request: Request) -> None:
@@ -2069,35 +2179,22 @@ class TestKinds:
 
         assert started == ["first", "second"]
 
-    async def test_def_behind_a_task_of_its_read(self) -> None:
-        """A `def` behind a task that has yet to begin is scheduled behind it."""
-        wire = calls_wire(echo)
-        wire.is_behind_task = True
-
-        answer = wire.call("m.echo")
-
-        assert answer == []
-        assert await wire.sent(1) == [calls_event("echo", "result", {})]
-
     async def test_side_by_side(self) -> None:
         """A slow call doesn't hold the next one back."""
         wire = calls_wire(asleep, echo)
 
         wire.call("m.asleep")
-        wire.connection = None  # type: ignore[attr-defined]
-        wire.is_behind_task = False
+        wire.next_read()
         answer = wire.call("m.echo", 2)
 
         assert answer == calls_event("echo", "result", {}, 2)
 
-    async def test_def_that_returns_an_awaitable(self) -> None:
-        """A `def` that returns an awaitable is awaited."""
-
-        async def later() -> int:
-            return 5
+    @pytest.mark.parametrize("kind", ["coroutine", "generator", "object", "future"])
+    async def test_def_that_returns_an_awaitable(self, kind: str) -> None:
+        """A `def` that returns an awaitable of whatever kind is awaited."""
 
         def work(request: Request) -> Awaitable[int]:
-            return later()
+            return CALLS_LATER[kind](5)
 
         wire = calls_wire(work)
 
@@ -2105,19 +2202,40 @@ class TestKinds:
 
         assert await wire.settled() == [calls_event("work", "result", 5)]
 
-    async def test_def_that_returns_another_awaitable(self) -> None:
-        """A future, too, is awaited."""
+    @pytest.mark.parametrize("kind", ["coroutine", "generator", "object", "future"])
+    async def test_awaitable_that_fails(
+        self, kind: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What it raises is what the handler raises."""
 
         def work(request: Request) -> Awaitable[int]:
-            future = asyncio.get_running_loop().create_future()
-            future.set_result(6)
-            return future
+            return CALLS_LATER[kind](Error("odd", "not today"))
 
         wire = calls_wire(work)
 
         wire.call("m.work")
 
-        assert await wire.settled() == [calls_event("work", "result", 6)]
+        assert await wire.settled() == [calls_error("work", "odd", "not today")]
+
+    async def test_awaitable_that_is_cancelled(self) -> None:
+        """A cancellation reaches the code behind an awaitable object."""
+        seen: list[str] = []
+
+        async def wait() -> int:
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                seen.append("cancelled")
+            return 5
+
+        wire = calls_wire(functools.wraps(echo)(lambda request: CallsLater(wait())))
+        wire.call("m.echo")
+        await asyncio.sleep(0)
+
+        wire.call("$.cancel", 2, request_id=1)
+        await wire.settled()
+
+        assert seen == ["cancelled"]
 
     async def test_object_that_json_knows(self) -> None:
         """A returned object that isn't awaitable goes to the codec."""
@@ -2156,7 +2274,7 @@ class TestKinds:
                 for _ in range(3)
             ]
 
-        assert len(set(names)) == threads.count == 1
+        assert len(set(names)) == 1
 
     async def test_no_thread_to_be_had(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where the system gives no thread the call is `internal`, the next one not."""
@@ -2189,20 +2307,41 @@ class TestKinds:
             await future
 
     async def test_job_that_is_cancelled_first(self) -> None:
-        """A job that is cancelled before its turn doesn't run, nor end the worker."""
+        """A job that is cancelled before its turn leaves at once, with all it holds."""
         threads = wsappy.Threads(1)
         gate = threading.Event()
+
+        def fail() -> None:
+            pytest.fail("must not run")
+
         first = asyncio.wrap_future(threads.submit(gate.wait, LIMIT))
-        second = threads.submit(pytest.fail, "must not run")
+        second, held = threads.submit(fail), weakref.ref(fail)
+        del fail
 
         second.cancel()
-        is_left = second in threads.jobs
+        is_left = held() is not None
         gate.set()
 
         assert not is_left
-        threads._work_once(second, lambda: pytest.fail("nor in between"))
         assert await first is True
+
+    async def test_job_that_is_cancelled_as_it_begins(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A job that is cancelled as a worker takes it doesn't run, nor end that."""
+
+        class Late(Future[Any]):
+            def set_running_or_notify_cancel(self) -> bool:
+                self.cancel()
+                return super().set_running_or_notify_cancel()
+
+        threads = wsappy.Threads(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(wsappy, "Future", Late)
+            late = threads.submit(pytest.fail, "must not run")
+
         assert await asyncio.wrap_future(threads.submit(int, "5")) == 5
+        assert late.cancelled()
 
     @pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError])
     async def test_job_that_ends_more_than_itself(
@@ -2226,15 +2365,20 @@ class TestKinds:
         self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A `def` that takes over 0.1 s is named in a warning, once a minute."""
-        clock = iter([0.0, 0.2, 100.0, 100.0, 100.2, 120.0])
-        wire = calls_wire(echo)
-        monkeypatch.setattr(wsappy, "monotonic", lambda: next(clock))
+        now = [100.0]
 
-        wire.call("m.echo")
-        wire.call("m.echo")
+        def slow(request: Request) -> None:
+            now[0] += 0.2
 
-        assert caplog.messages == [
-            "handler 'm.echo' held the loop for over 0.1 s; write async def, or add "
+        wire = calls_wire(slow)
+        monkeypatch.setattr(wsappy, "monotonic", lambda: now[0])
+
+        for seconds in (0.0, 50.0, 50.0):
+            now[0] += seconds
+            wire.call("m.slow")
+
+        assert caplog.messages == 2 * [
+            "handler 'm.slow' held the loop for over 0.1 s; write async def, or add "
             "thread=True"
         ]
 
@@ -2291,7 +2435,7 @@ class TestStreams:
 
         wire.receive(message)
         await wire.sent(1)
-        assert wire.calls.unfinished
+        assert wire.unfinished() == 1
         wire.call("$.more", 9, request_id="other", items=5)
         wire.call("$.more", None, request_id="s", items=1)
         wire.call("$.more", None, request_id="s", items=5)
@@ -2313,36 +2457,35 @@ class TestStreams:
         wire.call("m.echo", 2, value="meanwhile")
 
         assert (await wire.sent(2))[1] == calls_event("echo", "result", "meanwhile", 2)
-        assert len(wire.calls.unfinished) == 1
+        assert wire.unfinished() == 1
 
     @pytest.mark.parametrize("end", ["cancel", "disconnect", "stop"])
     async def test_finally_while_it_waits(self, end: str) -> None:
         """Whatever cuts a stream off at a yield, its `finally` blocks run."""
-        steps: list[str] = []
+        steps: list[Any] = []
 
         async def count(request: Request) -> AsyncIterator[int]:
+            task = asyncio.current_task()
             try:
                 yield 1
                 yield 2
             finally:
                 await asyncio.sleep(0)
-                steps.append("finally")
+                steps.append((asyncio.current_task() is task, wire.unfinished()))
 
         wire = calls_wire(count)
         wire.receive({"module": "m", "method": "count", "items": 1, "request_id": 1})
         await wire.sent(1)
-        ((task, _),) = wire.calls.unfinished.items()
-        task.add_done_callback(lambda _: steps.append("ended"))
         ends: dict[str, Callable[[], Any]] = {
             "cancel": lambda: wire.call("$.cancel", 2, request_id=1),
-            "disconnect": wire.calls.abandon,
-            "stop": wire.calls.stop,
+            "disconnect": wire.abandon,
+            "stop": wire.stop,
         }
 
         ends[end]()
         await wire.settled()
 
-        assert steps == ["finally", "ended"]
+        assert steps == [(True, 1)]
 
     async def test_credit_of_no_items(self) -> None:
         """`$ more` needs at least one item."""
@@ -2374,7 +2517,7 @@ class TestStreams:
             yield 2
 
         wire = calls_wire(count)
-        wire.paused = True
+        wire.fall_behind()
 
         wire.call("m.count")
 
@@ -2386,23 +2529,47 @@ class TestStreams:
     async def test_generator_that_never_suspends(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A stream gives the loop a turn after at most 5 ms."""
-        seen: list[Any] = []
+        """A stream gives the loop one turn, no more, whenever it has had 5 ms."""
+        now, passed, seen = [100.0], [0], list[int]()
+        loop = asyncio.get_running_loop()
+
+        def turn() -> None:
+            passed[0] += 1
+            loop.call_soon(turn)
 
         def count(request: Request) -> Iterator[int]:
-            asyncio.get_running_loop().call_soon(seen.append, "turn")
-            yield 1
-            seen.append("second item")
-            yield 2
+            loop.call_soon(turn)
+            for number in range(12):
+                now[0] += 0.00101
+                seen.append(passed[0])
+                yield number
 
         wire = calls_wire(count)
-        clock = iter(range(100))
-        monkeypatch.setattr(wsappy, "monotonic", lambda: next(clock))
+        monkeypatch.setattr(wsappy, "monotonic", lambda: now[0])
 
         wire.call("m.count")
         await wire.settled()
 
-        assert seen == ["turn", "second item"]
+        assert seen == [0] * 5 + [1] * 5 + [2] * 2
+
+    async def test_item_that_can_not_be_written(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An item that can't be written ends its stream: nothing follows `internal`."""
+
+        def count(request: Request) -> Iterator[object]:
+            yield 1
+            yield object()
+            yield 2
+
+        wire = calls_wire(count)
+
+        wire.call("m.count")
+
+        assert await wire.settled() == [
+            calls_event("count", "item", 1),
+            calls_error("count", "internal", "internal error"),
+        ]
 
     async def test_stream_that_ends_itself(self) -> None:
         """Behind a terminal event of its own a stream sends nothing."""
@@ -2442,44 +2609,48 @@ class TestTimeouts:
         assert ended == ["work"]
 
     async def test_handler_in_time(self) -> None:
-        """A call that ends in time takes its timer with it."""
+        """A call that ends in time takes its timer with it, and all that this holds."""
 
-        async def work(request: Request) -> None:
+        class Value(dict[str, int]):
+            pass
+
+        refs: list[weakref.ref[Value]] = []
+
+        async def work(request: Request) -> Value:
+            value = Value()
+            refs.append(weakref.ref(value))
             await asyncio.sleep(0)
+            return value
 
         wire = calls_wire(work, timeout=LIMIT)
 
         wire.call("m.work")
-        (request,) = wire.calls.unfinished.values()
         await wire.settled()
+        gc.collect()
 
-        assert request._timer is not None
-        assert request._timer.cancelled()
+        assert [each() for each in refs] == [None]
 
-    async def test_method_without_limit(self) -> None:
-        """A method's own timeout wins, None for no limit."""
-        app = make_app(timeout=1)
-        app.module("m")(app.method(timeout=None)(asleep))
-        wire = CallsWire(app).open()
+    @pytest.mark.parametrize("name", ["unlimited", "stream"])
+    async def test_no_limit(self, name: str) -> None:
+        """A method's own timeout wins, None for no limit; a stream has none at all."""
 
-        wire.call("m.asleep")
+        @App().method(timeout=None)
+        async def unlimited(request: Request) -> None:
+            await asleep(request)
 
-        (request,) = wire.calls.unfinished.values()
-        assert request._timer is None
-
-    async def test_stream(self) -> None:
-        """A stream has no limit but one of its own."""
-
-        async def count(request: Request) -> AsyncIterator[int]:
+        async def stream(request: Request) -> AsyncIterator[int]:
             await asleep(request)
             yield 1
 
-        wire = calls_wire(count, timeout=1)
+        wire = calls_wire(asleep, unlimited, stream, timeout=0.001)
 
-        wire.call("m.count")
+        wire.call(f"m.{name}", 1)
+        wire.call("m.asleep", 2)
 
-        (request,) = wire.calls.unfinished.values()
-        assert request._timer is None
+        # Had the first one a limit it would end first.
+        assert [each["request_id"] for each in await wire.sent(1)] == [2]
+        await turns()
+        assert wire.unfinished() == 1
 
     async def test_thread(self) -> None:
         """A thread can't be stopped: it counts until it returns."""
@@ -2497,7 +2668,7 @@ class TestTimeouts:
         wire.call("m.work")
         began.wait(LIMIT)
         await wire.sent(1)
-        assert len(wire.calls.unfinished) == 1
+        assert wire.unfinished() == 1
         gate.set()
 
         assert [error_of(each)[0] for each in await wire.settled()] == ["timeout"]
@@ -2517,7 +2688,7 @@ class TestTimeouts:
         wire.call("m.work")
 
         await wire.sent(1)
-        assert len(wire.calls.unfinished) == 1
+        assert wire.unfinished() == 1
         gate.set()
 
         assert len(await wire.settled()) == 1
@@ -2531,7 +2702,7 @@ class TestCancel:
         wire = calls_wire(asleep)
         wire.call("m.asleep", "w1")
         await asyncio.sleep(0)
-        wire.is_behind_task = False
+        wire.next_read()
 
         answers = wire.call("$.cancel", 2, request_id="w1")
 
@@ -2580,14 +2751,25 @@ class TestCancel:
     async def test_waiting_call(self) -> None:
         """A call that waits for its turn is cancelled without beginning."""
         wire = calls_wire(echo)
-        wire.calls.is_held = True
-        wire.calls.set_gate()
+        wire.hold()
         wire.call("m.echo", "w1")
 
         answers = wire.call("$.cancel", 2, request_id="w1")
+        wire.open()
 
         assert [each["event"] for each in answers] == ["error", "result"]
-        assert (len(wire.calls.waiting), wire.calls.waiting_size) == (0, 0)
+        assert await wire.settled() == answers
+
+    async def test_room_of_a_waiting_call(self) -> None:
+        """A waiting call that is cancelled leaves its room to another."""
+        wire = calls_wire(echo)
+        wire.hold()
+        wire.call("m.echo", "w1", value="x" * 900)
+        wire.call("$.cancel", None, request_id="w1")
+
+        answer = wire.call("m.echo", "w2", value="x" * 900)
+
+        assert answer == []
 
     async def test_id_used_twice(self) -> None:
         """Ids used twice: every such call is cancelled."""
@@ -2643,7 +2825,7 @@ class TestCancel:
         """`$` calls are never held back by the limit on unfinished calls."""
         wire = calls_wire(asleep, max_in_flight=1)
         wire.call("m.asleep")
-        wire.is_behind_task = False
+        wire.next_read()
 
         answer = wire.call("$.ping", 2)
 
@@ -2806,6 +2988,29 @@ class TestWrapping:
 
         assert [each["event"] for each in await wire.settled()] == [event]
 
+    async def test_timeout(self) -> None:
+        """The method's own timeout holds there, too."""
+        app = App()
+
+        @app.client("/api")
+        class Slow(Client):
+            async def process_message(self, request: Request) -> Any:
+                await asyncio.sleep(0)
+                return await super().process_message(request)
+
+        @app.module("m")
+        @app.method(timeout=0.001)
+        async def work(request: Request) -> None:
+            await asleep(request)
+
+        wire = CallsWire(app).open()
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [
+            calls_error("work", "timeout", "the call took too long", retry=True)
+        ]
+
     async def test_limit(self) -> None:
         """The limit on unfinished calls holds there, too."""
         wire = self.wire(asleep, max_in_flight=1)
@@ -2836,13 +3041,15 @@ class TestWaiting:
     """Calls that wait: while `on_connected` runs, and on an ordered route."""
 
     @staticmethod
-    def ordered(*handlers: Callable[..., Any], **options: Any) -> CallsWire:
+    def ordered(
+        *handlers: Callable[..., Any], max_size: int | None = 1000, **options: Any
+    ) -> CallsWire:
         """Make an open wire of an ordered route."""
         app = App(**options)
         app.client("/api", ordered=True)(lambda client: None)
         for handler in handlers:
             app.module("m")(app.method(handler))
-        return CallsWire(app).open()
+        return CallsWire(app, max_size=max_size).open()
 
     async def test_ordered_route(self) -> None:
         """An ordered route runs one call at a time, in order."""
@@ -2886,7 +3093,7 @@ class TestWaiting:
         wire = self.ordered(asleep, echo)
         wire.call("m.asleep", 1)
         wire.call("m.echo", 2)
-        wire.paused = True
+        wire.fall_behind()
 
         wire.call("$.cancel", None, request_id=1)
         await wire.settled()
@@ -2915,13 +3122,12 @@ class TestWaiting:
 
     async def test_no_limit_of_bytes(self) -> None:
         """With max_size=None only their number counts."""
-        wire = self.ordered(asleep, echo)
-        wire.protocol.max_message_size = None
+        wire = self.ordered(asleep, echo, max_size=None)
         wire.call("m.asleep", 1)
 
-        wire.call("m.echo", 2, value="x" * 5000)
+        answer = wire.call("m.echo", 2, value="x" * 5000)
 
-        assert len(wire.calls.waiting) == 1
+        assert answer == []
 
 
 class TestOwnClasses:
@@ -2935,10 +3141,9 @@ class TestOwnClasses:
     ) -> CallsWire:
         """Make an open wire with classes of its own."""
         app = App()
-        app.request_class = request
         app.client("/api")(client)
         app.module("m")(app.method(handler))
-        return CallsWire(app).open()
+        return CallsWire(app, request=request).open()
 
     async def test_init_of_a_request(self) -> None:
         """All attributes are set before `__init__` runs."""
@@ -3074,7 +3279,7 @@ class TestOwnClasses:
         wire = self.wire(Own, handler=asleep)
         wire.call("m.asleep")
 
-        wire.calls.cut_off()
+        wire.cut_off()
 
         assert await wire.settled() == [
             calls_event(
@@ -3090,7 +3295,7 @@ class TestAsking:
     async def asked(answer: Any) -> Any:
         """Return what a call from the server makes of an answer."""
         wire = calls_wire(echo)
-        asking = asyncio.create_task(wire.calls.ask("ui", "confirm", {"a": 1}, LIMIT))
+        asking = asyncio.create_task(wire.ask({"a": 1}))
         await wire.sent(1)
         wire.receive({"request_id": 1, **answer})
         return await asking
@@ -3098,7 +3303,7 @@ class TestAsking:
     async def test_call(self) -> None:
         """The server's call has the shape of a client's."""
         wire = calls_wire(echo)
-        asking = asyncio.create_task(wire.calls.ask("ui", "confirm", {"a": 1}, LIMIT))
+        asking = asyncio.create_task(wire.ask({"a": 1}))
 
         sent = await wire.sent(1)
         asking.cancel()
@@ -3130,7 +3335,7 @@ class TestAsking:
     async def test_other_event_and_second_answer(self) -> None:
         """Events before the answer, and a second answer, change nothing."""
         wire = calls_wire(echo)
-        asking = asyncio.create_task(wire.calls.ask("ui", "confirm", {}, LIMIT))
+        asking = asyncio.create_task(wire.ask({}))
         await wire.sent(1)
 
         for event, data in ("progress", 1), ("result", 2), ("result", 3):
@@ -3139,23 +3344,25 @@ class TestAsking:
         assert await asking == 2
 
     async def test_no_answer(self) -> None:
-        """A client that doesn't answer in time is a TimeoutError; nothing is left."""
+        """A client that doesn't answer in time is a TimeoutError, and too late then."""
         wire = calls_wire(echo)
 
-        with pytest.raises(TimeoutError):
-            await wire.calls.ask("ui", "confirm", {}, 0.001)
+        with pytest.raises(TimeoutError) as raised:
+            await wire.ask({}, 0.001)
+        wire.receive({"request_id": 1, "event": "result"})
 
-        assert wire.calls.asked == {}
+        assert str(raised.value) == "no answer to ui.confirm in time"
+        assert wire.counted("dropped_event") == 1
 
     async def test_client_that_goes(self) -> None:
         """A caller whose client goes away hears of it at once."""
         wire = calls_wire(echo)
-        first = asyncio.create_task(wire.calls.ask("ui", "confirm", {}, LIMIT))
-        second = asyncio.create_task(wire.calls.ask("ui", "confirm", {}, LIMIT))
+        first = asyncio.create_task(wire.ask({}))
+        second = asyncio.create_task(wire.ask({}))
         await wire.sent(2)
         wire.receive({"request_id": 1, "event": "result", "data": 5})
 
-        wire.calls.abandon()
+        wire.abandon()
 
         assert await first == 5
         with pytest.raises(ConnectionResetError):
@@ -3169,7 +3376,7 @@ class TestStopping:
         """New calls are `overloaded`, and may be tried again."""
         wire = calls_wire(echo)
 
-        wire.calls.stop()
+        wire.stop()
         answer = wire.call("m.echo")
 
         assert answer == calls_event(
@@ -3178,25 +3385,26 @@ class TestStopping:
 
     async def test_stream(self) -> None:
         """Streams end at once, and their `finally` blocks run; other calls go on."""
-        ended: list[str] = []
+        ended = asyncio.Event()
 
         async def count(request: Request) -> AsyncIterator[int]:
             try:
                 await asleep(request)
                 yield 1
             finally:
-                ended.append("count")
+                ended.set()
 
         wire = calls_wire(count, asleep)
         wire.call("m.count", 1)
         wire.call("m.asleep", 2)
         await asyncio.sleep(0)
 
-        wire.calls.stop()
-        await asyncio.wait([*wire.calls.unfinished], return_when="FIRST_COMPLETED")
+        wire.stop()
+        await happens(ended)
+        await turns()
 
-        assert ended == ["count"]
         assert [each["request_id"] for each in wire.posted] == [1]
+        assert wire.unfinished() == 1
 
     async def test_waiting_stream(self) -> None:
         """A stream that waits for its turn ends when the turn comes."""
@@ -3205,11 +3413,10 @@ class TestStopping:
             yield 1
 
         wire = calls_wire(count)
-        wire.calls.is_held = True
-        wire.calls.set_gate()
+        wire.hold()
         wire.call("m.count")
 
-        wire.calls.stop()
+        wire.stop()
         wire.open()
 
         assert [error_of(each) for each in wire.posted] == [
@@ -3220,11 +3427,10 @@ class TestStopping:
         """Calls that are left, and those that wait, end with `overloaded`."""
         wire = calls_wire(asleep, echo)
         wire.call("m.asleep", 1)
-        wire.calls.is_held = True
-        wire.calls.set_gate()
+        wire.hold()
         wire.call("m.echo", 2)
 
-        wire.calls.cut_off()
+        wire.cut_off()
         await wire.settled()
 
         assert sorted(each["request_id"] for each in wire.posted) == [1, 2]
@@ -3237,71 +3443,30 @@ class TestStopping:
         wire = calls_wire(asleep)
         wire.call("m.asleep")
 
-        tasks = wire.calls.abandon()
-        await asyncio.wait(tasks)
+        wire.abandon()
 
-        assert wire.posted == []
-        assert wire.calls.unfinished == {}
+        assert await wire.settled() == []
 
     async def test_sender_under_way(self) -> None:
         """A `send_message` that hangs is cancelled with the rest."""
+        steps: list[str] = []
 
         class Own(Client):
             async def send_message(self, *head: Any, **data: Any) -> Any:
-                await asyncio.get_running_loop().create_future()
+                steps.append("begun")
+                try:
+                    await asyncio.get_running_loop().create_future()
+                finally:
+                    steps.append("cancelled")
 
         wire = TestOwnClasses.wire(client=Own)
         wire.call("m.echo")
         await asyncio.sleep(0)
 
-        (sender,) = wire.calls.abandon()
-        await asyncio.wait([sender])
+        wire.abandon()
+        await wire.settled()
 
-        assert sender.cancelled()
-
-
-class TestSettling:
-    """How users' code is awaited."""
-
-    async def test_exception_that_is_thrown_in(self) -> None:
-        """A cancellation reaches the code that is awaited, and passes through."""
-        seen: list[Any] = []
-
-        async def hook() -> None:
-            try:
-                await asyncio.get_running_loop().create_future()
-            except asyncio.CancelledError:
-                seen.append("cancelled")
-                raise
-
-        task = asyncio.ensure_future(wsappy.forward(wsappy.settle(hook())))
-        await asyncio.sleep(0)
-        task.cancel()
-
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert seen == ["cancelled"]
-
-    async def test_plain_generator(self) -> None:
-        """A plain generator that is marked as a coroutine is awaited, too."""
-
-        @types.coroutine
-        def hook() -> Generator[Any, Any, int]:
-            yield from asyncio.sleep(0).__await__()
-            return 5
-
-        assert await wsappy.settle(hook()) == 5
-
-    async def test_failure(self) -> None:
-        """What the awaited code raises is returned as a failure."""
-
-        async def hook() -> None:
-            await asyncio.sleep(0)
-            raise RuntimeError("odd")
-
-        outcome = await wsappy.settle(hook())
-
-        assert repr(outcome.exc) == "RuntimeError('odd')"
+        assert steps == ["begun", "cancelled"]
 
 
 # --- 5. Connections ----------------------------------------------------------
@@ -3320,8 +3485,7 @@ def wire_frame(payload: bytes = b"", first: int = FIN | TEXT) -> bytes:
         head = bytes((first, 0xFE)) + struct.pack("!H", size)
     else:
         head = bytes((first, 0xFF)) + struct.pack("!Q", size)
-    masked: bytes = wsappy.__dict__["apply_mask"](payload, MASK)
-    return head + MASK + masked
+    return head + MASK + apply_mask(payload, MASK)
 
 
 def wire_json(name: str = "echo", request_id: Any = 1, **data: Any) -> bytes:
@@ -3348,11 +3512,12 @@ def wire_deflated(payload: bytes, first: int = FIN | TEXT) -> bytes:
 
 
 class Wire:
-    """A client that writes and reads frames, one by one."""
+    """A client that writes and reads bytes, and sees what the server's end does."""
 
     def __init__(self, serving: Any, ends: Any) -> None:
         self.serving = serving
         self.reader, self.writer = ends
+        self.closings: list[asyncio.Task[None]] = []
         self.inflate = zlib.decompressobj(wbits=-15)
         self.is_deflated = False
 
@@ -3366,6 +3531,13 @@ class Wire:
             self.writer.write(piece)
             await asyncio.sleep(0)
             await asyncio.sleep(0)
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        """Return the status and the headers of the response that comes next."""
+        async with asyncio.timeout(LIMIT):
+            first, *lines = (await self.reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+        pairs = [line.decode().split(": ", 1) for line in lines if line]
+        return int(first.split()[1]), dict(pairs)
 
     async def frame(self) -> tuple[int, bytes]:
         """Return the first byte, less the compression bit, and the payload."""
@@ -3403,11 +3575,14 @@ class Wire:
             except ConnectionResetError:
                 return b""
 
-    @property
-    def connection(self) -> Any:
-        """The server's end."""
-        (connection,) = self.serving.connections
-        return connection
+    # For the chapter of the app.
+    rest = ended
+
+    def reset(self) -> None:
+        """End the connection as a crash does."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes((1, *bytes(7))))
+        self.writer.transport.abort()
 
     def stop_reading(self) -> None:
         """Take no byte from now on; the kernel's buffers are small."""
@@ -3415,28 +3590,82 @@ class Wire:
         self.narrow()
 
     def narrow(self) -> None:
-        """Make the kernel's buffer of the server's end small."""
-        server_end = self.connection.transport.get_extra_info("socket")
-        server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        """Make the kernel's buffers of the server's ends small."""
+        for connection in self.serving.connections:
+            server_end = connection.transport.get_extra_info("socket")
+            server_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
     def read_on(self) -> None:
         """Take what has come meanwhile, and what comes."""
         self.writer.transport.resume_reading()
 
+    @property
+    def client(self) -> Client:
+        """The server's object for the client."""
+        client: Client
+        (client,) = self.serving.clients
+        return client
+
+    @property
+    def connection(self) -> Any:
+        """The server's end, as `websockets` documents it."""
+        (connection,) = self.serving.connections
+        return connection
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing is left of any connection's transport."""
+        return not self.serving.connections
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much waits for a client that writing is paused."""
+        return any(each.paused for each in self.serving.connections)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the server reads from the client."""
+        return bool(self.connection.transport.is_reading())
+
+    @property
+    def is_pinged(self) -> bool:
+        """Whether the server goes on to ping the client."""
+        return not self.connection.keepalive_task.done()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes wait for the client."""
+        return int(self.connection.transport.get_write_buffer_size())
+
+    def close(self, code: int = 1000, reason: str = "") -> asyncio.Task[None]:
+        """Let the server close the connection."""
+        closing = asyncio.create_task(self.client.close(code, reason))
+        self.closings.append(closing)
+        return closing
+
+
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+UPGRADE = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Key": KEY,
+    "Sec-WebSocket-Version": "13",
+}
+
+
+def request_by_hand(path: str = "/api", method: str = "GET", **headers: Any) -> bytes:
+    """Make a request; a header that is a list stands there several times."""
+    head = [f"{method} {path} {headers.pop('protocol', 'HTTP/1.1')}"]
+    for name, values in ({"Host": "localhost"} | headers).items():
+        each = values if isinstance(values, list) else [values]
+        head += [f"{name}: {value}" for value in each]
+    return "\r\n".join([*head, "", ""]).encode()
+
 
 def wire_request(path: str = "/api", extensions: str = "") -> bytes:
     """Return a handshake's request."""
-    lines = [
-        f"GET {path} HTTP/1.1",
-        "Host: localhost",
-        "Connection: Upgrade",
-        "Upgrade: websocket",
-        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-        "Sec-WebSocket-Version: 13",
-    ]
-    if extensions:
-        lines.append(f"Sec-WebSocket-Extensions: {extensions}")
-    return "\r\n".join([*lines, "", ""]).encode()
+    offer = {"Sec-WebSocket-Extensions": extensions} if extensions else {}
+    return request_by_hand(path, **UPGRADE, **offer)
 
 
 async def wire_dial(serving: Any) -> Any:
@@ -3451,6 +3680,32 @@ async def wire_dial(serving: Any) -> Any:
 
 
 @contextlib.asynccontextmanager
+async def dialled(
+    serving: Any, request: bytes = b"", *, is_small: bool = False
+) -> AsyncIterator[Wire]:
+    """Connect to a server, with small buffers or others, and send a request."""
+    dial = (
+        wire_dial(serving)
+        if is_small
+        else asyncio.open_connection("127.0.0.1", serving.port)
+    )
+    wire = Wire(serving, await dial)
+    wire.send(request)
+    try:
+        yield wire
+    finally:
+        wire.writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await wire.writer.wait_closed()
+        async with asyncio.timeout(LIMIT):
+            await asyncio.gather(*wire.closings)
+
+
+# For the chapters that follow.
+Hand = dialled
+
+
+@contextlib.asynccontextmanager
 async def wired(
     app: App,
     *,
@@ -3461,17 +3716,13 @@ async def wired(
 ) -> AsyncIterator[Wire]:
     """Serve an app and shake hands; *behind* stands behind the request."""
     options = {"compression": "deflate" if extensions else None, **(serve or {})}
-    async with app.serve("127.0.0.1", 0, **options) as serving:
-        ends = await wire_dial(serving)
-        wire = Wire(serving, ends)
-        wire.send(wire_request(path, extensions), behind)
-        async with asyncio.timeout(LIMIT):
-            head = await wire.reader.readuntil(b"\r\n\r\n")
-        assert b" 101 " in head, head
-        try:
-            yield wire
-        finally:
-            wire.writer.transport.abort()
+    request = wire_request(path, extensions) + behind
+    async with (
+        app.serve("127.0.0.1", 0, **options) as serving,
+        dialled(serving, request, is_small=True) as wire,
+    ):
+        assert (await wire.head())[0] == 101
+        yield wire
 
 
 async def wire_until(condition: Callable[[], Any]) -> None:
@@ -3592,6 +3843,27 @@ class TestReadingFrames:
             assert await wire.answer() == wire_result(2, {})
             assert await wire.answer() == wire_result(3, {})
 
+    async def test_large_frame_in_small_reads(self) -> None:
+        """What has come of a large frame is kept once, and not copied for each read."""
+        app, frame = wire_app(), wire_frame(bytes(2**22))
+        pieces = [frame[start : start + 2**16] for start in range(0, 2**22, 2**16)]
+
+        def has_come(size: int) -> bool:
+            return bool(app.stats()["bytes_in"] == size)
+
+        async with wired(app, serve={"max_size": None}) as wire:
+            tracemalloc.start()
+            for piece in pieces:
+                size = app.stats()["bytes_in"] + len(piece)
+                wire.send(piece)
+                await wire_until(functools.partial(has_come, size))
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            wire.send(frame[2**22 :])
+
+            assert error_of(await wire.answer())[0] == "bad_message"
+        assert peak < 1.5 * 2**22
+
     @BOTH
     async def test_many_frames_in_one_read(self, extensions: str) -> None:
         """A thousand calls in one read are answered in order."""
@@ -3650,31 +3922,37 @@ class TestEarlyBytes:
             began.set()
             await go_on.wait()
 
-        async with app.serve("127.0.0.1", 0) as serving:
-            wire = Wire(serving, await wire_dial(serving))
-            wire.send(wire_request())
-            await began.wait()
-            await wire.trickle(
-                wire_frame(b"a", FIN | PING), wire_frame(b"b", FIN | PING)
-            )
-            await wire_until(lambda: len(wire.connection.rest) == 14)
+        request, pings = (
+            wire_request(),
+            [wire_frame(each, FIN | PING) for each in (b"a", b"b")],
+        )
+        size = len(request + b"".join(pings))
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            dialled(serving, request) as wire,
+        ):
+            await happens(began)
+            await wire.trickle(*pings)
+            await wire_until(lambda: app.stats()["bytes_in"] == size)
             go_on.set()
-            await wire.reader.readuntil(b"\r\n\r\n")
+            await wire.head()
 
             assert await wire.frame() == (FIN | PONG, b"a")
             assert await wire.frame() == (FIN | PONG, b"b")
-            wire.writer.transport.abort()
 
     async def test_request_byte_by_byte(self) -> None:
         """A request may come byte by byte, with frames behind it."""
-        async with wire_app().serve("127.0.0.1", 0) as serving:
-            wire = Wire(serving, await wire_dial(serving))
-            request = wire_request() + wire_call()
+        request = wire_request() + wire_call()
+
+        async with (
+            wire_app().serve("127.0.0.1", 0) as serving,
+            dialled(serving, is_small=True) as wire,
+        ):
             await wire.trickle(*(bytes((each,)) for each in request))
-            await wire.reader.readuntil(b"\r\n\r\n")
+            await wire.head()
 
             assert await wire.answer() == wire_result(1, {})
-            wire.writer.transport.abort()
 
     async def test_too_many(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """More than 64 KiB in front of the handshake's end abort the connection."""
@@ -3686,15 +3964,15 @@ class TestEarlyBytes:
             began.set()
             await go_on.wait()
 
-        async with app.serve("127.0.0.1", 0) as serving:
-            wire = Wire(serving, await wire_dial(serving))
-            wire.send(wire_request())
-            await began.wait()
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            dialled(serving, wire_request()) as wire,
+        ):
+            await happens(began)
             wire.send(bytes(101))
 
             assert await wire.ended() == b""
             go_on.set()
-            wire.writer.transport.abort()
 
 
 class TestFragments:
@@ -3805,7 +4083,7 @@ class TestFailing:
             assert await wire.closed() == (1002, "invalid opcode")
             wire.send(wire_call() * 1000)
             wire.writer.close()
-            await wire_until(lambda: not wire.serving.connections)
+            await wire_until(lambda: wire.is_gone)
 
         assert app.stats()["calls"] == 0
 
@@ -3906,8 +4184,8 @@ class TestOrder:
 
         @app.module("e")
         @app.method
-        def leave(request: wsappy.Request) -> None:
-            request.client.connection.shut(4000, "done")
+        async def leave(request: wsappy.Request) -> None:
+            await request.client.close(4000, "done")
 
         calls = wire_call(), wire_call("leave", 2), wire_call(request_id=3)
 
@@ -3955,7 +4233,7 @@ class TestOrder:
             assert await wire.frame() == (TEXT, b"a")
             wire.send(wire_call(), wire_frame(b"hi", FIN | PING))
             assert await wire.frame() == (FIN | PONG, b"hi")
-            wire.connection.shut(1000)
+            wire.close()
 
             assert await wire.closed() == (1011, "close during fragmented message")
             assert await wire.ended() == b""
@@ -3970,7 +4248,7 @@ class TestOrder:
     ) -> None:
         """A push that waits when the library closes goes out in front of the close."""
         async with wired(wire_app(), extensions=extensions) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             closing = asyncio.create_task(client.connection.close(1000))
             client.push("e", "hello")
             await asyncio.sleep(0)
@@ -3988,7 +4266,7 @@ class TestOrder:
     async def test_push_from_thread(self, extensions: str) -> None:
         """A message from another thread is sent in the loop."""
         async with wired(wire_app(), extensions=extensions) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             await asyncio.to_thread(client.push, "e", "hello", {"n": 1})
 
             assert (await wire.answer())["data"] == {"n": 1}
@@ -4010,13 +4288,13 @@ class TestOrder:
         app = wire_app()
 
         async with wired(app) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             client.join("room")
-            client.connection.shut(1000)
-            app.to("room").push("e", "hello")
-
+            wire.close()
             assert await wire.closed() == (1000, "")
+            app.to("room").push("e", "hello")
             wire.send(wire_close())
+
             assert await wire.ended() == b""
 
     async def test_close_in_handler(self) -> None:
@@ -4034,6 +4312,31 @@ class TestOrder:
 
             assert await wire.closed() == (4000, "done")
             assert ended.is_set()
+
+    async def test_close_after_a_handler_was_started(self) -> None:
+        """From outside a handler `close` waits for the end, also while one runs."""
+        app, began = make_app(grace=0), asyncio.Event()
+
+        @app.module("e")
+        @app.method
+        async def wait(request: wsappy.Request) -> None:
+            began.set()
+            await asyncio.Event().wait()
+
+        async with wired(app) as wire:
+            wire.send(wire_call("wait"))
+            await happens(began)
+            closing = wire.close(4000, "done")
+            assert await wire.closed() == (4000, "done")
+            await turns()
+            is_early = closing.done()
+            wire.send(wire_close(4000))
+            assert await wire.ended() == b""
+            wire.writer.close()
+            async with asyncio.timeout(LIMIT):
+                await closing
+
+            assert not is_early
 
     async def test_push_of_a_client(self) -> None:
         """A push is nothing for a server: it is dropped and counted."""
@@ -4073,26 +4376,25 @@ class TestTurns:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """No more is read while a read's calls wait for their turn."""
-        app, sizes = make_app(grace=0), list[int]()
+        app, waiting = make_app(grace=0), list[int]()
         monkeypatch.setattr(wsappy, "TURN", 0)
+        call = wire_frame(wire_json("work", None).ljust(120))
 
-        def measure(rest: bytearray) -> None:
-            sizes.append(len(rest))
+        def look() -> None:
+            waiting.append(app.stats()["bytes_in"] - len(waiting) * len(call))
 
         @app.module("e")
         @app.method
         def work(request: wsappy.Request) -> None:
-            rest = request.client.connection.rest
-            asyncio.get_running_loop().call_soon(measure, rest)
-
-        call = wire_frame(wire_json("work", None).ljust(120))
+            asyncio.get_running_loop().call_soon(look)
 
         async with wired(app) as wire:
             wire.send(call * 5_000, wire_frame(b"", FIN | PING))
             assert await wire.frame() == (FIN | PONG, b"")
 
-        assert len(sizes) == 5_000
-        assert max(sizes) <= 2**18
+        assert len(waiting) == 5_000
+        # One read, the rest of the one before it, and the request.
+        assert max(waiting) <= 2**18 + len(call) + len(wire_request())
 
     async def test_too_many_unfinished(self) -> None:
         """One call over `max_in_flight` is overloaded; the reader goes on."""
@@ -4136,7 +4438,7 @@ class TestCompression:
     async def test_compressed_fragments(self) -> None:
         """A compressed message may have fragments."""
         whole = wire_deflated(wire_json(x="y" * 20))
-        data = wsappy.__dict__["apply_mask"](whole[6:], whole[2:6])
+        data = apply_mask(whole[6:], whole[2:6])
         first, last = (
             wire_frame(data[:9], RSV1 | TEXT),
             wire_frame(data[9:], FIN | CONT),
@@ -4160,7 +4462,7 @@ class TestCompression:
         app = wire_app()
 
         async with wired(app, extensions=DEFLATE) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             client.join("room")
             client.push("e", "first")
             app.to("room").push("e", "hello", text="hi")
@@ -4188,10 +4490,10 @@ class TestCompression:
         bombs = [wire_deflated(bytes(2**20))] * 100
 
         async with wired(wire_app(), extensions=DEFLATE) as wire:
-            wire.connection.shut(1000)
+            wire.close()
+            assert await wire.closed() == (1000, "")
             tracemalloc.start()
             wire.send(*bombs, wire_close())
-            await wire.closed()
             assert await wire.ended() == b""
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
@@ -4218,25 +4520,27 @@ class TestSlowReaders:
         async with wired(app, extensions=extensions) as wire:
             wire.stop_reading()
             wire.send(*calls)
-            await wire_until(lambda: wire.connection.paused)
+            await wire_until(lambda: wire.is_behind)
             begun = len(started)
             await turns()
 
             assert len(started) == begun < 60
-            assert wire.connection.backlog < 2**20
+            assert wire.waiting_bytes < 2**20
             wire.read_on()
             for each in range(60):
                 assert (await wire.answer())["request_id"] == each
 
     async def test_reading_pauses(self) -> None:
         """While a client is behind nothing is read from it."""
-        async with wired(wire_app()) as wire:
+        app = wire_app()
+
+        async with wired(app) as wire:
             wire.stop_reading()
             wire.send(wire_call("fill", size=2**20))
-            await wire_until(lambda: wire.connection.paused)
+            await wire_until(lambda: wire.is_behind)
 
-            assert not wire.connection.transport.is_reading()
-            assert wire.connection.app.stats()["pauses"] == 1
+            assert not wire.is_read
+            assert app.stats()["pauses"] == 1
             wire.read_on()
             await wire.answer()
             wire.send(wire_call(request_id=2))
@@ -4244,15 +4548,18 @@ class TestSlowReaders:
 
     async def test_ping_flood(self) -> None:
         """Pings whose pongs nobody reads fill no memory."""
-        pings = wire_frame(bytes(125), FIN | PING) * 50_000
+        app, pings = wire_app(), wire_frame(bytes(125), FIN | PING) * 50_000
 
-        async with wired(wire_app()) as wire:
+        async with wired(app) as wire:
             wire.stop_reading()
             wire.send(pings)
-            await wire_until(lambda: wire.connection.paused)
+            await wire_until(lambda: wire.is_behind)
             await turns()
+            stats = app.stats()
 
-            assert wire.connection.backlog + len(wire.connection.rest) < 2**19
+            # What was read and isn't answered yet, and the answers.
+            unanswered = stats["bytes_in"] - stats["bytes_out"]
+            assert unanswered + wire.waiting_bytes < 2**19
 
     @pytest.mark.parametrize("filling", ["answers", "pushes", "pongs"])
     async def test_takes_nothing(self, filling: str) -> None:
@@ -4265,11 +4572,11 @@ class TestSlowReaders:
         }
 
         async with wired(app, serve=limits) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             wire.stop_reading()
             wire.send(frames.get(filling, b""))
             async with asyncio.timeout(LIMIT):
-                while wire.serving.connections:
+                while not wire.is_gone:
                     if filling == "pushes":
                         client.push("e", "x", "y" * 2**12)
                     await asyncio.sleep(0)
@@ -4278,13 +4585,15 @@ class TestSlowReaders:
 
     async def test_mark(self) -> None:
         """`write_limit` is the mark: a client with less than that isn't behind."""
-        async with wired(wire_app(), serve={"write_limit": 2**24}) as wire:
+        app = wire_app()
+
+        async with wired(app, serve={"write_limit": 2**24}) as wire:
             wire.stop_reading()
             wire.send(wire_call("fill", size=2**23), wire_call(request_id=2))
-            await wire_until(lambda: wire.connection.calls.received == 2)
+            await wire_until(lambda: app.stats()["calls"] == 2)
 
-            assert wire.connection.backlog > 2**22
-            assert not wire.connection.paused
+            assert wire.waiting_bytes > 2**22
+            assert not wire.is_behind
 
     async def test_takes_what_the_kernel_holds(
         self, monkeypatch: pytest.MonkeyPatch
@@ -4302,11 +4611,11 @@ class TestSlowReaders:
         async with wired(wire_app(), serve=limits) as wire:
             wire.stop_reading()
             wire.send(wire_call("fill", size=2**22))
-            await wire_until(lambda: wire.connection.paused)
+            await wire_until(lambda: wire.is_behind)
             # It looks eight times in each `ping_timeout`.
             await wire_until(lambda: len(looks) > 20)
 
-            assert wire.connection.is_sendable
+            assert wire.connection.state is State.OPEN
 
     async def test_what_the_kernel_holds(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The kernel tells what it holds for a peer; where it doesn't, that is 0."""
@@ -4314,22 +4623,24 @@ class TestSlowReaders:
             transport = wire.connection.transport
             wire.stop_reading()
             wire.send(wire_call("fill", size=2**22))
-            await wire_until(lambda: wire.connection.paused)
+            await wire_until(lambda: wire.is_behind)
 
             assert wsappy.unacknowledged(transport) > 0
             monkeypatch.setitem(sys.modules, "fcntl", None)
             assert wsappy.unacknowledged(transport) == 0
 
-    async def test_takes_nothing_without_limit(self) -> None:
-        """Without `ping_timeout` such a client stays."""
+    async def test_takes_nothing_without_limit(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without `ping_timeout` such a client stays: nobody looks at what it takes."""
         limits = {"ping_interval": None, "ping_timeout": None}
+        monkeypatch.setattr(wsappy, "unacknowledged", pytest.fail)
 
         async with wired(wire_app(), serve=limits) as wire:
             wire.stop_reading()
             wire.send(wire_call("fill", size=2**22))
-            await wire_until(lambda: wire.connection.paused)
+            await wire_until(lambda: wire.is_behind)
 
-            assert wire.connection.stall_timer is None
             wire.read_on()
             assert await wire.answer() == wire_result(1, "x" * 2**22, "fill")
 
@@ -4346,7 +4657,7 @@ class TestSlowReaders:
             while time.monotonic() < began + 1.5:
                 taken += len(await wire.reader.readexactly(1000))
                 await asyncio.sleep(0.01)
-            assert wire.connection.paused
+            assert wire.is_behind
             await wire.reader.readexactly(size + 83 - taken)
 
             assert app.stats()["stalled_clients_dropped"] == 0
@@ -4354,43 +4665,66 @@ class TestSlowReaders:
 
     async def test_pushed_to(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A push to a group drops a client with more than `max_backlog` waiting."""
-        app = wire_app(max_backlog=2**18)
+        app = wire_app(max_backlog=2**16)
+        monkeypatch.setattr(wsappy, "SLOW_GRACE", LIMIT)
+
+        async with wired(app) as wire:
+            wire.client.join("room")
+            wire.stop_reading()
+            app.to("room").push("e", "large", "x" * 2**19)
+            await wire_until(lambda: wire.is_behind)
+            assert wire.connection.state is State.OPEN
+            app.to("room").push("e", "small")
+            wire.read_on()
+
+            assert (await wire.answer())["event"] == "large"
+            assert await wire.closed() == (4508, "it reads too slowly")
+            assert app.stats()["slow_clients_dropped"] == 1
+
+    async def test_dropped_client_that_takes_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A client that is dropped and takes nothing is aborted."""
+        app = wire_app(max_backlog=2**16)
         monkeypatch.setattr(wsappy, "SLOW_GRACE", 0.05)
+
+        async with wired(app) as wire:
+            wire.client.join("room")
+            wire.stop_reading()
+            app.to("room").push("e", "large", "x" * 2**23)
+            await wire_until(lambda: wire.is_behind)
+            app.to("room").push("e", "small")
+
+            await wire_until(lambda: wire.is_gone)
+
+        assert app.stats()["closed"] == {"4508": 1}
+
+    async def test_other_members(self) -> None:
+        """The members that read hear all that one of them is dropped for."""
+        app = App(grace=0, max_backlog=2**16)
+        app.client("/api")(lambda client: client.join("room"))
 
         async with (
             wired(app) as wire,
-            ws_connect(wire.serving.url("/api"), proxy=None, max_size=None) as other,
+            ws_connect(wire.serving.url("/api"), proxy=None) as other,
         ):
-            slow = next(
-                each
-                for each in wire.serving.clients
-                if each.remote == wire.writer.get_extra_info("sockname")
-            )
-            for client in wire.serving.clients:
-                client.join("room")
-            wire.writer.transport.pause_reading()
-            app.to("room").push("e", "large", "x" * 2**23)
-            assert slow.connection.is_sendable
-            async with asyncio.timeout(LIMIT):
-                await other.recv()
-                app.to("room").push("e", "small")
-                app.to("room").push("e", "smaller")
-                await slow.connection.wait_closed()
+            wire.stop_reading()
+            heard = []
+            for event, size in ("large", 2**19), ("small", 0), ("smaller", 0):
+                app.to("room").push("e", event, "x" * size)
+                heard.append((await Talk(other).receive())["event"])
 
-                assert json.loads(await other.recv())["event"] == "small"
-        assert slow.connection.protocol.close_sent.code == 4508
-        assert slow.connection.protocol.close_sent.reason == "it reads too slowly"
-        assert app.counts["slow_clients_dropped"] == 1
+            assert heard == ["large", "small", "smaller"]
+            assert app.stats()["slow_clients_dropped"] == 1
 
     async def test_small_backlog(self) -> None:
         """A `max_backlog` below the mark of other messages is kept, too."""
         app = wire_app(max_backlog=1000)
 
         async with wired(app) as wire:
-            (client,) = wire.serving.clients
-            client.join("room")
+            wire.client.join("room")
             wire.stop_reading()
-            while wire.connection.backlog <= 1000:
+            while wire.waiting_bytes <= 1000:
                 app.to("room").push("e", "x", "y" * 8000)
                 await asyncio.sleep(0)
             app.to("room").push("e", "x")
@@ -4402,17 +4736,17 @@ class TestSlowReaders:
         app = wire_app(max_backlog=2**22)
 
         async with wired(app) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             client.join("room")
             wire.stop_reading()
-            while not wire.connection.paused:
+            while not wire.is_behind:
                 client.push("e", "small", "x" * 2**16)
                 await asyncio.sleep(0)
-            assert wire.connection.backlog < 2**22
+            assert wire.waiting_bytes < 2**22
             app.to("room").push("e", "first")
             app.to("room").push("e", "large", "x" * 2**23)
 
-            assert wire.connection.is_sendable
+            assert wire.connection.state is State.OPEN
             wire.read_on()
             while (await wire.answer())["event"] != "large":
                 pass
@@ -4422,51 +4756,58 @@ class TestSlowReaders:
         app = wire_app()
         app.http("/page")(lambda request: "x" * 2**22)
 
-        async with app.serve("127.0.0.1", 0) as serving:
-            wire = Wire(serving, await wire_dial(serving))
-            wire.send(b"GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await wire_until(lambda: any(each.paused for each in serving.connections))
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            dialled(serving, request_by_hand("/page"), is_small=True) as wire,
+        ):
+            await wire_until(lambda: wire.is_behind)
             data = await wire.ended()
-            wire.writer.close()
 
         assert data.endswith(b"\r\n\r\n" + b"x" * 2**22)
 
     async def test_many_pushes_in_a_row(self) -> None:
         """Pushes in a loop that never suspends are written at 64 KiB each."""
-        async with wired(wire_app()) as wire:
-            (client,) = wire.serving.clients
+        app = wire_app()
+
+        async with wired(app) as wire:
+            client = wire.client
             wire.stop_reading()
             for _ in range(300):
                 client.push("e", "x", "y" * 2**15)
 
-            assert wire.connection.paused
-            assert wire.connection.out_size < 2**16
+            assert wire.is_behind
+            assert app.stats()["bytes_out"] > 299 * 2**15
 
     async def test_awaited_push(self) -> None:
         """An awaited push waits while the client is behind."""
         async with wired(wire_app()) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             wire.stop_reading()
             pushes = [
                 asyncio.create_task(wire_wait(client.push("e", "x", "y" * 2**22)))
                 for _ in range(2)
             ]
-            await wire_until(lambda: wire.connection.drain_waiters)
+            await wire_until(lambda: wire.is_behind)
+            await turns()
+            are_early = [push.done() for push in pushes]
             wire.read_on()
             await wire.answer()
             await wire.answer()
             async with asyncio.timeout(LIMIT):
                 await asyncio.gather(*pushes)
 
-            assert not wire.connection.paused
+            assert are_early == [False, False]
+            assert not wire.is_behind
 
     async def test_gone_while_waiting(self) -> None:
         """A push that waits returns when its client is gone."""
         async with wired(wire_app()) as wire:
-            (client,) = wire.serving.clients
+            client = wire.client
             wire.stop_reading()
             push = asyncio.create_task(wire_wait(client.push("e", "x", "y" * 2**22)))
-            await wire_until(lambda: wire.connection.drain_waiters)
+            await wire_until(lambda: wire.is_behind)
+            await turns()
+            assert not push.done()
             wire.connection.transport.abort()
 
             async with asyncio.timeout(LIMIT):
@@ -4492,7 +4833,7 @@ class TestKeepalive:
 
             assert first == FIN | PING
             assert await wire.closed() == (1011, "keepalive ping timeout")
-            await wire_until(lambda: not wire.serving.connections)
+            await wire_until(lambda: wire.is_gone)
 
     async def test_pong(self) -> None:
         """A peer that answers is pinged again."""
@@ -4506,19 +4847,18 @@ class TestKeepalive:
 
     async def test_no_pong_across_a_pause(self) -> None:
         """While reading was paused no pong could come, so its absence says nothing."""
-        limits = {"ping_interval": 0.05, "ping_timeout": 0.3}
+        app, limits = wire_app(), {"ping_interval": 0.05, "ping_timeout": 0.3}
 
-        async with wired(wire_app(), serve=limits) as wire:
+        async with wired(app, serve=limits) as wire:
             await wire.frame()
-            halts = wire.connection.halts
             wire.stop_reading()
             wire.send(wire_call("fill", size=2**22))
-            await wire_until(lambda: wire.connection.paused)
+            await wire_until(lambda: wire.is_behind)
             wire.read_on()
             await wire.answer()
             first, payload = await wire.frame()
 
-            assert wire.connection.halts == halts + 1
+            assert app.stats()["pauses"] == 1
             assert first == FIN | PING
             wire.send(wire_frame(payload, FIN | PONG))
 
@@ -4535,13 +4875,13 @@ class TestKeepalive:
 
         async with wired(app, path="/raw", serve=limits) as wire:
             wire.send(wire_frame(bytes(2**15)) * 4)
-            await wire_until(lambda: wire.connection.is_halted)
+            await wire_until(lambda: not wire.is_read)
             asyncio.get_running_loop().call_later(0.4, go_on.set)
             frames = [await wire.frame()]
             while frames.count((FIN | TEXT, b"taken")) < 4:
                 frames.append(await wire.frame())
 
-            assert wire.connection.is_sendable
+            assert wire.connection.state is State.OPEN
 
     async def test_gone_while_raw_messages_wait(self) -> None:
         """A client that is gone is found, though nothing is read from it."""
@@ -4558,9 +4898,9 @@ class TestKeepalive:
 
         async with wired(app, path="/raw", serve=limits) as wire:
             wire.send(wire_frame(bytes(2**15)) * 4)
-            await wire_until(lambda: wire.connection.is_halted)
+            await wire_until(lambda: not wire.is_read)
             assert app.stats()["pauses"] > 0
-            load_reset(wire.writer)
+            wire.reset()
 
             async with asyncio.timeout(LIMIT):
                 await gone.wait()
@@ -4574,16 +4914,16 @@ class TestKeepalive:
             wire.connection.ping_interval = None
             wire.send(wire_frame(payload, FIN | PONG))
 
-            await wire_until(wire.connection.keepalive_task.done)
+            await wire_until(lambda: not wire.is_pinged)
 
     async def test_close_without_echo(self) -> None:
         """A peer that never answers a close is aborted after `close_timeout`."""
         async with wired(wire_app(), serve={"close_timeout": 0.05}) as wire:
-            wire.connection.shut(1000)
+            wire.close()
             assert await wire.closed() == (1000, "")
 
             assert await wire.ended() == b""
-            await wire_until(lambda: not wire.serving.connections)
+            await wire_until(lambda: wire.is_gone)
 
 
 class LibraryConnection(wsappy.Connection):
@@ -4810,87 +5150,19 @@ class TestEquality:
             compare()
 
 
-KEY = "dGhlIHNhbXBsZSBub25jZQ=="
-UPGRADE = {
-    "Upgrade": "websocket",
-    "Connection": "Upgrade",
-    "Sec-WebSocket-Key": KEY,
-    "Sec-WebSocket-Version": "13",
-}
-
-
-def frame_by_hand(payload: bytes, opcode: int = 1) -> bytes:
-    """Make a frame from a client, masked with zeros."""
-    size = len(payload)
-    length = bytes([size | 128]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
-    return bytes([0x80 | opcode]) + length + bytes(4) + payload
-
-
-def request_by_hand(path: str = "/api", method: str = "GET", **headers: Any) -> bytes:
-    """Make a request; a header that is a list stands there several times."""
-    head = [f"{method} {path} {headers.pop('protocol', 'HTTP/1.1')}"]
-    for name, values in ({"Host": "localhost"} | headers).items():
-        each = values if isinstance(values, list) else [values]
-        head += [f"{name}: {value}" for value in each]
-    return "\r\n".join([*head, "", ""]).encode()
-
-
-class Hand:
-    """A client that reads and writes bytes; `async with` connects it."""
-
-    def __init__(self, serving: Any, request: bytes) -> None:
-        self.port = serving.port
-        self.request = request
-
-    async def __aenter__(self) -> Self:
-        opened = await asyncio.open_connection("127.0.0.1", self.port)
-        self.reader, self.writer = opened
-        self.writer.write(self.request)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await self.writer.wait_closed()
-
-    async def head(self) -> tuple[int, dict[str, str]]:
-        """Read the status and the headers of the response."""
-        async with asyncio.timeout(LIMIT):
-            first, *lines = (await self.reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
-        pairs = [line.decode().split(": ", 1) for line in lines if line]
-        return int(first.split()[1]), dict(pairs)
-
-    async def rest(self) -> bytes:
-        """Read until the end of the connection."""
-        async with asyncio.timeout(LIMIT):
-            return await self.reader.read()
-
-    async def frame(self) -> tuple[int, bytes]:
-        """Read a short frame: its opcode and its payload."""
-        async with asyncio.timeout(LIMIT):
-            first, size = await self.reader.readexactly(2)
-            return first & 0x0F, await self.reader.readexactly(size)
-
-    def send(self, payload: bytes, opcode: int = 1) -> None:
-        """Write a frame."""
-        self.writer.write(frame_by_hand(payload, opcode))
-
-    def reset(self) -> None:
-        """End the connection as a crash does."""
-        linger = b"\1\0\0\0\0\0\0\0"
-        sock = self.writer.transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self.writer.transport.abort()
+def frame_by_hand(payload: bytes, opcode: int = TEXT) -> bytes:
+    """Make a whole frame from a client."""
+    return wire_frame(payload, FIN | opcode)
 
 
 async def ask_by_hand(app: App, *parts: str, **headers: Any) -> tuple[int, str]:
     """Serve an app for one request; return the status and the body."""
     async with (
         app.serve("127.0.0.1", 0) as serving,
-        Hand(serving, request_by_hand(*parts, **headers)) as hand,
+        dialled(serving, request_by_hand(*parts, **headers)) as wire,
     ):
-        status, _ = await hand.head()
-        return status, "" if status == 101 else (await hand.rest()).decode()
+        status, _ = await wire.head()
+        return status, "" if status == 101 else (await wire.ended()).decode()
 
 
 async def shake_by_hand(
@@ -4941,9 +5213,9 @@ class TestWhatIsNoHandshake:
         """A 426 has the header `Upgrade`."""
         async with (
             make_app().serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand()) as hand,
+            dialled(serving, request_by_hand()) as wire,
         ):
-            _, headers = await hand.head()
+            _, headers = await wire.head()
 
         assert headers["Upgrade"] == "websocket"
 
@@ -4969,9 +5241,9 @@ class TestWhatIsNoHandshake:
         """A 405 has the header `Allow`."""
         async with (
             make_app().serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand(method="POST")) as hand,
+            dialled(serving, request_by_hand(method="POST")) as wire,
         ):
-            _, headers = await hand.head()
+            _, headers = await wire.head()
 
         assert headers["Allow"] == "GET, HEAD"
 
@@ -5021,9 +5293,9 @@ class TestWhatIsNoHandshake:
 
         async with (
             make_app().serve("127.0.0.1", 0) as serving,
-            Hand(serving, request) as hand,
+            dialled(serving, request) as wire,
         ):
-            assert (await hand.head())[0] == status
+            assert (await wire.head())[0] == status
 
     async def test_request_behind_another(self) -> None:
         """A second request that is smuggled in behind the first one is not answered."""
@@ -5038,10 +5310,10 @@ class TestWhatIsNoHandshake:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, b"".join(requests)) as hand,
+            dialled(serving, b"".join(requests)) as wire,
         ):
-            await hand.head()
-            assert await hand.rest() == b""
+            await wire.head()
+            assert await wire.ended() == b""
 
         assert queries == [{"n": "0"}]
 
@@ -5083,8 +5355,8 @@ class TestHandshakeOrder:
             ws_connect(serving.url("/api"), proxy=None),
         ):
             request = request_by_hand("/other", **UPGRADE)
-            async with Hand(serving, request) as hand:
-                status, _ = await hand.head()
+            async with dialled(serving, request) as wire:
+                status, _ = await wire.head()
 
         assert status == 404
 
@@ -5103,9 +5375,9 @@ class TestHandshakeOrder:
             ws_connect(serving.url("/api"), proxy=None),
         ):
             request = request_by_hand(**UPGRADE, **headers)
-            async with Hand(serving, request) as hand:
-                status, _ = await hand.head()
-                answer = status, await hand.rest(), len(seen)
+            async with dialled(serving, request) as wire:
+                status, _ = await wire.head()
+                answer = status, await wire.ended(), len(seen)
 
         assert answer == (503, b"too many clients", 1)
 
@@ -5122,8 +5394,8 @@ class TestHandshakeOrder:
             statuses = []
             for path in ("/api?out", "/api?out", "/api"):
                 request = request_by_hand(path, **UPGRADE)
-                async with Hand(serving, request) as hand:
-                    statuses.append((await hand.head())[0])
+                async with dialled(serving, request) as wire:
+                    statuses.append((await wire.head())[0])
 
         assert statuses == [403, 403, 101]
 
@@ -5232,9 +5504,9 @@ class TestHandshakeOrder:
 
         async with (
             app.serve("127.0.0.1", 0, open_timeout=0.05) as serving,
-            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+            dialled(serving, request_by_hand(**UPGRADE)) as wire,
         ):
-            assert (await hand.rest(), steps) == (b"", ["cut"])
+            assert (await wire.ended(), steps) == (b"", ["cut"])
 
 
 class TestWhileTheServerStops:
@@ -5274,10 +5546,10 @@ class TestWhileTheServerStops:
         """New handshakes get 503."""
         async with (
             self.stopping(make_app()) as serving,
-            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+            dialled(serving, request_by_hand(**UPGRADE)) as wire,
         ):
-            status, _ = await hand.head()
-            assert (status, await hand.rest()) == (503, b"the server is stopping")
+            status, _ = await wire.head()
+            assert (status, await wire.ended()) == (503, b"the server is stopping")
 
     async def test_page(self) -> None:
         """Pages are still answered."""
@@ -5286,9 +5558,9 @@ class TestWhileTheServerStops:
 
         async with (
             self.stopping(app) as serving,
-            Hand(serving, request_by_hand("/health")) as hand,
+            dialled(serving, request_by_hand("/health")) as wire,
         ):
-            assert (await hand.head())[0] == 200
+            assert (await wire.head())[0] == 200
 
     async def test_hook_that_is_under_way(self) -> None:
         """A client whose on_connecting ends too late gets 503, and its goodbye."""
@@ -5305,13 +5577,13 @@ class TestWhileTheServerStops:
 
         async def late(serving: Any) -> None:
             request = request_by_hand("/api?late", **UPGRADE)
-            self.hand = await stack.enter_async_context(Hand(serving, request))
+            self.wire = await stack.enter_async_context(dialled(serving, request))
             await told.until("asked")
 
         async with stack, self.stopping(app, late=late):
             is_free.set()
-            status, _ = await self.hand.head()
-            self.hand.writer.close()
+            status, _ = await self.wire.head()
+            self.wire.writer.close()
             await told.until("gone")
 
         assert status == 503
@@ -5339,15 +5611,17 @@ class TestBytesBeforeTheOpening:
 
         call = b'{"module": "entity", "method": "act", "request_id": 1}'
         async with app.serve("127.0.0.1", 0) as serving:
-            request = request_by_hand(**UPGRADE) + frame_by_hand(call)
-            async with Hand(serving, request + frame_by_hand(b"hi", 9)) as hand:
+            request = wire_request() + wire_frame(call)
+            async with dialled(
+                serving, request + wire_frame(b"hi", FIN | PING)
+            ) as wire:
                 await happens(is_asked)
                 is_free.set()
-                await hand.head()
-                frames = [await hand.frame(), await hand.frame()]
+                await wire.head()
+                frames = [await wire.frame(), await wire.frame()]
 
         assert steps == ["in", "call"]
-        assert frames[1] == (10, b"hi")
+        assert frames[1] == (FIN | PONG, b"hi")
 
     async def test_call_of_a_client_that_is_refused(self) -> None:
         """A browser that is let in only to be closed can't call anything."""
@@ -5359,15 +5633,18 @@ class TestBytesBeforeTheOpening:
         def act(request: Any) -> None:
             called.append("call")
 
-        call = frame_by_hand(b'{"module": "entity", "method": "act"}')
+        call = wire_frame(b'{"module": "entity", "method": "act"}')
         request = request_by_hand(Origin="http://localhost", **UPGRADE) + call * 3
-        async with app.serve("127.0.0.1", 0) as serving, Hand(serving, request) as hand:
-            await hand.head()
-            closing = await hand.frame()
-            hand.send(closing[1], 8)
-            rest = await hand.rest()
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            dialled(serving, request) as wire,
+        ):
+            await wire.head()
+            closing = await wire.closed()
+            wire.send(wire_close(4403))
+            rest = await wire.ended()
 
-        assert (closing, rest, called) == ((8, b"\x11\x33no"), b"", [])
+        assert (closing, rest, called) == ((4403, "no"), b"", [])
 
 
 class TestOrigins:
@@ -5471,8 +5748,8 @@ class TestOrigins:
         async with make_app().serve("127.0.0.1", 0) as serving:
             for number in range(102):
                 headers = {**UPGRADE, "Origin": f"http://{number}.example"}
-                async with Hand(serving, request_by_hand(**headers)) as hand:
-                    await hand.head()
+                async with dialled(serving, request_by_hand(**headers)) as wire:
+                    await wire.head()
 
         assert len(caplog.messages) == 100
 
@@ -5493,10 +5770,10 @@ class TestPages:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand("/page", method)) as hand,
+            dialled(serving, request_by_hand("/page", method)) as wire,
         ):
-            status, headers = await hand.head()
-            body = await hand.rest()
+            status, headers = await wire.head()
+            body = await wire.ended()
         if method == "GET":
             assert headers["Content-Length"] == str(len(body))
         return status, headers["Content-Type"], body
@@ -5552,9 +5829,9 @@ class TestPages:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand("/page", "HEAD")) as hand,
+            dialled(serving, request_by_hand("/page", "HEAD")) as wire,
         ):
-            _, headers = await hand.head()
+            _, headers = await wire.head()
 
         assert headers["Content-Length"] == "4"
 
@@ -5678,9 +5955,9 @@ class TestHooks:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, b"GET /api HTTP/1.1\r\n") as hand,
+            dialled(serving, b"GET /api HTTP/1.1\r\n") as wire,
         ):
-            hand.reset()
+            wire.reset()
 
         assert told.steps == []
 
@@ -5691,9 +5968,9 @@ class TestHooks:
 
         async with app.serve("127.0.0.1", 0) as serving:
             request = request_by_hand("/api?wait=connecting", **UPGRADE)
-            async with Hand(serving, request) as hand:
+            async with dialled(serving, request) as wire:
                 await told.until("connecting")
-                hand.reset()
+                wire.reset()
                 is_free.set()
                 await told.until("disconnected")
 
@@ -5711,7 +5988,7 @@ class TestHooks:
             app.serve("127.0.0.1", 0) as serving,
         ):
             request = request_by_hand("/api?wait=connecting", **UPGRADE)
-            await stack.enter_async_context(Hand(serving, request))
+            await stack.enter_async_context(dialled(serving, request))
             await told.until("connecting")
 
         assert told.steps == ["connecting", "connecting cut"]
@@ -5725,9 +6002,9 @@ class TestHooks:
 
         async with app.serve("127.0.0.1", 0) as serving:
             request = request_by_hand("/api?wait=connected", **UPGRADE)
-            async with Hand(serving, request) as hand:
+            async with dialled(serving, request) as wire:
                 await told.until("connected")
-                hand.reset()
+                wire.reset()
                 await told.until("disconnected")
 
         assert told.steps == [
@@ -5745,11 +6022,11 @@ class TestHooks:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+            dialled(serving, request_by_hand(**UPGRADE)) as wire,
         ):
-            hand.send(WAIT)
+            wire.send(wire_frame(WAIT))
             await told.until("call")
-            hand.reset()
+            wire.reset()
             await told.until("disconnected")
 
         assert told.steps[2:] == ["call", "call ended", GONE, "disconnected"]
@@ -5767,16 +6044,16 @@ class TestHooks:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+            dialled(serving, request_by_hand(**UPGRADE)) as wire,
         ):
             await told.until("connected")
-            hand.send(b'{"module": "entity", "method": "leave"}')
-            await hand.head()
-            closing = await hand.frame()
-            hand.reset()
+            wire.send(wire_frame(b'{"module": "entity", "method": "leave"}'))
+            await wire.head()
+            closing = await wire.closed()
+            wire.reset()
             await told.until("disconnected")
 
-        assert closing == (8, b"\x0f\xa0")
+        assert closing == (4000, "")
         assert told.steps == ["connecting", "connected", GONE, "disconnected"]
 
     async def test_stop(self) -> None:
@@ -5893,10 +6170,10 @@ class TestGeneratorForm:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+            dialled(serving, request_by_hand(**UPGRADE)) as wire,
         ):
             await told.until("asked")
-            hand.reset()
+            wire.reset()
             is_free.set()
             await told.until("end")
 
@@ -6114,13 +6391,12 @@ class TestRawMessages:
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand(**UPGRADE)) as hand,
+            dialled(serving, request_by_hand(**UPGRADE)) as wire,
         ):
-            await hand.head()
-            hand.send(b"\xff")
-            closing = await hand.frame()
+            await wire.head()
+            wire.send(wire_frame(b"\xff"))
 
-        assert closing == (8, b"\x03\xefinvalid start byte at position 0")
+            assert await wire.closed() == (1007, "invalid start byte at position 0")
 
     @pytest.mark.parametrize(
         "error", [RuntimeError("secret"), asyncio.CancelledError(), Refused(403)]
@@ -6180,37 +6456,27 @@ class TestRawMessages:
 
         assert steps == ["connected", "x"]
 
-    @pytest.mark.parametrize("message", ["", "ü" * 30_000])
-    async def test_slow_hook(self, message: str) -> None:
+    @pytest.mark.parametrize(("message", "count"), [(b"", 2000), (b"x" * 60_000, 200)])
+    async def test_slow_hook(self, message: bytes, count: int) -> None:
         """While on_message is slow reading stops, so that memory stays bounded."""
-        is_free, sizes = asyncio.Event(), []
+        is_free = asyncio.Event()
 
         async def hook(client: Client, message: Any) -> None:
             await is_free.wait()
-            sizes.append(client.connection.raw.size)  # type: ignore[union-attr]
-
-        async def flood(hand: Hand) -> None:
-            for _ in range(200):
-                hand.send(message.encode())
-                await hand.writer.drain()
 
         app, _ = self.echo(hook)
-        async with (
-            app.serve("127.0.0.1", 0) as serving,
-            Hand(serving, request_by_hand(**UPGRADE)) as hand,
-        ):
-            await hand.head()
-            flooding = asyncio.create_task(flood(hand))
-            await turns()
-            is_free.set()
-            header = 2 if not message else 4
-            frame = header + len(message.encode())
-            async with asyncio.timeout(LIMIT):
-                await hand.reader.readexactly(200 * frame)
-            await flooding
 
-        assert len(sizes) == 200
-        assert max(sizes) < 2**18
+        async with wired(app) as wire:
+            wire.send(wire_frame(message) * count)
+            await wire_until(lambda: not wire.is_read)
+            await turns()
+            size = app.stats()["bytes_in"]
+            is_free.set()
+
+            for _ in range(count):
+                assert await wire.frame() == (FIN | TEXT, message)
+            assert size < 2**19
+            assert app.stats()["pauses"] > 0
 
     async def test_hook_that_never_waits(self) -> None:
         """A flood of messages gives the loop a turn after at most 5 ms."""
@@ -6225,8 +6491,8 @@ class TestRawMessages:
                 told(message)
 
         async with app.serve("127.0.0.1", 0) as serving:
-            flood = b"".join(frame_by_hand(each.encode()) for each in "abcdefghij")
-            async with Hand(serving, request_by_hand(**UPGRADE) + flood):
+            flood = b"".join(wire_frame(each.encode()) for each in "abcdefghij")
+            async with dialled(serving, request_by_hand(**UPGRADE) + flood):
                 steps = await told.until("j")
 
         assert steps.index("turn after a") < steps.index("j")
