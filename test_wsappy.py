@@ -11290,12 +11290,12 @@ class TestTestClient:
         assert (before, seen) == (["begun"], ["begun", "ended"])
 
     async def test_no_grace(self) -> None:
-        """The last client ends the others' calls at once, whatever the app's grace."""
-        app = self.app()
-
-        async with app.test_client("/api") as api:
-            ws = await ws_connect(api.url, proxy=None)
-            talk = Talk(ws)
+        """The last client ends the others' calls without the app's grace."""
+        async with (
+            asyncio.timeout(LIMIT),
+            self.app().test_client("/api") as api,
+        ):
+            talk = Talk(await ws_connect(api.url, proxy=None))
             await talk.receive()
             await talk.send({"module": "m", "method": "hang", "request_id": 1})
             await talk.call("$.ping", 2)
