@@ -11316,6 +11316,19 @@ class TestTestClient:
 
         assert [asyncio.run(visit()) for _ in range(2)] == [3, 3]
 
+    def test_several_at_once_in_one_loop_after_the_other(self) -> None:
+        """Clients that come at the same moment belong to their own loop."""
+        app = self.app()
+
+        async def visit(a: int) -> Any:
+            async with app.test_client("/api") as api:
+                return await api.call("m", "add", a=a, b=1)
+
+        async def visits() -> Any:
+            return await asyncio.gather(*map(visit, range(3)))
+
+        assert [asyncio.run(visits()) for _ in range(2)] == [[1, 2, 3]] * 2
+
     async def test_refused(self) -> None:
         """A client that isn't let in leaves nothing behind."""
         client = self.app().test_client("/nowhere")
