@@ -9809,7 +9809,7 @@ class TestCall:
             ([{"event": "result"}], None),
             ([{"event": "progress", "data": 1}, {"event": "result", "data": 2}], 2),
         ],
-        ids=["data", "no data", "behind another event"],
+        ids=["data", "no data", "after another event"],
     )
     async def test_result(self, events: Any, result: Any) -> None:
         """A call returns the data of its result, None where that has none."""
@@ -9921,7 +9921,7 @@ class TestCall:
             assert await done(task) == 1
 
     async def test_late_answer(self) -> None:
-        """An answer behind the timeout is dropped and counted."""
+        """An answer after the timeout is dropped and counted."""
         async with pair() as (api, wire, _):
             await peer_error_of(api.call("entity", "get", timeout=0.01), TimeoutError)
             await wire.answer(await wire.read())
@@ -9931,7 +9931,7 @@ class TestCall:
 
             assert api.counts["dropped_event"] == 1
 
-    async def test_timeout_behind_the_answer(
+    async def test_timeout_after_the_answer(
         self, monkeypatch: Any, caplog: Any
     ) -> None:
         """A timer that fires in the turn in which the answer came changes nothing."""
@@ -10152,7 +10152,7 @@ class TestStream:
             await stream.aclose()
 
     async def test_error(self) -> None:
-        """An error is raised behind the items before it."""
+        """An error is raised after the items that came before it."""
         async with pair() as (api, wire, _):
             seen: list[Any] = []
             task = start(collect(api.stream("entity", "watch"), seen))
@@ -10258,7 +10258,7 @@ class TestStream:
             assert await done(task) == ["seven"]
 
     async def test_connection_lost(self) -> None:
-        """A stream raises behind its items when the connection goes."""
+        """A stream raises after its items when the connection goes."""
         async with pair() as (api, wire, _):
             seen: list[Any] = []
             task = start(collect(api.stream("entity", "watch"), seen))
@@ -10286,7 +10286,7 @@ async def collect(stream: Any, seen: Any = None) -> Any:
 
 
 async def first_of(stream: Any) -> Any:
-    """Leave a loop behind its first item."""
+    """Leave a loop after its first item."""
     async for item in stream:
         return item
     return None
@@ -10403,7 +10403,7 @@ class TestOn:
         ]
 
     async def test_no_handler(self) -> None:
-        """A push that nobody wants is forgotten, whatever its parts."""
+        """A push that has no handler is forgotten, whatever its parts."""
         async with pair() as (api, wire, _):
             odd = {"module": [1], "group": {}, "offset": "x"}
             await wire.write({**push_of("hi"), **odd}, push_of("hi"))
@@ -10983,7 +10983,7 @@ class TestReconnect:
             await settled(api, await fake.accept())
 
     async def test_call_while_closing(self) -> None:
-        """A call behind the server's close frame waits for the next connection."""
+        """A call after the server's close frame waits for the next connection."""
         async with pair() as (api, wire, fake):
             await wire.shut(1001)
             task = start(api.call("entity", "get"))
@@ -10995,7 +10995,7 @@ class TestReconnect:
             assert await done(task) == 1
 
     async def test_server_that_never_closes(self) -> None:
-        """A server that leaves the socket open behind its close is cut off."""
+        """A server that leaves the socket open after its close is cut off."""
         async with pair(close_timeout=0.01) as (api, wire, fake):
             await wire.shut(1001)
 
@@ -11179,7 +11179,7 @@ class TestPeerClose:
     """`Peer.close` ends all that is the peer's."""
 
     async def test_code(self) -> None:
-        """The connection is closed with 1000, behind what waits to be written."""
+        """The connection is closed with 1000, after what waits to be written."""
         async with pair() as (api, wire, _):
             await settled(api, wire)
             task = start(api.call("entity", "get"))
@@ -11361,7 +11361,7 @@ class TestSubscribe:
             assert offsets == [20, 21, 22, 23]
             await settled(api, wire)
 
-    async def test_jump_behind_the_answer(self) -> None:
+    async def test_jump_after_the_answer(self) -> None:
         """Where the answer comes with a message and a jump it asks again, too."""
         async with pair() as (api, wire, _):
             task = start(api.subscribe("room"))
@@ -11727,12 +11727,12 @@ class TestTestClient:
         assert (before, seen) == (["begun"], ["begun", "ended"])
 
     async def test_no_grace(self) -> None:
-        """The last client ends the others' calls at once, whatever the app's grace."""
-        app = self.app()
-
-        async with app.test_client("/api") as api:
-            ws = await ws_connect(api.url, proxy=None)
-            talk = Talk(ws)
+        """The last client ends the others' calls without the app's grace."""
+        async with (
+            asyncio.timeout(LIMIT),
+            self.app().test_client("/api") as api,
+        ):
+            talk = Talk(await ws_connect(api.url, proxy=None))
             await talk.receive()
             await talk.send({"module": "m", "method": "hang", "request_id": 1})
             await talk.call("$.ping", 2)
@@ -11752,6 +11752,19 @@ class TestTestClient:
                 return await one.call("m", "add", a=1, b=2)
 
         assert [asyncio.run(visit()) for _ in range(2)] == [3, 3]
+
+    def test_several_at_once_in_one_loop_after_the_other(self) -> None:
+        """Clients that come at the same moment belong to their own loop."""
+        app = self.app()
+
+        async def visit(a: int) -> Any:
+            async with app.test_client("/api") as api:
+                return await api.call("m", "add", a=a, b=1)
+
+        async def visits() -> Any:
+            return await asyncio.gather(*map(visit, range(3)))
+
+        assert [asyncio.run(visits()) for _ in range(2)] == [[1, 2, 3]] * 2
 
     async def test_refused(self) -> None:
         """A client that isn't let in leaves nothing behind."""
@@ -11805,7 +11818,7 @@ class TestTestClient:
         assert raised.value.rcvd is not None
         assert raised.value.rcvd.code == 4503
 
-    async def test_nothing_received_behind_the_end(self) -> None:
+    async def test_nothing_received_after_the_end(self) -> None:
         """Where the connection is gone there is nothing to prove."""
         async with self.app().test_client("/api") as api:
             await api.close()
@@ -12516,7 +12529,7 @@ class FaultyProxy:
     """A TCP proxy that hurts the connections that go through it.
 
     Args:
-        serving: The server behind it.
+        serving: The server that it leads to.
         fault: What `hurt` does: `reset` both ends; `end` what the server reads; `drop`
             what the client sends, from then on; `half_open`: never say anything to the
             server again, and take nothing from it.
@@ -12567,7 +12580,7 @@ class FaultyProxy:
         """Connect a client to the server."""
         own: Any = asyncio.current_task()
         self.keep(own)
-        # Small buffers of the kernel's: what the client doesn't take stays behind.
+        # A small buffer of the kernel's: what the client doesn't read isn't sent.
         sock = socket.socket(proto=socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**15)
         sock.setblocking(False)
@@ -12612,7 +12625,7 @@ class FaultyProxy:
         writer.close()
 
     def stop(self) -> None:
-        """Pass on nothing any more."""
+        """Pass on nothing from now on."""
         for pump in self.pumps:
             pump.cancel()
 
@@ -12746,7 +12759,7 @@ class TestFaults:
         assert len(goodbyes) == (state not in {"handshake", "on_connecting"})
 
     async def test_cut_anywhere(self) -> None:
-        """A reset behind any byte, in the middle of a frame too, is no error."""
+        """A reset after any byte, in the middle of a frame too, is no error."""
         payload = wire_json(x="y" * 200)
         pieces = [
             wire_request(),
@@ -12784,7 +12797,7 @@ class TestFaults:
                 assert await wire.answer() == wire_result(each, {"x": "y" * 30 * each})
             assert await wire.closed() == (1000, "bye")
 
-    async def test_honest_client_behind_a_slow_line(self) -> None:
+    async def test_honest_client_on_a_slow_line(self) -> None:
         """One that takes seconds for one answer of 8 MB stays, with short pings."""
         size = 8_000_000
         app, clients = load_app()
@@ -12981,7 +12994,7 @@ class Walker:
             if self.faults or not +self.unfinished:
                 break
         assert not +self.unfinished
-        # What comes behind the end would come before the answer to this.
+        # What comes after the end would come before the answer to this.
         self.call("$.ping", "last", {})
         await load_until(lambda: self.faults or not self.unfinished["last"])
         assert self.faults == []
@@ -13045,7 +13058,7 @@ class TestWalks:
 
     @pytest.mark.parametrize("path", ["/api", "/ordered", "/wrapped"])
     def test_random_walk(self, path: str) -> None:
-        """Each call with an id has exactly one terminal event, behind all others."""
+        """Each call with an id has exactly one terminal event, after all others."""
         app = load_walk_app()
 
         with asyncio.Runner() as runner:
@@ -13254,8 +13267,8 @@ class TestHostilePeers:
     """What spoils a server with the bare library does nothing to this one."""
 
     @pytest.mark.parametrize("path", ["/ordered", "/raw"])
-    async def test_calls_behind_a_slow_one(self, path: str) -> None:
-        """A client with 17 messages behind a slow one stays, with short pings."""
+    async def test_calls_after_a_slow_one(self, path: str) -> None:
+        """A client with 17 messages after a slow one stays, with short pings."""
         app, began, go_on = App(grace=0), asyncio.Event(), asyncio.Event()
         app.client("/ordered", ordered=True)(lambda client: None)
 
