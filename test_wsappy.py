@@ -1439,7 +1439,7 @@ class TestDescribing:
 
 
 class CallsWire:
-    """A connection without I/O that keeps what is sent; all that knows `Calls` inside.
+    """A connection without I/O that keeps what is sent; alone it knows how calls work.
 
     Attributes:
         posted: The messages that were sent, and "writable" where a sender waited.
@@ -2365,7 +2365,7 @@ class TestKinds:
     async def test_job_that_is_cancelled_as_it_begins(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A job that is cancelled as a worker takes it doesn't run, nor end that."""
+        """A job that is cancelled as it begins doesn't run, and its worker goes on."""
 
         class Late(Future[Any]):
             def set_running_or_notify_cancel(self) -> bool:
@@ -3615,7 +3615,7 @@ class Wire:
             except ConnectionResetError:
                 return b""
 
-    # For the chapter of the app.
+    # The name that other chapters use.
     rest = ended
 
     def reset(self) -> None:
@@ -3741,7 +3741,7 @@ async def dialled(
             await asyncio.gather(*wire.closings)
 
 
-# For the chapters that follow.
+# The name that other chapters use.
 Hand = dialled
 
 
@@ -4335,13 +4335,16 @@ class TestOrder:
 
             assert await wire.ended() == b""
 
-    async def test_close_in_handler(self) -> None:
+    @pytest.mark.parametrize("is_first_step", [True, False])
+    async def test_close_in_handler(self, is_first_step: bool) -> None:
         """A handler that closes its client doesn't wait for its own end."""
         app, ended = make_app(grace=0), asyncio.Event()
 
         @app.module("e")
         @app.method
         async def leave(request: wsappy.Request) -> None:
+            if not is_first_step:
+                await asyncio.sleep(0)
             await request.client.close(4000, "done")
             ended.set()
 
