@@ -1402,7 +1402,7 @@ class TestDescribing:
 
 
 class CallsWire:
-    """A connection without I/O that keeps what is sent; all that knows `Calls` inside.
+    """A connection without I/O that keeps what is sent; alone it knows how calls work.
 
     Attributes:
         posted: The messages that were sent, and "writable" where a sender waited.
@@ -2328,7 +2328,7 @@ class TestKinds:
     async def test_job_that_is_cancelled_as_it_begins(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A job that is cancelled as a worker takes it doesn't run, nor end that."""
+        """A job that is cancelled as it begins doesn't run, and its worker goes on."""
 
         class Late(Future[Any]):
             def set_running_or_notify_cancel(self) -> bool:
@@ -2340,7 +2340,8 @@ class TestKinds:
             patch.setattr(wsappy, "Future", Late)
             late = threads.submit(pytest.fail, "must not run")
 
-        assert await asyncio.wrap_future(threads.submit(int, "5")) == 5
+        async with asyncio.timeout(LIMIT):
+            assert await asyncio.wrap_future(threads.submit(int, "5")) == 5
         assert late.cancelled()
 
     @pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError])
@@ -3288,6 +3289,9 @@ class TestOwnClasses:
         ]
 
 
+ASKED_ERROR = {"code": "no", "message": "not now", "details": 5, "retry": True}
+
+
 class TestAsking:
     """Calls from the server."""
 
@@ -3316,21 +3320,20 @@ class TestAsking:
         """The data of the result is returned."""
         assert await self.asked({"event": "result", "data": [5]}) == [5]
 
-    async def test_error(self) -> None:
-        """An error of the client's is raised, with its details."""
-        data = {"code": "no", "message": "not now", "details": 5, "retry": True}
-
+    @pytest.mark.parametrize(
+        ("data", "raised_data"),
+        [
+            (ASKED_ERROR, ASKED_ERROR),
+            (5, {"code": "internal", "message": "5"}),
+        ],
+        ids=["whole", "no object"],
+    )
+    async def test_error(self, data: Any, raised_data: Any) -> None:
+        """An error of the client's is raised whole; any other data is its text."""
         with pytest.raises(Error) as raised:
             await self.asked({"event": "error", "data": data})
 
-        assert raised.value.as_data() == data
-
-    async def test_error_that_is_no_object(self) -> None:
-        """An error whose data is no object is `internal` with its text."""
-        with pytest.raises(Error) as raised:
-            await self.asked({"event": "error", "data": 5})
-
-        assert raised.value.as_data() == {"code": "internal", "message": "5"}
+        assert raised.value.as_data() == raised_data
 
     async def test_other_event_and_second_answer(self) -> None:
         """Events before the answer, and a second answer, change nothing."""
@@ -3575,7 +3578,7 @@ class Wire:
             except ConnectionResetError:
                 return b""
 
-    # For the chapter of the app.
+    # The name that other chapters use.
     rest = ended
 
     def reset(self) -> None:
@@ -3701,7 +3704,7 @@ async def dialled(
             await asyncio.gather(*wire.closings)
 
 
-# For the chapters that follow.
+# The name that other chapters use.
 Hand = dialled
 
 
@@ -3762,6 +3765,9 @@ def wire_result(request_id: Any, data: Any, name: str = "echo") -> dict[str, Any
 
 DEFLATE = "permessage-deflate"
 BOTH = pytest.mark.parametrize("extensions", ["", DEFLATE], ids=["plain", "deflate"])
+
+
+# -- Frames -------------------------------------------------------------------
 
 
 class TestFrameOf:
@@ -4087,47 +4093,42 @@ class TestFailing:
 
         assert app.stats()["calls"] == 0
 
-    @BOTH
-    async def test_too_large(self, extensions: str) -> None:
-        """A frame over `max_size` closes with 1009 at its header."""
-        size = {"max_size": 200}
-
-        async with wired(wire_app(), serve=size, extensions=extensions) as wire:
-            wire.send(wire_call(), wire_frame(bytes(201))[:8])
-
-            assert await wire.answer() == wire_result(1, {})
-            assert await wire.closed() == (
-                1009,
+    @pytest.mark.parametrize(
+        ("size", "frames", "reason"),
+        [
+            (
+                200,
+                [wire_frame(bytes(201))[:8]],
                 "frame with 201 bytes exceeds limit of 200 bytes",
-            )
-
-    @BOTH
-    async def test_fragments_too_large(self, extensions: str) -> None:
-        """Fragments over `max_size` in all close with 1009 at a header."""
-        frames = wire_frame(bytes(101), TEXT), wire_frame(bytes(100), FIN | CONT)[:8]
-        size = {"max_size": 200}
-
-        async with wired(wire_app(), serve=size, extensions=extensions) as wire:
-            wire.send(*frames)
-
-            assert await wire.closed() == (
-                1009,
+            ),
+            (
+                200,
+                [wire_frame(bytes(101), TEXT), wire_frame(bytes(100), FIN | CONT)[:8]],
                 "frame with 100 bytes after reading 101 bytes exceeds limit of "
                 "200 bytes",
-            )
+            ),
+            (
+                (None, 100),
+                [wire_frame(bytes(101))[:8]],
+                "frame with 101 bytes exceeds limit of 100 bytes",
+            ),
+        ],
+        ids=["message", "fragments in all", "each frame"],
+    )
+    @BOTH
+    async def test_too_large(
+        self, size: Any, frames: list[bytes], reason: str, extensions: str
+    ) -> None:
+        """What is over `max_size`, or its second number, is 1009 at its header."""
+        call = wire_frame(wire_json().ljust(100))
 
-    async def test_fragment_limit(self) -> None:
-        """The second number of `max_size` limits each frame."""
-        size = {"max_size": (None, 100)}
-
-        async with wired(wire_app(), serve=size) as wire:
-            wire.send(wire_frame(wire_json().ljust(100)), wire_frame(bytes(101)))
+        async with wired(
+            wire_app(), serve={"max_size": size}, extensions=extensions
+        ) as wire:
+            wire.send(call, *frames)
 
             assert await wire.answer() == wire_result(1, {})
-            assert await wire.closed() == (
-                1009,
-                "frame with 101 bytes exceeds limit of 100 bytes",
-            )
+            assert await wire.closed() == (1009, reason)
 
     @pytest.mark.parametrize("path", ["/api", "/raw"])
     @pytest.mark.parametrize(
@@ -4297,13 +4298,16 @@ class TestOrder:
 
             assert await wire.ended() == b""
 
-    async def test_close_in_handler(self) -> None:
+    @pytest.mark.parametrize("is_first_step", [True, False])
+    async def test_close_in_handler(self, is_first_step: bool) -> None:
         """A handler that closes its client doesn't wait for its own end."""
         app, ended = make_app(grace=0), asyncio.Event()
 
         @app.module("e")
         @app.method
         async def leave(request: wsappy.Request) -> None:
+            if not is_first_step:
+                await asyncio.sleep(0)
             await request.client.close(4000, "done")
             ended.set()
 
@@ -4347,6 +4351,9 @@ class TestOrder:
             assert await wire.answer() == wire_result(1, {})
 
         assert app.stats()["dropped_push"] == 1
+
+
+# -- Flow ---------------------------------------------------------------------
 
 
 class TestTurns:
@@ -4634,7 +4641,8 @@ class TestSlowReaders:
     ) -> None:
         """Without `ping_timeout` such a client stays: nobody looks at what it takes."""
         limits = {"ping_interval": None, "ping_timeout": None}
-        monkeypatch.setattr(wsappy, "unacknowledged", pytest.fail)
+        looks: list[Any] = []
+        monkeypatch.setattr(wsappy, "unacknowledged", looks.append)
 
         async with wired(wire_app(), serve=limits) as wire:
             wire.stop_reading()
@@ -4643,6 +4651,7 @@ class TestSlowReaders:
 
             wire.read_on()
             assert await wire.answer() == wire_result(1, "x" * 2**22, "fill")
+            assert looks == []
 
     async def test_reads_slowly(self) -> None:
         """A client that takes bytes now and then stays, though no pong can come."""
@@ -4730,6 +4739,17 @@ class TestSlowReaders:
             app.to("room").push("e", "x")
 
             assert app.stats()["slow_clients_dropped"] == 1
+
+    async def test_pushes_of_one_turn(self) -> None:
+        """What is pushed in one turn of the loop doesn't count as a backlog yet."""
+        app = wire_app(max_backlog=1000)
+
+        async with wired(app) as wire:
+            wire.client.join("room")
+            for number in range(3):
+                app.to("room").push("e", str(number), "y" * 8000)
+
+            assert [(await wire.answer())["event"] for _ in range(3)] == ["0", "1", "2"]
 
     async def test_push_larger_than_the_backlog(self) -> None:
         """A client that is behind by less than `max_backlog` takes a larger message."""
@@ -4924,6 +4944,9 @@ class TestKeepalive:
 
             assert await wire.ended() == b""
             await wire_until(lambda: wire.is_gone)
+
+
+# -- The lane and the library -------------------------------------------------
 
 
 class LibraryConnection(wsappy.Connection):
@@ -5150,6 +5173,9 @@ class TestEquality:
             compare()
 
 
+# -- The handshake ------------------------------------------------------------
+
+
 def frame_by_hand(payload: bytes, opcode: int = TEXT) -> bytes:
     """Make a whole frame from a client."""
     return wire_frame(payload, FIN | opcode)
@@ -5200,81 +5226,71 @@ def refusing(error: BaseException) -> App:
     return app
 
 
+NO_PAGE = (426, "this address is for WebSocket clients")
+TWICE = (400, "one Host and one Origin at most")
+
+
 class TestWhatIsNoHandshake:
     """Requests that are no WebSocket handshake."""
 
-    async def test_get_of_a_route(self) -> None:
-        """A plain GET on a WebSocket path is a 426 that says what it is for."""
-        answer = await ask_by_hand(make_app())
+    @pytest.mark.parametrize(
+        ("parts", "headers", "answer"),
+        [
+            ([], {}, NO_PAGE),
+            (["/api", "HEAD"], {}, (426, "")),
+            (["/other"], {}, (404, "not found")),
+            (["/%ff"], {}, (404, "not found")),
+            (["/api", "POST"], {}, (405, "method not allowed")),
+            ([], {**UPGRADE, "protocol": "HTTP/1.0"}, NO_PAGE),
+            ([], {**UPGRADE, "Host": ["a", "a"]}, TWICE),
+            ([], {**UPGRADE, "Origin": ["a", "a"]}, TWICE),
+        ],
+        ids=[
+            "route",
+            "HEAD",
+            "unknown path",
+            "path that isn't UTF-8",
+            "POST",
+            "upgrade of HTTP/1.0",
+            "two Hosts",
+            "two Origins",
+        ],
+    )
+    async def test_answer(
+        self, parts: list[str], headers: dict[str, Any], answer: tuple[int, str]
+    ) -> None:
+        """Its answer is 400, 404, 405 or 426 with a reason; none to HEAD."""
+        assert await ask_by_hand(make_app(), *parts, **headers) == answer
 
-        assert answer == (426, "this address is for WebSocket clients")
-
-    async def test_get_of_a_route_names_the_protocol(self) -> None:
-        """A 426 has the header `Upgrade`."""
+    @pytest.mark.parametrize(
+        ("method", "name", "value"),
+        [("GET", "Upgrade", "websocket"), ("POST", "Allow", "GET, HEAD")],
+    )
+    async def test_header(self, method: str, name: str, value: str) -> None:
+        """A 426 has the header `Upgrade`, a 405 has `Allow`."""
         async with (
             make_app().serve("127.0.0.1", 0) as serving,
-            dialled(serving, request_by_hand()) as wire,
+            dialled(serving, request_by_hand(method=method)) as wire,
         ):
             _, headers = await wire.head()
 
-        assert headers["Upgrade"] == "websocket"
+        assert headers[name] == value
 
-    async def test_head_of_a_route(self) -> None:
-        """The answer to HEAD has no body."""
-        assert await ask_by_hand(make_app(), "/api", "HEAD") == (426, "")
+    @pytest.mark.parametrize(
+        ("method", "headers", "status"),
+        [
+            ("GET", {**UPGRADE, "Sec-WebSocket-Key": "x"}, 400),
+            ("POST", UPGRADE, 405),
+        ],
+        ids=["bad key", "POST"],
+    )
+    async def test_handshake_that_is_not_whole(
+        self, method: str, headers: dict[str, str], status: int
+    ) -> None:
+        """A handshake that isn't whole is 400, by another method than GET 405."""
+        answer = await ask_by_hand(make_app(), "/api", method, **headers)
 
-    async def test_unknown_path(self) -> None:
-        """A path that is neither a page nor a route is 404."""
-        assert await ask_by_hand(make_app(), "/other") == (404, "not found")
-
-    async def test_path_that_is_not_utf_8(self) -> None:
-        """A path whose percent-encoding is no UTF-8 is 404."""
-        assert await ask_by_hand(make_app(), "/%ff") == (404, "not found")
-
-    async def test_post(self) -> None:
-        """Other methods than GET and HEAD are 405."""
-        answer = await ask_by_hand(make_app(), "/api", "POST")
-
-        assert answer == (405, "method not allowed")
-
-    async def test_post_names_what_is_allowed(self) -> None:
-        """A 405 has the header `Allow`."""
-        async with (
-            make_app().serve("127.0.0.1", 0) as serving,
-            dialled(serving, request_by_hand(method="POST")) as wire,
-        ):
-            _, headers = await wire.head()
-
-        assert headers["Allow"] == "GET, HEAD"
-
-    async def test_upgrade_of_http_1_0(self) -> None:
-        """A request of HTTP/1.0 can't be an upgrade."""
-        status, _ = await shake_by_hand(make_app(), protocol="HTTP/1.0")
-
-        assert status == 426
-
-    async def test_upgrade_by_post(self) -> None:
-        """An upgrade by another method than GET is 405."""
-        status, _ = await ask_by_hand(make_app(), "/api", "POST", **UPGRADE)
-
-        assert status == 405
-
-    async def test_upgrade_without_a_key(self) -> None:
-        """A handshake that isn't whole is 400."""
-        headers = {**UPGRADE, "Sec-WebSocket-Key": "x"}
-
-        status, _ = await ask_by_hand(make_app(), "/api", "GET", **headers)
-
-        assert status == 400
-
-    @pytest.mark.parametrize("name", ["Host", "Origin"])
-    async def test_header_twice(self, name: str) -> None:
-        """Two Origins or two Hosts are 400."""
-        headers: Any = {name: ["a", "a"]}
-
-        answer = await ask_by_hand(make_app(), **UPGRADE, **headers)
-
-        assert answer == (400, "one Host and one Origin at most")
+        assert answer[0] == status
 
     @pytest.mark.parametrize(
         ("path", "headers", "status"),
@@ -5329,19 +5345,20 @@ class TestWhatIsNoHandshake:
 class TestHandshakeOrder:
     """The order in which the handshake decides."""
 
-    async def test_good_one(self) -> None:
-        """A handshake that nothing is wrong with is answered with 101."""
-        assert await shake_by_hand(make_app()) == (101, "")
-
-    async def test_foreign_origin_of_an_unknown_path(self) -> None:
+    @pytest.mark.parametrize(
+        ("path", "headers", "answer"),
+        [
+            ("/api", {}, (101, "")),
+            ("/other", {"Origin": "http://a.b"}, (403, "this origin is not allowed")),
+            ("/other", {}, (404, "no such path")),
+        ],
+        ids=["nothing is wrong", "origin and path", "path"],
+    )
+    async def test_before_any_hook(
+        self, path: str, headers: dict[str, str], answer: tuple[int, str]
+    ) -> None:
         """The origin is looked at before the path."""
-        answer = await shake_by_hand(make_app(), "/other", Origin="http://evil.example")
-
-        assert answer == (403, "this origin is not allowed")
-
-    async def test_unknown_path(self) -> None:
-        """An unknown path is 404."""
-        assert await shake_by_hand(make_app(), "/other") == (404, "no such path")
+        assert await shake_by_hand(make_app(), path, **headers) == answer
 
     async def test_unknown_path_from_a_browser(self) -> None:
         """A browser can't read a status: it is let in and closed with 4404."""
@@ -5399,39 +5416,34 @@ class TestHandshakeOrder:
 
         assert statuses == [403, 403, 101]
 
-    async def test_refusal(self) -> None:
-        """`Refused` in on_connecting is its status, with the reason as text."""
-        app = refusing(Refused(401, "who are you?"))
+    @pytest.mark.parametrize(
+        ("error", "answer"),
+        [
+            (Refused(401, "who are you?"), (401, "who are you?")),
+            (Refused(403), (403, "Forbidden")),
+            (RuntimeError("secret"), (500, "internal error")),
+            (asyncio.CancelledError(), (500, "internal error")),
+        ],
+        ids=repr,
+    )
+    async def test_refusal(self, error: BaseException, answer: tuple[int, str]) -> None:
+        """`Refused` is its status and reason, or phrase; anything else is 500."""
+        assert await shake_by_hand(refusing(error)) == answer
 
-        assert await shake_by_hand(app) == (401, "who are you?")
-
-    async def test_refusal_without_a_reason(self) -> None:
-        """A refusal without a reason has the status's phrase as text."""
-        assert await shake_by_hand(refusing(Refused(403))) == (403, "Forbidden")
-
-    async def test_refusal_of_a_browser(self) -> None:
-        """A browser that is refused is closed with 4000 + status and the reason."""
-        app = refusing(Refused(401, "who are you?"))
-
-        assert await close_of_browser(app) == (4401, "who are you?")
-
-    async def test_refusal_of_a_browser_with_a_long_reason(self) -> None:
-        """A close reason is cut at 123 bytes, on a character's boundary."""
-        app = refusing(Refused(401, "ä" * 100))
-
-        assert await close_of_browser(app) == (4401, "ä" * 61)
-
-    async def test_bug(self) -> None:
-        """Anything else that on_connecting raises is 500, and its text stays inside."""
-        answer = await shake_by_hand(refusing(RuntimeError("secret")))
-
-        assert answer == (500, "internal error")
-
-    async def test_bug_and_a_browser(self) -> None:
-        """A browser hears of a bug as 1011."""
-        app = refusing(RuntimeError("secret"))
-
-        assert await close_of_browser(app) == (1011, "internal error")
+    @pytest.mark.parametrize(
+        ("error", "answer"),
+        [
+            (Refused(401, "who are you?"), (4401, "who are you?")),
+            (Refused(401, "ä" * 100), (4401, "ä" * 61)),
+            (RuntimeError("secret"), (1011, "internal error")),
+        ],
+        ids=["refused", "long reason", "bug"],
+    )
+    async def test_refusal_of_a_browser(
+        self, error: BaseException, answer: tuple[int, str]
+    ) -> None:
+        """It is closed with 4000 + status and 123 bytes of reason; 1011 for a bug."""
+        assert await close_of_browser(refusing(error)) == answer
 
     async def test_bug_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         """A bug in on_connecting is logged with its traceback."""
@@ -5450,12 +5462,6 @@ class TestHandshakeOrder:
         text = "on_connecting raised Refused(403, 'members only')"
         assert text in caplog.messages
 
-    async def test_cancellation_of_its_own(self) -> None:
-        """A cancellation that on_connecting makes itself is a bug."""
-        answer = await shake_by_hand(refusing(asyncio.CancelledError()))
-
-        assert answer == (500, "internal error")
-
     async def test_bug_in_init(self, caplog: pytest.LogCaptureFixture) -> None:
         """What a client's `__init__` raises is 500."""
         app = App()
@@ -5467,27 +5473,22 @@ class TestHandshakeOrder:
 
         assert await shake_by_hand(app) == (500, "internal error")
 
-    async def test_def_hook_of_a_class(self) -> None:
+    @pytest.mark.parametrize(
+        ("path", "answer"), [("/api", (101, "")), ("/api?out", (402, "not you"))]
+    )
+    async def test_def_hook_of_a_class(
+        self, path: str, answer: tuple[int, str]
+    ) -> None:
         """`on_connecting` may be a plain `def`."""
         app = App()
 
         @app.client("/api")
         class Mine(Client):
             def on_connecting(self) -> None:  # type: ignore[override]
-                raise Refused(402)
+                if "out" in self.query:
+                    raise Refused(402, "not you")
 
-        assert await shake_by_hand(app) == (402, "Payment Required")
-
-    async def test_def_hook_that_lets_in(self) -> None:
-        """Where it returns the client is in."""
-        app = App()
-
-        @app.client("/api")
-        class Mine(Client):
-            def on_connecting(self) -> None:  # type: ignore[override]
-                pass
-
-        assert await shake_by_hand(app) == (101, "")
+        assert await shake_by_hand(app, path) == answer
 
     async def test_hook_that_never_ends(self) -> None:
         """`on_connecting` has open_timeout seconds; then the connection ends."""
@@ -5864,6 +5865,9 @@ class TestPages:
         app.http("/page")(lambda request: "text")
 
         assert await ask_by_hand(app, "/page", "GET", Upgrade="h2c") == (200, "text")
+
+
+# -- From the opening to the goodbye ------------------------------------------
 
 
 class Told:
