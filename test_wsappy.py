@@ -12040,44 +12040,48 @@ class TestMetricsExample:
 
 
 class TestBenchmark:
-    """`examples/benchmark.py`: its figures are for people, their names for programs."""
+    """`examples/benchmark.py`: servers are measured, and ratios have limits."""
 
     @staticmethod
-    def figures(*options: str) -> Any:
-        """Run it for as short as can be; return what it prints."""
-        command = [sys.executable, "examples/benchmark.py", "--json", "--rounds", "1"]
+    def lines(*options: str) -> dict[str, list[str]]:
+        """Run one round; return the words of each line by what stands first."""
+        command = [sys.executable, "examples/benchmark.py", "--rounds", "1", *options]
         done = subprocess.run(  # noqa: S603
-            [*command, *options],
+            command,
             cwd=EXAMPLE_ROOT,
             env=example_environment(),
             capture_output=True,
+            text=True,
             timeout=60,
             check=True,
         )
-        return json.loads(done.stdout)
+        lines = re.findall(r"^(\S.*?)  +(.+)$", done.stdout, flags=re.M)
+        return {first: rest.split() for first, rest in lines}
 
     @pytest.mark.skipif(sys.platform != "linux", reason="reads clocks of Linux")
     def test_servers(self) -> None:
-        """Every server has its figures for calls, pushes and memory."""
-        names = ("wsappy-def", "websockets")
+        """Every server has its memory, and CPU and user time for push and calls."""
+        lines = self.lines("--only", "wsappy-def", "websockets")
 
-        result = self.figures("--seconds", "0.05", "--clients", "20", "--only", *names)
+        assert [len(lines[name]) for name in ("wsappy-def", "websockets")] == [7, 7]
+        assert lines["16 in flight, cpu: wsappy-def / websockets"][0] == "0.26"
 
-        assert set(result["servers"]) == set(names)
-        assert set(result["servers"]["wsappy-def"]) == {
-            "calls_1",
-            "calls_16",
-            "push",
-            "idle",
-        }
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads clocks of Linux")
+    def test_visits(self) -> None:
+        """Connecting and closing is compared with a server that does nothing else."""
+        lines = self.lines("--only", "wsappy-hello", "websockets-bare")
+
+        assert lines["visit, cpu: wsappy-hello / websockets-bare"][:2] == [
+            "1.30",
+            "1.10",
+        ]
 
     @pytest.mark.skipif(sys.platform != "linux", reason="reads clocks of Linux")
     def test_clients(self) -> None:
         """The Python client is compared with one that is written by hand."""
-        result = self.figures("--client")
+        lines = self.lines("--client")
 
-        assert set(result["client"]) == {"wsappy", "websockets"}
-        assert result["ratios"][0]["at_most"] == 1.1
+        assert lines["client, cpu: wsappy-client / websockets-client"][0] == "1.10"
 
 
 # --- README ------------------------------------------------------------------
