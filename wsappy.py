@@ -23,25 +23,35 @@ A client sends calls, the server answers them with events; both are JSON objects
     {"request_id": 1, "module": "entity", "method": "get",
      "event": "result", "data": {"items": [{"id": 42, "name": "a"}]}}
 
-The file follows one message from bytes in to bytes out:
+One message's way, from bytes in to bytes out:
 
-    1. Errors          what a handler may raise, and the framework's own codes
+    socket -> Lane.read -> Calls.receive -> Calls.begin -> Method.bind -> the handler
+    socket <- ServerWire.flush <- ServerWire.post <- Calls.emit <- Calls.conclude <-'
+
+The story follows it, section by section; the appendices use it, and it names nothing
+of theirs:
+
+    1. Errors          what a handler may raise, and how users' code is run
     2. Messages        decode and encode the two shapes
     3. Routes          paths, parameters, the checks at registration, the one table
-    4. Calls           find, check, run, answer
-    5. Connections     bytes from the socket to messages, messages to the socket
-    6. Clients         one object for each connection, and the groups they join
-    7. App             what users decorate with, and the server's life
-    8. The classic API the class-based server of wsappy 0.1.3
-    9. connect         the Python client
+    4. Wires           what a connection is to everything above it; bytes and frames
+    5. Calls           find, check, run, answer; calls to the other side
+    6. Clients         one object for each connection, from its request to its goodbye
+    7. Groups          who is in which group, and pushes to all of them
+    8. App             what users decorate with, and the server's life
+
+    9. connect         the Python client, and the one for tests
+    10. The classic API  the class-based server of wsappy 0.1.3
 """
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import collections
 import contextlib
 import contextvars
+import enum
 import errno
 import functools
 import http
@@ -49,25 +59,34 @@ import inspect
 import json
 import logging
 import math
-import operator
 import os
 import random
 import re
 import signal
 import sys
+import sysconfig
 import threading
 import time
+import traceback
 import types
 import typing
 import urllib.parse
 import uuid
 import warnings
 import weakref
-from collections import abc
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, NamedTuple, NoReturn, Self, TypeVar, overload
+from typing import Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar, overload
 
 # The one place where the oldest versions stand, beside `install_requires`.
 REQUIREMENTS = "python -m pip install 'orjson>=3.10' 'websockets>=17,<18'"
@@ -88,7 +107,8 @@ try:
     from websockets import ClientProtocol, ConnectionClosed, Headers, ServerProtocol
     from websockets.asyncio.connection import Connection as LibraryConnection
     from websockets.frames import CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
-    from websockets.protocol import CONNECTING, OPEN, Event
+    from websockets.http11 import SERVER
+    from websockets.protocol import Event, State
 
     check_versions()
 except ImportError as exc:
@@ -97,15 +117,14 @@ except ImportError as exc:
 
 __version__ = "0.2.0"
 __all__ = ["App", "Client", "ConnectionClosed", "Error", "Module", "Refused", "Request"]
-__all__ += ["Handler", "Server", "handler_method"]  # the classic API
-__all__ += ["Peer", "Push", "connect"]  # the client
 
 LOGGER = logging.getLogger("wsappy")
 
 # Seconds that one turn of the loop may take for dispatch or a stream.
 TURN = 0.005
-# Seconds after which a `def` handler is named as blocking, and between two such lines.
-BLOCKING, BLOCKING_SILENCE = 0.1, 60.0
+# Seconds without a turn after which who holds the loop is named, between two looks at
+# it, and between two lines about one place.
+BLOCKING, BLOCKING_LOOK, BLOCKING_SILENCE = 0.25, 0.05, 60.0
 # Bad messages in a row that close a connection with 4400 (protocol, section 1).
 MAX_BAD_MESSAGES = 16
 # Refused origins that are logged, one line for each.
@@ -118,7 +137,11 @@ CLOSE_GRACE = SLOW_GRACE = 1.0
 WRITE_SIZE = 2**16
 # Bytes that wait for a client that is behind: what `websockets` takes by default.
 WRITE_LIMIT = 2**15
-# Bytes that may arrive behind the handshake's request (RFC 6455, section 4.1: none).
+# Seconds that what follows the `yield` of a lifespan gets.
+LIFESPAN_GRACE = 10.0
+# How many times `max_backlog` may be pushed to one client in one turn of the loop.
+MAX_BURST = 8
+# Bytes that may arrive after the handshake's request (RFC 6455, section 4.1: none).
 MAX_EARLY = 2**16
 # Fragments of one message: what `websockets` allows by default.
 MAX_FRAGMENTS = 4096
@@ -128,15 +151,15 @@ MAX_THREADS = min(32, (os.cpu_count() or 1) + 4)
 # Eager tasks came with Python 3.12; without them a task waits for the loop's next turn.
 HAS_EAGER_TASKS = sys.version_info >= (3, 12)
 TASK_OPTIONS: dict[str, Any] = {"eager_start": True} if HAS_EAGER_TASKS else {}
+LAZY_TASKS = int(not HAS_EAGER_TASKS)
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 monotonic = time.monotonic
 Target = TypeVar("Target")
 Function = TypeVar("Function", bound=Callable[..., Any])
 JSON = Any
-# None stands for every route.
+# None means every route.
 Paths = Sequence[str] | None
-NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 # --- 1. Errors ---------------------------------------------------------------
 
@@ -197,7 +220,7 @@ class Refused(Exception):  # noqa: N818
 
     Raises:
         TypeError: If *message* is no string.
-        ValueError: If *status* is another one.
+        ValueError: If *status* is not one of these.
     """
 
     def __init__(self, status: int, message: str = "") -> None:
@@ -215,7 +238,7 @@ class Refused(Exception):  # noqa: N818
 
     @property
     def close_code(self) -> int:
-        """The close code that stands for the status (protocol, section 8)."""
+        """The close code for the status (protocol, section 8)."""
         return 4000 + self.status
 
 
@@ -224,12 +247,65 @@ def cut_reason(text: str) -> str:
     return text.encode(errors="replace")[:123].decode(errors="ignore")
 
 
+# What a client hears of a bug in a hook; its close code is 1011.
+FAILED = Refused(500, "internal error")
 UNKNOWN_METHOD = Error("unknown_method", "no such module or method")
 INTERNAL = Error("internal", "internal error")
 TIMEOUT = Error("timeout", "the call took too long", retry=True)
 CANCELLED = Error("cancelled", "the caller cancelled the call")
 OVERLOADED = Error("overloaded", "too many unfinished calls", retry=True)
 STOPPING = Error("overloaded", "the server is stopping", retry=True)
+
+# What stops the server, in order, wherever users' code raises it.
+STOPS = (SystemExit, KeyboardInterrupt)
+
+
+class Failure:
+    """What `run` and `run_to_end` return for users' code that raised."""
+
+    __slots__ = ("exc",)
+
+    def __init__(self, exc: BaseException) -> None:
+        self.exc = exc
+
+
+def run(function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
+    """Run users' code of any kind: codecs, validators, error functions.
+
+    Returns:
+        What it returned, a coroutine for an `async def`; or a `Failure`.
+    """
+    try:
+        return function(*arguments, **keywords)
+    except STOPS:
+        raise
+    except BaseException as exc:  # noqa: BLE001
+        return Failure(exc)
+
+
+async def run_to_end(function: Callable[..., Any], /, *arguments: Any) -> Any:
+    """Run users' code, and await what it returns where that can be awaited.
+
+    Returns:
+        Its result, or a `Failure`: for a cancellation that it raised by itself, too.
+        One that came to this task from outside passes through.
+    """
+    task: Any = asyncio.current_task()
+    cancelled = task.cancelling()
+    try:
+        result = function(*arguments)
+        return await result if inspect.isawaitable(result) else result
+    except STOPS:
+        raise
+    except BaseException as exc:
+        if isinstance(exc, asyncio.CancelledError) and task.cancelling() > cancelled:
+            raise
+        return Failure(exc)
+
+
+def log_failure(what: str, exc: BaseException) -> None:
+    LOGGER.error("%s failed", what, exc_info=exc)
+
 
 # --- 2. Messages -------------------------------------------------------------
 
@@ -369,7 +445,7 @@ class Codec:
 
 
 class Converter(NamedTuple):
-    """What a parameter of a path takes: a text of that *pattern*, given to *type*."""
+    """What a parameter of a path matches: a text of that *pattern*, given to *type*."""
 
     type: type
     pattern: str
@@ -385,8 +461,8 @@ CONVERTERS = {
     "path": Converter(str, "(?:/(.*))?"),
 }
 PARAMETER = re.compile(r"\{([^{}:]*)(?::([^{}]*))?\}")
-# Stands for a slash between segments once they are decoded, since "%2F" is a slash in
-# one; nothing that arrives can hold this half of a surrogate pair.
+# A slash between segments once they are decoded, since "%2F" is a slash inside of one;
+# nothing that arrives can hold this half of a surrogate pair.
 SLASH = "\ud800"
 
 
@@ -424,6 +500,11 @@ def decode_path(path: str) -> str:
         return "?"
 
 
+def key_of(path: str) -> str:
+    """Return what a literal path becomes when a client asks for it, decoded."""
+    return path.removesuffix("/").replace("/", SLASH)
+
+
 def split_query(target: str) -> tuple[str, dict[str, str]]:
     """Cut what a client asks for into the path and the last value of each name."""
     path, _, query = target.partition("?")
@@ -454,7 +535,7 @@ def parse_parameter(path: str, segment: str) -> tuple[str, str]:
     """Return name and converter of a segment such as `{id:int}`."""
     parameter = PARAMETER.fullmatch(segment)
     name, converter = parameter.groups("str") if parameter else ("", "")
-    # `on_connecting` gets the parameters by name, behind its own `self`.
+    # `on_connecting` gets the parameters by name, after its own `self`.
     if not name.isidentifier() or name == "self":
         who = f"segment {segment!r} of path {path!r}"
         raise ValueError(f"{who} must be a text or one parameter; write '{{room}}'")
@@ -525,7 +606,7 @@ def resolve(function: object, name: str, annotation: object) -> Any:
     # Names are looked up in the module of what is wrapped.
     plain = layers_of(function)[-1]
     owner = types.SimpleNamespace(__annotations__={name: annotation}, __wrapped__=plain)
-    hints = run(typing.get_type_hints, owner, {"include_extras": True})
+    hints = run(typing.get_type_hints, owner, include_extras=True)
     return checked(hints, function, name, annotation)[name]
 
 
@@ -567,11 +648,11 @@ def validator_of(annotation: Any) -> Callable[[str, JSON, Faults], Any]:
 
     def convert(name: str, value: JSON, faults: Faults) -> Any:
         # Strictness in JSON differs from that in Python: a date is a string there.
-        payload = run(orjson.dumps, value, {"default": str})
+        payload = run(orjson.dumps, value, default=str)
         if type(payload) is Failure:
             faults.append((name, str(payload.exc)))
             return None
-        outcome = run(validate, payload, {"strict": True})
+        outcome = run(validate, payload, strict=True)
         if type(outcome) is not Failure:
             return outcome
         if not isinstance(outcome.exc, ValidationError):
@@ -593,27 +674,39 @@ def expected(accepted: frozenset[type]) -> str:
 
 @dataclass(slots=True)
 class Mark:
-    """What `@app.method` and `@handler_method` leave on a function.
+    """What `@app.method` leaves on a function.
 
     Attributes:
-        is_owned: Whether a module has taken it.
+        answers_itself: Whether only what it sends itself is an answer.
+        is_owned: Whether it belongs to a module.
     """
 
     name: str
     timeout: float | types.EllipsisType | None = ...
     in_thread: bool = False
-    is_classic: bool = False
+    answers_itself: bool = False
     is_owned: bool = False
 
 
-def kind_of(function: Callable[..., Any], mark: Mark) -> str:
-    """Return how a handler runs: `inline`, `task`, `stream` or `thread`."""
-    is_generator = inspect.isgeneratorfunction(function)
-    if inspect.isasyncgenfunction(function) or (is_generator and not mark.is_classic):
-        return "stream"
-    if is_generator or inspect.iscoroutinefunction(function):
-        return "task"
-    return "thread" if mark.in_thread else "inline"
+class Kind(enum.Enum):
+    """How a handler runs."""
+
+    INLINE = "a `def`, in the step that reads the call"
+    TASK = "an `async def`"
+    STREAM = "a `def` or an `async def` with `yield`"
+    THREAD = "a `def` in a worker thread"
+
+
+def kind_of(function: Callable[..., Any], mark: Mark) -> Kind:
+    """Return how a handler runs."""
+    code = getattr(layers_of(function)[-1], "__code__", None)
+    # A plain generator that `types.coroutine` has marked can be awaited.
+    is_coroutine = code is not None and code.co_flags & inspect.CO_ITERABLE_COROUTINE
+    if is_coroutine or inspect.iscoroutinefunction(function):
+        return Kind.TASK
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        return Kind.STREAM
+    return Kind.THREAD if mark.in_thread else Kind.INLINE
 
 
 class Method:
@@ -639,8 +732,8 @@ class Method:
         self.names = (module, mark.name)
         self.function = function
         self.kind = kind_of(function, mark)
-        self.is_classic = mark.is_classic
-        is_endless = self.kind == "stream" and mark.timeout is ...
+        self.answers_itself = mark.answers_itself
+        is_endless = self.kind is Kind.STREAM and mark.timeout is ...
         self.timeout = None if is_endless else mark.timeout
         parameters = list(inspect.signature(function).parameters.values())
         self._check(mark, parameters)
@@ -655,21 +748,20 @@ class Method:
         self.paths: dict[str, str] | None = None
         if clients is not None:
             self.paths = {parse_path(each).shape: each for each in clients}
-        self.silent_until = 0.0
 
     def _check(self, mark: Mark, parameters: list[inspect.Parameter]) -> None:
         """Refuse a handler that can't run as it is marked, or be called by names."""
         who = f"handler {describe(self.function)}"
-        if mark.in_thread and self.kind != "thread":
+        if mark.in_thread and self.kind is not Kind.THREAD:
             raise TypeError(f"{who} has thread=True, but is no plain def; leave it out")
-        if mark.timeout is not ... and self.kind == "inline":
+        if mark.timeout is not ... and self.kind is Kind.INLINE:
             raise TypeError(f"{who} is a def with a timeout; add async or thread=True")
         if not parameters or parameters[0].kind > parameters[0].POSITIONAL_OR_KEYWORD:
             raise TypeError(f"{who} takes no request; write it as the first parameter")
         for each in parameters[1:]:
             if each.kind in (each.VAR_POSITIONAL, each.POSITIONAL_ONLY):
                 must = f"{who} must take {each.name!r} by name"
-                raise TypeError(f"{must}; write it behind the /, without a *")
+                raise TypeError(f"{must}; write it after the /, without a *")
 
     def __repr__(self) -> str:
         return ".".join(self.names)
@@ -737,36 +829,42 @@ def check_name(kind: str, name: object) -> None:
 
 @dataclass(eq=False, slots=True)
 class Route:
-    """A path, the class of its clients, and the methods that can be called there.
+    """A path, what makes its clients, and the methods that can be called there.
 
     Attributes:
-        factory: Makes a client: `factory(server, connection, handlers)`.
+        path: Where clients connect.
+        factory: Makes the client of a wire.
         origins: Which origins browsers may come from; see `App`.
         is_ordered: Whether it runs one call at a time.
-        server: What the classic API gives its clients.
-        handlers: What the classic API gives its clients.
+        overrides: What sends for classes that send in their own way.
         methods: The methods by `(module, method)`.
     """
 
     path: Path
-    factory: Callable[..., Client]
+    factory: Callable[[Any], Client]
     origins: str | Sequence[str] | None
     is_ordered: bool = False
-    server: object = None
-    handlers: object = None
+    overrides: Overrides | None = None
     methods: dict[tuple[str, str], Method] = field(default_factory=dict)
 
     def offer(self, method: Method) -> None:
-        """Take a method, unless it is limited to other routes."""
+        """Add a method, unless it is limited to other routes."""
         if method.paths is None or self.path.shape in method.paths:
             self.methods[method.names] = method
 
 
 class Table:
-    """The one table: every (path, module, method) with its handler."""
+    """The one table: every (path, module, method) with its handler.
+
+    Attributes:
+        routes: The routes by the shapes of their paths.
+        literals: Those without parameters, by their decoded paths.
+        methods: All methods, in the order of registration.
+    """
 
     def __init__(self) -> None:
         self.routes: dict[str, Route] = {}
+        self.literals: dict[str, Route] = {}
         self.methods: list[Method] = []
 
     def add_route(self, route: Route) -> None:
@@ -775,6 +873,8 @@ class Table:
         if other is not route:
             texts = f"{route.path.text!r} clashes with {other.path.text!r}"
             raise ValueError(f"path {texts}; write another")
+        if not route.path.converters:
+            self.literals[key_of(route.path.text)] = route
         for method in (*CONTROLS.values(), *self.methods):
             route.offer(method)
 
@@ -794,9 +894,10 @@ class Table:
     def find(self, path: str) -> tuple[Route, dict[str, Any]] | None:
         """Return the route of a path from outside with its parameters' values."""
         decoded = decode_path(path)
-        routes = self.routes.values()
         # A literal path wins; patterns are tried in the order of registration.
-        for route in sorted(routes, key=lambda each: bool(each.path.converters)):
+        if literal := self.literals.get(decoded.removesuffix(SLASH)):
+            return literal, {}
+        for route in self.routes.values():
             params = route.path.match(decoded)
             if params is not None:
                 return route, params
@@ -823,860 +924,7 @@ class Table:
         }
 
 
-# --- 4. Calls ----------------------------------------------------------------
-
-
-class Failure:
-    """What `run` returns for users' code that raised."""
-
-    __slots__ = ("exc",)
-
-    def __init__(self, exc: BaseException) -> None:
-        self.exc = exc
-
-
-def run(
-    function: Callable[..., Any], argument: Any, keywords: Mapping[str, Any] = NOTHING
-) -> Any:
-    """Run users' code of any kind: handlers, hooks, pages, codecs.
-
-    Returns:
-        What it returned, a coroutine for an `async def`; or a `Failure`.
-    """
-    try:
-        return function(argument, **keywords)
-    except Exception as exc:  # noqa: BLE001
-        return Failure(exc)
-
-
-@types.coroutine
-def settle(outcome: Any) -> abc.Generator[Any, Any, Any]:
-    """Await what `run` returned, if it has to be awaited; each step goes through `run`.
-
-    Returns:
-        The result, or a `Failure`. A cancellation passes through.
-    """
-    if not inspect.isawaitable(outcome):
-        return outcome
-    steps = as_coroutine(outcome)
-    step, value = steps.send, None
-    while True:
-        outcome = run(step, value)
-        if type(outcome) is Failure:
-            exc = outcome.exc
-            return exc.value if isinstance(exc, StopIteration) else outcome
-        try:
-            value, step = (yield outcome), steps.send
-        except BaseException as exc:  # noqa: BLE001
-            value, step = exc, steps.throw
-
-
-async def run_to_end(function: Callable[..., Any], argument: Any) -> Any:
-    """Run users' code to its end.
-
-    Returns:
-        Its result, or a `Failure`: for a cancellation of its own making, too, which
-        must not end the task that it runs in. One from outside passes through.
-    """
-    task: Any = asyncio.current_task()
-    try:
-        return await settle(run(function, argument))
-    except asyncio.CancelledError as exc:
-        if task.cancelling():
-            raise
-        return Failure(exc)
-
-
-def as_coroutine(awaitable: abc.Awaitable[Any]) -> Coroutine[Any, Any, Any]:
-    """Return what a task can run: awaitables that are no coroutine are wrapped."""
-    return awaitable if inspect.iscoroutine(awaitable) else forward(awaitable)
-
-
-async def forward(awaitable: abc.Awaitable[Any]) -> Any:
-    return await awaitable
-
-
-def log_failure(what: str, exc: BaseException) -> None:
-    LOGGER.error("%s failed", what, exc_info=exc)
-
-
-class Sent:
-    """What `push` and `response` return: awaiting it waits while the client is behind.
-
-    The message was queued already. Works with `await` and with `yield from`.
-    """
-
-    __slots__ = ("connection",)
-
-    def __init__(self, connection: Link | None) -> None:
-        self.connection = connection
-
-    def __await__(self) -> abc.Generator[Any, Any, None]:
-        if self.connection is not None and self.connection.paused:
-            yield from self.connection.writable().__await__()
-
-    __iter__ = __await__
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class Request:
-    """One call, as its handler gets it.
-
-    Attributes:
-        client: The `Client` that called.
-        module: Name of the module.
-        method: Name of the method.
-        data: The arguments as they came, a dict.
-        id: The caller's `request_id`: a string, an integer, or None.
-    """
-
-    module: str
-    method: str
-    data: dict[str, JSON]
-    client: Client
-    id: str | int | None
-    _is_ended: bool = field(init=False, default=False)
-    _is_cut: bool = field(init=False, default=False)
-    _size: int = field(init=False, default=0)
-    _method: Method | None = field(init=False, default=None)
-    _job: Future[Any] = field(init=False)
-    _timer: asyncio.TimerHandle | None = field(init=False)
-    _credit: int | None = field(init=False, default=None)
-    _more: asyncio.Future[None] | None = field(init=False, default=None)
-
-    def __repr__(self) -> str:
-        # Quoted: the names come from outside, and this stands in logs.
-        return repr(f"{self.module}.{self.method}")
-
-    async def _spend(self) -> None:
-        """Wait for the credit of one item, where the caller gives any."""
-        while self._credit == 0:
-            self._more = asyncio.get_running_loop().create_future()
-            await self._more
-        if self._credit is not None:
-            self._credit -= 1
-
-    def _earn(self, items: int) -> None:
-        if self._credit is not None:
-            self._credit += items
-            if self._more is not None and not self._more.done():
-                self._more.set_result(None)
-
-    def response(self, event: str, data: JSON = None, /, **fields: JSON) -> Sent:
-        """Queue an event of this call; `result` and `error` end it.
-
-        Args:
-            event: Name of the event.
-            data: Any JSON, or a mapping that *fields* are added to.
-            **fields: Keys of the event's data.
-
-        Returns:
-            An awaitable that waits while the client is behind.
-
-        Raises:
-            RuntimeError: If the call has ended.
-            ValueError: If *event* is `error` and `code` or `message` is missing.
-            TypeError: If the data can't be written as JSON.
-        """
-        data = merge(data, fields)
-        if self._is_ended and not self._is_cut:
-            raise RuntimeError(
-                f"call {self!r} has ended, but {event!r} is sent; send nothing behind "
-                f"'result' or 'error'"
-            )
-        if event == "error" and not {"code", "message"} <= set(data or ()):
-            raise ValueError(
-                f"data of an error must have code and message: got {data!r}; raise "
-                f"Error('not_found', 'no item 7')"
-            )
-        if self._is_cut:
-            return Sent(None)
-        answer: Sent = self.client.connection.calls.respond(self, event, data)
-        return answer
-
-
-def names_of(request: Request) -> tuple[str | int | None, str, str]:
-    """Return what every event of a call begins with."""
-    return request.id, request.module, request.method
-
-
-# Requests of this class are made without running any of its code.
-new_request = functools.partial(object.__new__, Request)
-
-
-class Calls:
-    """The calls of one connection: reads messages, runs handlers, sends their answers.
-
-    It does no I/O. The connection gives it whole messages, and sends what it is told.
-
-    Attributes:
-        received: How many calls came.
-        unfinished: Calls whose tasks haven't ended; a thread counts until it returns.
-        waiting: Calls that haven't begun: `on_connected` runs, or the route is ordered.
-        asked: The unfinished calls to the other side, by id: what takes their events.
-        is_gated: Whether anything but the plain case may hold; then `admit` decides.
-    """
-
-    def __init__(self, app: App, route: Route, connection: Link) -> None:
-        self.app = app
-        self.route = route
-        self.connection = connection
-        self.loop = connection.loop
-        self.codec = app.codec
-        self.decode = app.codec.decode
-        self.encode = app.codec.encode
-        self.methods = route.methods
-        self.bad_messages = self.received = 0
-        self.unfinished: dict[asyncio.Future[Any], Request] = {}
-        self.senders: set[asyncio.Task[Any]] = set()
-        self.waiting: collections.deque[Request] = collections.deque()
-        self.waiting_size = 0
-        self.asked: dict[JSON, Callable[[str, Any], None]] = {}
-        self.last_id = 0
-        self.is_starting = self.is_stopping = False
-        self.is_held = True
-
-    def attend(self, client: Client) -> None:
-        """Take the client that the calls are of."""
-        self.client = client
-        self.wraps = overrides(client, "process_message")
-        self.sends_itself = (
-            overrides(client, "send_message")
-            or self.app.request_class.response is not Request.response
-        )
-        self.set_gate()
-
-    def set_gate(self) -> None:
-        """Work out again whether a plain call may begin at once."""
-        self.is_gated = (
-            self.is_held
-            or self.is_stopping
-            or self.wraps
-            or self.route.is_ordered
-            or self.app.request_class is not Request
-        )
-
-    # From a message to a call
-
-    def receive(self, payload: bytes, is_text: bool) -> None:
-        """Take one whole message: a plain call here, the others in `receive_other`."""
-        try:
-            message = self.decode(payload)
-            # The four keys of most calls, by index: it's the quickest look at them.
-            module, name = message["module"], message["method"]
-            data, request_id = message["data"], message["request_id"]
-            method = self.methods[module, name]
-        except ValueError:
-            self.receive_unreadable(payload, is_text)
-            return
-        except (LookupError, TypeError):
-            self.receive_other(message, len(payload))
-            return
-        if (
-            len(message) != 4
-            or type(data) is not dict
-            or self.is_gated
-            or not (
-                MIN_REQUEST_ID <= request_id <= MAX_REQUEST_ID
-                if type(request_id) is int
-                else is_request_id(request_id)
-            )
-        ):
-            self.receive_other(message, len(payload))
-            return
-        request = new_request()
-        request.client, request.module, request.method = self.client, module, name
-        request.data, request.id = data, request_id
-        request._is_ended = request._is_cut = False
-        request._credit = None
-        self.bad_messages = 0
-        self.received += 1
-        self.start(request, method)
-
-    def receive_unreadable(self, payload: bytes, is_text: bool) -> None:
-        """Answer what isn't JSON; text that isn't UTF-8 ends the connection."""
-        if not is_text or self.connection.read_text(payload) is not None:
-            why = "a message must be a JSON object"
-            self.receive_bad(None, Reading("bad", None, why))
-
-    def receive_other(self, message: JSON, size: int) -> None:
-        """Take a message by the whole table: bad ones, events, calls behind a gate."""
-        reading = classify(message)
-        if reading.kind == "bad":
-            self.receive_bad(message, reading)
-        elif reading.kind == "call":
-            self.bad_messages = 0
-            self.received += 1
-            self.admit(self.make_request(message), size)
-        elif reading.kind == "push":
-            self.connection.hear(message)
-        elif reading.request_id in self.asked:
-            self.receive_event(message)
-        else:
-            self.app.counts["dropped_event"] += 1
-
-    def receive_event(self, message: dict[str, JSON]) -> None:
-        """Take an event of a call to the other side."""
-        request_id, event = message["request_id"], message["event"]
-        take = self.asked[request_id]
-        if event in TERMINAL:
-            del self.asked[request_id]
-        data = message.get("data")
-        take(event, Error.from_data(data) if event == "error" else data)
-
-    def make_request(self, message: dict[str, JSON]) -> Request:
-        """Make the request of a call; its attributes are set before `__init__` runs."""
-        kind = self.app.request_class
-        parts = (message["module"], message["method"], message.get("data") or {})
-        request: Request = kind.__new__(kind)
-        Request.__init__(request, *parts, self.client, message.get("request_id"))
-        request._credit = message.get("items")
-        if kind.__init__ is not Request.__init__:
-            init: Any = request.__init__  # type: ignore[misc]
-            outcome = run(functools.partial(init, *parts, self.client), request.id)
-            if type(outcome) is Failure:
-                log_failure(f"{kind.__name__}.__init__", outcome.exc)
-        return request
-
-    def receive_bad(self, message: JSON, reading: Reading) -> None:
-        module: Any = name_of(message, "module")
-        method: Any = name_of(message, "method")
-        request = Request(module, method, {}, self.client, reading.request_id)
-        self.send_error(request, Error("bad_message", reading.why))
-        self.bad_messages += 1
-        self.app.counts["bad_messages"] += 1
-        if self.bad_messages == MAX_BAD_MESSAGES:
-            self.connection.shut(4400, f"{MAX_BAD_MESSAGES} bad messages in a row")
-
-    # From a call to its handler
-
-    def admit(self, request: Request, size: int) -> None:
-        """Begin a call, let it wait, or refuse it."""
-        if request.module == "$":
-            self.begin(request)
-        elif self.is_stopping:
-            self.send_error(request, STOPPING)
-        elif self.is_held or (self.route.is_ordered and self.unfinished):
-            self.hold(request, size)
-        else:
-            self.begin_any(request)
-
-    def hold(self, request: Request, size: int) -> None:
-        limit = self.connection.protocol.max_message_size
-        is_full = limit is not None and self.waiting_size + size > limit
-        if is_full or self.has_reached_limit(len(self.waiting)):
-            self.send_error(request, OVERLOADED)
-            return
-        request._size = size
-        self.waiting_size += size
-        self.waiting.append(request)
-
-    def has_reached_limit(self, waiting: int = 0) -> bool:
-        return len(self.unfinished) + waiting >= self.app.max_in_flight
-
-    def release(self) -> None:
-        """Begin the waiting calls that need wait no longer."""
-        while self.waiting and not (
-            self.connection.paused or (self.route.is_ordered and self.unfinished)
-        ):
-            request = self.waiting.popleft()
-            self.waiting_size -= request._size
-            self.begin_any(request)
-
-    def begin_any(self, request: Request) -> None:
-        if not self.wraps:
-            self.begin(request)
-        elif self.has_reached_limit():
-            self.send_error(request, OVERLOADED)
-        else:
-            request._method = self.methods.get((request.module, request.method))
-            self.follow(request, run(self.client.process_message, request))
-
-    def begin(self, request: Request) -> None:
-        """Find the method of a call and begin it."""
-        method = self.methods.get((request.module, request.method))
-        if method is None:
-            self.send_error(request, UNKNOWN_METHOD)
-        else:
-            self.start(request, method)
-
-    def start(self, request: Request, method: Method) -> None:
-        """Check a call against the limit and its method, and run it."""
-        request._method = method
-        unfinished = self.unfinished
-        if (
-            unfinished
-            and len(unfinished) >= self.app.max_in_flight
-            and request.module != "$"
-        ):
-            self.send_error(request, OVERLOADED)
-            return
-        try:
-            arguments = method.bind(request.data)
-        except Error as exc:
-            self.send_error(request, exc)
-            return
-        if method.kind == "inline" and not self.connection.is_behind_task:
-            self.run_inline(request, method, arguments)
-        else:
-            BEGIN[method.kind](self, request, method, arguments)
-
-    def run_inline(self, request: Request, method: Method, arguments: JSON) -> None:
-        began = monotonic()
-        outcome = run(method.function, request, arguments)
-        if monotonic() - began > BLOCKING:
-            warn_blocking(method)
-        is_plain = type(outcome) in PLAIN_RESULTS and not method.is_classic
-        if is_plain and not request._is_ended:
-            self.emit(request, "result", outcome)
-        else:
-            self.follow(request, outcome)
-
-    def begin_behind(self, request: Request, method: Method, arguments: JSON) -> None:
-        """Run a `def` behind a task of the same read, which has yet to begin."""
-        self.loop.call_soon(self.run_inline, request, method, arguments)
-        # What follows waits, or it would get past the checks of `Connection.read`.
-        self.connection.halt(b"")
-
-    def begin_task(self, request: Request, method: Method, arguments: JSON) -> None:
-        self.follow(request, run(method.function, request, arguments))
-
-    def begin_stream(self, request: Request, method: Method, arguments: JSON) -> None:
-        if self.is_stopping:
-            self.send_error(request, STOPPING)
-            return
-        self.follow(request, self.send_items(request, method, arguments))
-
-    def begin_thread(self, request: Request, method: Method, arguments: JSON) -> None:
-        job = run(functools.partial(run_in_thread, method, request), arguments)
-        if type(job) is Failure:
-            self.conclude(request, job)
-            return
-        request._job = job
-        self.keep(request, asyncio.wrap_future(job))
-
-    async def perform(self, request: Request) -> JSON:
-        """Run a call's handler and return its result, for `Client.process_message`.
-
-        Raises:
-            Error: If there is no such method, the data is bad, or the handler says so.
-        """
-        method = self.methods.get((request.module, request.method))
-        request._method = method
-        if method is None:
-            raise Error(*UNKNOWN_METHOD.args)
-        arguments = method.bind(request.data)
-        if method.kind == "stream":
-            return await self.send_items(request, method, arguments)
-        if method.kind == "thread":
-            return await self.perform_in_thread(request, method, arguments)
-        result = method.function(request, **arguments)
-        return await result if inspect.isawaitable(result) else result
-
-    async def perform_in_thread(
-        self, request: Request, method: Method, arguments: JSON
-    ) -> JSON:
-        request._job = run_in_thread(method, request, arguments)
-        future = asyncio.wrap_future(request._job)
-        try:
-            outcome = await asyncio.shield(future)
-        finally:
-            if not (future.done() or request._job.cancel()):
-                # Nobody waits for it any more, but it counts until it returns.
-                self.unfinished[future] = request
-                future.add_done_callback(self.forget)
-        if type(outcome) is Failure:
-            raise outcome.exc
-        return outcome
-
-    def forget(self, work: asyncio.Future[Any]) -> None:
-        """Let go of what has returned though nobody waits for it."""
-        del self.unfinished[work]
-        if self.waiting:
-            self.release()
-
-    def follow(self, request: Request, outcome: Any) -> None:
-        """Conclude a call, or run what its handler returned to be awaited."""
-        if type(outcome) is Failure or not inspect.isawaitable(outcome):
-            self.conclude(request, outcome)
-            return
-        self.is_starting = True
-        task = asyncio.Task(as_coroutine(outcome), loop=self.loop, **TASK_OPTIONS)
-        self.is_starting = False
-        # An eager task may have ended already.
-        go_on = self.end if task.done() else self.keep
-        go_on(request, task)
-
-    def keep(self, request: Request, task: asyncio.Future[Any]) -> None:
-        """Hold a call that is under way, until `finish`."""
-        self.unfinished[task] = request
-        self.connection.is_behind_task = not HAS_EAGER_TASKS
-        timeout = request._method.timeout if request._method else ...
-        timeout = self.app.timeout if timeout is ... else timeout
-        request._timer = None
-        if timeout is not None:
-            request._timer = self.loop.call_later(timeout, self.cut, task, TIMEOUT)
-        task.add_done_callback(self.finish)
-
-    def finish(self, task: asyncio.Future[Any]) -> None:
-        request = self.unfinished.pop(task)
-        if request._timer is not None:
-            request._timer.cancel()
-        if self.connection.paused and not request._is_cut:
-            # It stays unfinished until the client has read some: so does its answer.
-            later = asyncio.Task(self.end_later(task), loop=self.loop)
-            self.unfinished[later] = request
-            later.add_done_callback(self.finish)
-            return
-        self.end(request, task)
-        if self.waiting:
-            self.release()
-
-    async def end_later(self, task: asyncio.Future[Any]) -> Any:
-        """Return the outcome of a task when its answer can be written."""
-        await self.connection.writable()
-        return outcome_of(task)
-
-    def end(self, request: Request, task: asyncio.Future[Any]) -> None:
-        """Conclude a call whose task is done, unless it was cut."""
-        outcome = outcome_of(task)
-        if not request._is_cut:
-            self.conclude(request, outcome)
-        elif type(outcome) is Failure and isinstance(outcome.exc, Exception):
-            log_failure(f"handler {request!r}, which was cut off,", outcome.exc)
-
-    def cut(self, task: asyncio.Future[Any], error: Error) -> None:
-        """End an unfinished call from outside: answer it at once, cancel its task."""
-        request = self.unfinished[task]
-        if not request._is_ended:
-            self.send_error(request, error)
-        request._is_ended = request._is_cut = True
-        if isinstance(task, asyncio.Task):
-            task.cancel()
-        else:
-            # Before a worker takes it; then it counts as unfinished until it returns.
-            request._job.cancel()
-
-    def cancel(self, request_id: str | int) -> bool:
-        """Cut every unfinished call of that id; tell whether there was one."""
-        held = [each for each in self.waiting if each.id == request_id]
-        for request in held:
-            self.waiting.remove(request)
-            self.waiting_size -= request._size
-            self.send_error(request, CANCELLED)
-        tasks = [
-            task
-            for task, request in self.unfinished.items()
-            if request.id == request_id and not request._is_ended
-        ]
-        for task in tasks:
-            self.cut(task, CANCELLED)
-        return bool(held or tasks)
-
-    # From a handler's outcome to its answer
-
-    def conclude(self, request: Request, outcome: Any) -> None:
-        """Send the terminal event that the outcome of a handler calls for."""
-        if type(outcome) is Failure:
-            self.fail(request, outcome.exc)
-        elif request._is_ended:
-            if outcome is not None:
-                LOGGER.warning(
-                    "what handler %r returned behind its end is dropped", request
-                )
-        elif request._method is not None and request._method.is_classic:
-            return
-        elif outcome is not None or request.id is not None:
-            self.emit(request, "result", {} if outcome is None else outcome)
-
-    def fail(self, request: Request, exc: BaseException) -> None:
-        error = self.error_of(request, exc)
-        if request._is_ended:
-            LOGGER.warning("handler %r raised behind its end: %r", request, error)
-        else:
-            self.send_error(request, error)
-
-    def error_of(self, request: Request, exc: BaseException) -> Error:
-        """Turn what a handler raised into an `Error`; what isn't expected is logged."""
-        if isinstance(exc, Error):
-            return exc
-        for kind in type(exc).__mro__:
-            if kind in self.app.errors:
-                outcome = run(functools.partial(self.app.errors[kind], request), exc)
-                if isinstance(outcome, Error):
-                    return outcome
-                name = describe(self.app.errors[kind])
-                LOGGER.error("%s for @app.error returned no Error: %r", name, outcome)
-                break
-        log_failure(f"handler {request!r}", exc)
-        return INTERNAL
-
-    def send_error(self, request: Request, error: Error) -> None:
-        self.app.labels["errors"][error.code] += 1
-        self.emit(request, "error", error.as_data())
-
-    def emit(self, request: Request, event: str, data: JSON) -> None:
-        """Send an event of the framework's; what JSON can't hold becomes `internal`."""
-        if self.sends_itself:
-            work = self.send_itself(request, event, data)
-            sender = asyncio.Task(work, loop=self.loop, **TASK_OPTIONS)
-            self.senders.add(sender)
-            sender.add_done_callback(self.senders.discard)
-            return
-        message = {
-            "request_id": request.id,
-            "module": request.module,
-            "method": request.method,
-            "event": event,
-            "data": data,
-        }
-        try:
-            payload = self.encode(message)
-        except TypeError:
-            try:
-                payload = self.codec.encode_all(message)
-            except TypeError as exc:
-                self.send_internal(request, data, exc)
-                return
-        if event in TERMINAL:
-            request._is_ended = True
-        self.connection.post(payload)
-
-    def send_internal(self, request: Request, data: JSON, exc: BaseException) -> None:
-        LOGGER.error(
-            "handler %r: its %s can't be written as JSON: %s",
-            request,
-            type(data).__name__,
-            exc,
-        )
-        request._is_ended = True
-        self.app.labels["errors"][INTERNAL.code] += 1
-        error = message_of(*names_of(request), "error", INTERNAL.as_data())
-        # The standard library's writer takes every name and id that a client can send.
-        self.connection.post(json.dumps(error).encode())
-
-    async def send_itself(self, request: Request, event: str, data: JSON) -> None:
-        """Send an event through the application's own `response` or `send_message`."""
-        is_cut = request._is_cut
-        # This event is the framework's own word, even for a call that was cut off.
-        request._is_ended = request._is_cut = False
-        if isinstance(data, dict) and all(type(key) is str for key in data):
-            outcome = await settle(run(request.response, event, data))
-        else:
-            respond = functools.partial(request.response, event)
-            outcome = await settle(run(respond, data))
-        request._is_cut = is_cut
-        request._is_ended = request._is_ended or event in TERMINAL
-        if type(outcome) is Failure:
-            self.send_internal(request, data, outcome.exc)
-
-    def respond(self, request: Request, event: str, data: JSON) -> Any:
-        """Queue an event that a handler sends; a worker thread may call it too."""
-        was_ended = request._is_ended
-        # First: beside a worker thread the loop may cut the call at any moment.
-        request._is_ended = was_ended or event in TERMINAL
-        try:
-            return self.client._tell(*names_of(request), event, data)
-        except BaseException:
-            request._is_ended = was_ended
-            raise
-
-    async def send_items(
-        self, request: Request, method: Method, arguments: dict[str, Any]
-    ) -> None:
-        """Send what a stream yields; its `finally` blocks run however it ends."""
-        items = method.function(request, **arguments)
-        if not inspect.isasyncgen(items):
-            items = as_async(items)
-        turn = monotonic() + TURN
-        async with contextlib.aclosing(items):
-            async for item in items:
-                await request._spend()
-                if request._is_ended:
-                    return
-                self.emit(request, "item", item)
-                if self.connection.paused:
-                    await self.connection.writable()
-                elif monotonic() < turn:
-                    continue
-                await asyncio.sleep(0)
-                turn = monotonic() + TURN
-
-    # Calls to the other side
-
-    def ask_for_events(
-        self, take: Callable[[str, Any], None], *names: str, data: JSON, **options: JSON
-    ) -> int:
-        """Queue a call to the other side; *take* gets its events, or how it ended.
-
-        Returns:
-            Its `request_id`, for `leave`.
-        """
-        self.last_id += 1
-        self.asked[self.last_id] = take
-        try:
-            self.send_call(*names, data=data, request_id=self.last_id, **options)
-        except TypeError:
-            del self.asked[self.last_id]
-            raise
-        return self.last_id
-
-    def send_call(self, module: str, method: str, **rest: JSON) -> None:
-        message = {"module": module, "method": method, **rest}
-        self.connection.queue(self.codec.write(message))
-
-    async def ask(
-        self,
-        module: str,
-        method: str,
-        data: JSON,
-        timeout: float | None,  # noqa: ASYNC109
-        note: Callable[[JSON], object] = bool,
-    ) -> JSON:
-        """Call the other side and return its result; `Client.call` and `Peer.call`.
-
-        Args:
-            module: Name of the module.
-            method: Name of the method.
-            data: The arguments.
-            timeout: Seconds; None for no limit.
-            note: Gets the result before the next message of the same read is taken.
-        """
-        answer = self.loop.create_future()
-        take = functools.partial(settle_answer, answer, note)
-        request_id = self.ask_for_events(take, module, method, data=data)
-        # A timer of its own: `asyncio.timeout` for each call takes twice as long.
-        seconds = math.inf if timeout is None else timeout
-        late = TimeoutError(f"no answer to {module}.{method} in time")
-        timer = self.loop.call_later(seconds, take, "error", late)
-        try:
-            return await answer
-        finally:
-            timer.cancel()
-            self.leave(request_id)
-
-    def leave(self, request_id: int) -> None:
-        """Forget a call to the other side; one that is unfinished ends there too."""
-        if self.asked.pop(request_id, None) is not None:
-            self.connection.give_up(request_id)
-
-    # The end
-
-    def stop(self) -> None:
-        """Refuse new calls from now on, and end the streams."""
-        self.is_stopping = True
-        self.set_gate()
-        for task, request in list(self.unfinished.items()):
-            if request._method is not None and request._method.kind == "stream":
-                self.cut(task, STOPPING)
-
-    def cut_off(self) -> None:
-        """Answer every call that is left, now that the server's grace has ended."""
-        while self.waiting:
-            self.send_error(self.waiting.popleft(), STOPPING)
-        for task in list(self.unfinished):
-            self.cut(task, STOPPING)
-
-    def abandon(self) -> list[asyncio.Future[Any]]:
-        """Cancel everything, now that the client is gone; return what must end."""
-        self.waiting.clear()
-        for task, request in list(self.unfinished.items()):
-            request._is_ended = True
-            self.cut(task, CANCELLED)
-        for sender in self.senders:
-            sender.cancel()
-        asked, self.asked = self.asked, {}
-        for take in asked.values():
-            take("error", self.connection.protocol.close_exc)
-        return [*self.unfinished, *self.senders]
-
-
-# What a handler returns that is its result as it stands.
-PLAIN_RESULTS = frozenset({dict, list, str, int, float, bool})
-# Names of the parameters of a `send_message` written for wsappy 0.1.3.
-SEND_PARAMETERS = frozenset({"self", "request_id", "module", "method", "event"})
-BEGIN: dict[str, Callable[[Calls, Request, Method, JSON], object]] = {
-    "inline": Calls.begin_behind,
-    "task": Calls.begin_task,
-    "stream": Calls.begin_stream,
-    "thread": Calls.begin_thread,
-}
-
-
-def cancel_call(request: Request, request_id: str | int) -> JSON:
-    """End an unfinished call of the client's."""
-    is_cancelled = request.client.connection.calls.cancel(request_id)
-    return None if request.id is None else {"cancelled": is_cancelled}
-
-
-def give_credit(request: Request, request_id: str | int, items: int) -> None:
-    """Let a stream send that many items more; an unknown id is no error."""
-    if items < 1:
-        raise bad_data([("items", "expected an integer of at least 1")])
-    for each in request.client.connection.calls.unfinished.values():
-        if each.id == request_id:
-            each._earn(items)
-
-
-def answer_ping(request: Request) -> None:
-    """Answer: browsers can't see WebSocket pings."""
-
-
-# What every route has beside the application's methods.
-CONTROLS: dict[tuple[str, str], Method] = {
-    ("$", name): Method("$", function, Mark(name))
-    for name, function in (
-        ("cancel", cancel_call),
-        ("more", give_credit),
-        ("ping", answer_ping),
-    )
-}
-for control in CONTROLS.values():
-    control.prepare()
-
-
-def settle_answer(
-    answer: asyncio.Future[JSON],
-    note: Callable[[JSON], object],
-    event: str,
-    value: Any,
-) -> None:
-    """Take an event of a call to the other side that has one answer."""
-    if answer.done():
-        return
-    if event == "result":
-        note(value)
-        answer.set_result(value)
-    elif event == "error":
-        answer.set_exception(value)
-
-
-async def as_async(items: abc.Generator[Any, Any, Any]) -> abc.AsyncIterator[Any]:
-    """Make an asynchronous generator of a plain one."""
-    with contextlib.closing(items):
-        for item in items:
-            yield item
-
-
-def outcome_of(task: asyncio.Future[Any]) -> Any:
-    """Return the result of a task that is done, or a `Failure`."""
-    if task.cancelled():
-        return Failure(asyncio.CancelledError())
-    exc = task.exception()
-    return task.result() if exc is None else Failure(exc)
-
-
-def warn_blocking(method: Method) -> None:
-    """Name a `def` handler that held the loop, once a minute."""
-    now = monotonic()
-    if now < method.silent_until:
-        return
-    method.silent_until = now + BLOCKING_SILENCE
-    LOGGER.warning(
-        "handler %r held the loop for over %g s; write async def, or add thread=True",
-        str(method),
-        BLOCKING,
-    )
+# --- 4. Wires ----------------------------------------------------------------
 
 
 class Threads(ThreadPoolExecutor):
@@ -1699,13 +947,15 @@ class Threads(ThreadPoolExecutor):
         """Run a function in a worker; its outcome is the future's."""
         future: Future[Any] = Future()
         with self.changed:
+            if not self.limit:
+                raise RuntimeError("the server that owns these threads has stopped")
             if len(self.jobs) >= self.idle and self.count < self.limit:
                 # It raises RuntimeError where the system has no thread to give.
-                threading.Thread(target=self._work, name="wsappy", daemon=True).start()
+                threading.Thread(target=self._run, name="wsappy", daemon=True).start()
                 self.count += 1
             self.jobs[future] = functools.partial(function, *arguments, **keywords)
             self.changed.notify()
-        # One that is cancelled before its turn leaves at once, with all that it holds.
+        # One that is cancelled before its turn goes at once, with all that it holds.
         future.add_done_callback(self._forget)
         return future
 
@@ -1713,20 +963,28 @@ class Threads(ThreadPoolExecutor):
         with self.changed:
             self.jobs.pop(future, None)
 
-    def _work(self) -> NoReturn:
-        while True:
-            self._work_once(*self._next())
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let the workers end once they have nothing left to do; waits for none."""
+        with self.changed:
+            self.limit = 0
+            self.changed.notify_all()
 
-    def _next(self) -> tuple[Future[Any], Callable[[], Any]]:
+    def _run(self) -> None:
+        while job := self._next():
+            self._run_job(*job)
+
+    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
         with self.changed:
             self.idle += 1
-            while not self.jobs:
+            while not self.jobs and self.limit:
                 self.changed.wait()
             self.idle -= 1
+            if not self.jobs:
+                return None
             future = next(iter(self.jobs))
             return future, self.jobs.pop(future)
 
-    def _work_once(self, future: Future[Any], job: Callable[[], Any]) -> None:
+    def _run_job(self, future: Future[Any], job: Callable[[], Any]) -> None:
         if not future.set_running_or_notify_cancel():
             return
         try:
@@ -1736,23 +994,235 @@ class Threads(ThreadPoolExecutor):
             future.set_exception(exc)
 
 
-THREADS = Threads(MAX_THREADS)
+class Runtime:
+    """The loop in which a server or a client lives: its turns, writes and threads.
+
+    A turn is one round of the loop. Calls, streams and reads of all connections
+    together may use it for `TURN` seconds; what has to wait then stands in one queue.
+
+    Attributes:
+        loop: The loop.
+        thread: The number of its thread.
+        threads: Workers for `thread=True` handlers.
+        waiting: What goes on in a later turn, each for its share of it.
+    """
+
+    def __init__(self, threads: Threads) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.thread = threading.get_ident()
+        self.threads = threads
+        self.waiting: collections.deque[Callable[[], None]] = collections.deque()
+        self.turns = self.pushed_turn = 0
+        self.deadline = 0.0
+        self.unwritten: list[ServerWire] = []
+
+    def call(self, action: Callable[..., object], *arguments: Any) -> None:
+        """Act now; from another thread than the loop's, in the loop."""
+        if threading.get_ident() == self.thread:
+            action(*arguments)
+        else:
+            # A loop that is closed has nobody left to hear of it.
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(action, *arguments)
+
+    def turn(self) -> int:
+        """Return the number of the loop's turn."""
+        if not self.deadline:
+            self.deadline = monotonic() + TURN
+            self.loop.call_soon(self._end_turn)
+        return self.turns
+
+    def is_turn_over(self) -> bool:
+        """Tell whether all that may be done in this turn is done."""
+        self.turn()
+        return monotonic() >= self.deadline
+
+    def _end_turn(self) -> None:
+        self.turns += 1
+        self.deadline = 0.0
+
+    def wait(self, go_on: Callable[[], None]) -> None:
+        """Go on with something in a later turn, after all that has begun by now."""
+        if not self.waiting:
+            self.loop.call_soon(self._share_turn)
+        self.waiting.append(go_on)
+
+    def _share_turn(self) -> None:
+        self.turn()
+        end, share = self.deadline, TURN / min(len(self.waiting), 16)
+        # Round robin: each goes on for its share, and queues up again for more.
+        while self.waiting:
+            self.deadline = monotonic() + share
+            self.waiting[0]()
+            self.waiting.popleft()
+            if monotonic() >= end:
+                break
+        self.deadline = end
+        if self.waiting:
+            self.loop.call_soon(self._share_turn)
+
+    def is_first_push(self) -> bool:
+        """Tell whether no other push to a group came in this turn of the loop."""
+        pushed, self.pushed_turn = self.pushed_turn, self.turn() + 1
+        return pushed != self.pushed_turn
+
+    def flush_soon(self, wire: ServerWire) -> None:
+        """Write what a wire has collected when this turn of the loop has ended."""
+        if not self.unwritten:
+            self.loop.call_soon(self._flush)
+        self.unwritten.append(wire)
+
+    def _flush(self) -> None:
+        unwritten, self.unwritten = self.unwritten, []
+        for wire in unwritten:
+            wire.is_collecting = False
+            wire.flush()
 
 
-def run_in_thread(
-    method: Method, request: Request, arguments: dict[str, Any]
-) -> Future[Any]:
-    """Run a `thread=True` handler; the result is that of `run`."""
-    context = contextvars.copy_context()
-    return THREADS.submit(context.run, run, method.function, request, arguments)
+class Phase(enum.Enum):
+    """Where the life of a wire stands; it goes one way."""
+
+    OPENING = "the handshake is under way"
+    OPEN = "messages go both ways"
+    CLOSING = "the closing handshake is under way: nothing more is sent"
+    CLOSED = "the connection is gone"
 
 
-# --- 5. Connections ----------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a client asked for when it connected.
+
+    Attributes:
+        target: The path, with the query.
+        headers: Of the request.
+        remote: `(host, port)` of the peer, None on a Unix socket.
+        id: Distinct for each connection.
+    """
+
+    target: str
+    headers: Headers
+    remote: tuple[str, int] | None
+    id: str
+
+
+class Wire(abc.ABC):
+    """What a connection is to everything above it: whole messages, both ways, in order.
+
+    It is free of any library. Whoever makes a wire gives it `receive` and `calls`, and
+    hands over its messages until the end. All of it is for the thread of the loop, but
+    for `queue`.
+
+    Attributes:
+        runtime: The loop that it lives in.
+        phase: Where its life stands.
+        paused: Whether the other side is behind with reading.
+        receive: Gets each whole message, and whether it came as text.
+        calls: The calls of the other side, and those to it.
+        session: The life of the client on it; None at the client's own end.
+        opening: What the client asked for.
+        max_size: Bytes of the largest message that it receives; None for no limit.
+    """
+
+    paused: bool
+    calls: Calls
+    opening: Opening
+    max_size: int | None
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.phase = Phase.OPENING
+        self.receive: Callable[[bytes, bool], None] = ignore_message
+        self.session: Session | None = None
+
+    @abc.abstractmethod
+    def post(self, payload: bytes) -> None:
+        """Send an answer; nothing happens unless the wire is open.
+
+        Who answers asks `paused` before it runs what makes more answers.
+        """
+
+    @abc.abstractmethod
+    def push(self, payload: bytes) -> None:
+        """Send what no flow control holds back: a client that is too slow is closed."""
+
+    def deliver(self, payload: bytes, frame: bytes | None) -> None:
+        """Send a push to a group.
+
+        Args:
+            payload: The message.
+            frame: The same as a text frame, where it may be written at once.
+        """
+        self.push(payload)
+
+    def queue(self, payload: bytes) -> Sent:
+        """Send a push, from whichever thread."""
+        if threading.get_ident() != self.runtime.thread:
+            self.runtime.call(self.push, payload)
+            return Sent(None)
+        self.push(payload)
+        return Sent(self)
+
+    @abc.abstractmethod
+    async def writable(self) -> None:
+        """Wait while the other side is behind; return at once when it is gone."""
+
+    @abc.abstractmethod
+    def halt(self) -> None:
+        """Read no further in this turn of the loop."""
+
+    @abc.abstractmethod
+    def shut(self, code: int, reason: str = "") -> None:
+        """Begin the closing handshake; what was posted goes out before it."""
+
+    @abc.abstractmethod
+    def fail(self, code: int, reason: str) -> None:
+        """Fail the connection (RFC 6455, section 7.1.7)."""
+
+    @abc.abstractmethod
+    async def wait_closed(self) -> None:
+        """Wait until the connection is gone."""
+
+    @property
+    @abc.abstractmethod
+    def close_exc(self) -> ConnectionClosed:
+        """How the connection ended, once it is gone."""
+
+    def read_text(self, payload: bytes) -> str | None:
+        """Decode a text message; None for one that ended the connection: no UTF-8."""
+        try:
+            return payload.decode()
+        except UnicodeDecodeError as exc:
+            self.fail(1007, f"{exc.reason} at position {exc.start}")
+            return None
+
+
+def ignore_message(payload: bytes, is_text: bool) -> None:
+    """Ignore a message: nobody is listening."""
+
+
+class Sent:
+    """What `push` and `response` return: awaiting it waits while the client is behind.
+
+    The message was queued already. Works with `await` and with `yield from`.
+    """
+
+    __slots__ = ("wire",)
+
+    def __init__(self, wire: Wire | None) -> None:
+        self.wire = wire
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        if self.wire is not None and self.wire.paused:
+            yield from self.wire.writable().__await__()
+
+    __iter__ = __await__
+
 
 # The first byte of a whole text or binary frame (RFC 6455, section 5.2), and whether
 # it is text.
 WHOLE_FRAMES = {0x81: True, 0x82: False}
 NO_FRAMES: dict[int, bool] = {}
+OPCODES = frozenset(map(int, Opcode))
 
 
 def head_of(size: int, mask: int = 0) -> bytes:
@@ -1804,242 +1274,72 @@ def measure(data: bytes, position: int) -> FrameHead:
     return FrameHead(head[0], head[1] >= 128, length, start + 4 + length)
 
 
-OPCODES = frozenset(map(int, Opcode))
+class Intake(enum.Enum):
+    """What a lane does with bytes."""
+
+    EARLY = "they wait: the handshake is under way"
+    ON = "it reads them"
+    HALTED = "they wait until it goes on"
+    LEFT = "the library has them all, to fail on them"
 
 
-def ignore_message(payload: bytes, is_text: bool) -> None:
-    """Take a message that nobody waits for any more."""
+class Lane:
+    """The fast lane from bytes to messages, beside the library's parser.
 
-
-class Link(LibraryConnection):
-    """What both ends of a connection have in common: its messages, and its end.
-
-    Attributes:
-        calls: The calls of the other side, and those to it.
-        out: Messages that wait to be written together, as `flush` takes them.
-        receive: Takes whole messages.
-        is_fragmenting: Whether the application sends a message of several frames.
-        is_behind_task: Whether a task of this read has yet to begin.
-    """
-
-    def __init__(self, app: App, protocol: Any, *args: Any, **options: Any) -> None:
-        super().__init__(protocol, *args, **options)
-        self.app = app
-        self.thread = threading.get_ident()
-        self.params: dict[str, Any] = {}
-        self.calls: Calls
-        self.receive: Callable[[bytes, bool], None] = ignore_message
-        self.out: list[bytes] = []
-        self.fragments = bytearray()
-        self.fragment_count = 0
-        self.is_text = self.is_fragmenting = self.is_behind_task = False
-        self.close_timer: asyncio.TimerHandle | None = None
-
-    def process_event(self, event: Event) -> None:
-        """Take what the library read; fragments are joined here."""
-        if not isinstance(event, Frame) or event.opcode & 0x08:
-            super().process_event(event)
-            return
-        if event.opcode is not Opcode.CONT:
-            self.is_text = event.opcode is Opcode.TEXT
-            self.fragment_count = 0
-        self.fragments += event.data
-        self.fragment_count += 1
-        if self.fragment_count > MAX_FRAGMENTS:
-            self.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
-        elif event.fin:
-            payload = bytes(self.fragments)
-            self.fragments.clear()
-            self.receive(payload, self.is_text)
-
-    def read_text(self, payload: bytes) -> str | None:
-        """Decode a text message; None for one that ended the connection: no UTF-8."""
-        try:
-            return payload.decode()
-        except UnicodeDecodeError as exc:
-            reason = f"{exc.reason} at position {exc.start}"
-            self.fail(CloseCode.INVALID_DATA, reason)
-            return None
-
-    def halt(self, rest: bytes) -> None:
-        """Let the rest of a read wait."""
-
-    def hear(self, message: dict[str, JSON]) -> None:
-        """Drop a push, which a server doesn't expect."""
-        self.app.counts["dropped_push"] += 1
-
-    def give_up(self, request_id: int) -> None:
-        """Let a call to the other side run there, though nobody waits for it."""
-
-    def queue(self, payload: bytes) -> Sent:
-        """Send a message, from whichever thread."""
-        if threading.get_ident() != self.thread:
-            self.loop.call_soon_threadsafe(self.post, payload)
-            return Sent(None)
-        self.post(payload)
-        return Sent(self)
-
-    def post(self, payload: bytes) -> None:
-        """Let a message wait to be written together with others."""
-
-    def flush(self) -> None:
-        """Write what waits."""
-
-    async def writable(self) -> None:
-        """Wait while the other side is behind; return at once when it's gone."""
-        with contextlib.suppress(OSError):
-            while self.paused:
-                await self.drain()
-
-    def shut(self, code: int, reason: str = "") -> None:
-        """Begin the closing handshake; what waits is written before it."""
-        if self.protocol.state is not OPEN:
-            return
-        self.flush()
-        if self.is_fragmenting:
-            self.protocol.fail(
-                CloseCode.INTERNAL_ERROR, "close during fragmented message"
-            )
-        else:
-            self.protocol.send_close(code, reason)
-        self.send_data()
-
-    def fail(self, code: int, reason: str) -> None:
-        """Fail the connection (RFC 6455, section 7.1.7)."""
-        self.flush()
-        self.protocol.fail(code, reason)
-        self.send_data()
-
-    def send_data(self) -> None:
-        """Write what the library has to say."""
-        super().send_data()
-        if (
-            self.protocol.close_expected()
-            and self.close_timer is None
-            and self.close_timeout
-        ):
-            # Nobody else ends a connection whose peer never answers the close.
-            self.close_timer = self.loop.call_later(
-                self.close_timeout, self.transport.abort
-            )
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.out.clear()
-        if self.close_timer is not None:
-            self.close_timer.cancel()
-
-
-def unacknowledged(transport: asyncio.Transport) -> int:
-    """Return how many bytes the kernel holds for a peer; 0 where it doesn't tell.
-
-    It takes them, and says that there is room, in lumps of a MiB and more.
-    """
-    # Windows has neither module.
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import fcntl  # noqa: PLC0415
-        import termios  # noqa: PLC0415
-
-        number = transport.get_extra_info("socket").fileno()
-        held = fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4))
-        return int.from_bytes(held, sys.byteorder)
-    return 0
-
-
-class Connection(Link, websockets.ServerConnection):
-    """A connection of the `websockets` library with a fast lane of its own.
-
-    While the connection is open and no fragmented message is under way, the lane takes
+    While the connection is open and no fragmented message is under way, the lane reads
     whole, final, masked text and binary frames itself: it unmasks them with the
-    library's C function and hands them to the calls at once. Everything else goes to
-    the library, untouched and in whole frames, so that its parser always stands at the
+    library's C function and hands them over at once. Everything else goes to the
+    library, untouched and in whole frames, so that its parser always stands at the
     start of a frame: control frames, fragments, compressed frames, what is too large or
     invalid, and all that follows once the closing handshake has begun. What the library
     makes of data frames comes back through `process_event`, so messages stay in order.
 
-    Messages to the client wait in `out` until the read, or the loop's turn, has ended,
-    and are written together, always before anything that the library writes.
-
     Attributes:
-        out: Frames that wait; payloads, where an extension has to encode them.
+        intake: What it does with bytes.
         rest: Bytes that wait: an incomplete frame, or what may not be read yet.
         needed: How many bytes of `rest` make the frame whole.
-        whole_frames: What the lane takes now: `WHOLE_FRAMES` or nothing.
-        receive: Takes whole messages.
-        is_open: Whether frames are read; in the handshake they wait.
-        is_sendable: Whether messages can be sent; not once the closing has begun.
-        is_halted: Whether `rest` waits for `proceed`.
-        is_given_up: Whether the library has all the rest, to fail on it.
+        whole_frames: What it reads itself now: `WHOLE_FRAMES` or nothing.
+        halts: How often it stopped reading.
+        is_held: Whether it stays halted until `release`.
     """
 
-    def __init__(
-        self, serving: Serving, protocol: ServerProtocol, *args: Any, **options: Any
-    ) -> None:
-        super().__init__(serving.app, protocol, *args, **options)
-        self.serving = serving
-        self.client: Client | None = None
-        self.raw: RawMessages | None = None
-        self.hooks: list[asyncio.Task[None]] = []
-        self.refusal = FAILED
-        self.at_open: list[Callable[[], object]] = []
-        self.out_size = 0
-        self.head_tail = b""
+    def __init__(self, wire: ServerWire) -> None:
+        self.wire = wire
+        self.runtime = wire.runtime
+        self.intake = Intake.EARLY
         self.rest = bytearray()
-        self.needed = 0
+        self.needed = self.halts = 0
         self.whole_frames = NO_FRAMES
-        self.is_plain = True
-        self.is_open = self.is_sendable = self.is_halted = self.is_given_up = False
-        self.is_reading = self.is_dirty = False
-        self.halts = self.bytes_in = self.written = self.taken = 0
-        self.taken_at = 0.0
-        self.stall_timer: asyncio.TimerHandle | None = None
+        self.is_held = False
 
-    # From bytes to messages
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes from the socket."""
-        self.bytes_in += len(data)
-        if not self.is_open:
-            self.receive_early(data)
-        elif self.is_given_up:
-            super().data_received(data)
-        elif self.rest or self.is_halted:
-            self.rest += data
-            if not self.is_halted and len(self.rest) >= self.needed:
-                self.read_rest()
+    def feed(self, data: bytes) -> None:
+        """Read bytes of the socket, or let them wait."""
+        runtime = self.runtime
+        if self.intake is Intake.ON and not self.rest:
+            if runtime.deadline and runtime.is_turn_over():
+                self.halt(data)
+            else:
+                self.read(data)
+        elif self.intake is Intake.LEFT:
+            self.wire.give(data)
         else:
-            self.read(data)
-
-    def receive_early(self, data: bytes) -> None:
-        """Give the handshake's request to the library; what follows waits for its end.
-
-        The library would parse frames before the 101, and answer a ping.
-        """
-        if self.request is not None:
             self.rest += data
-            if len(self.rest) > MAX_EARLY:
-                self.transport.abort()
-            return
-        window = self.head_tail + data
-        end = window.find(b"\r\n\r\n")
-        self.head_tail = window[-3:]
-        if end >= 0:
-            end += 4 - len(window) + len(data)
-            self.rest += data[end:]
-            data = data[:end]
-        super().data_received(data)
+            if len(self.rest) >= self.needed:
+                self.read_rest()
 
     def read_rest(self) -> None:
-        data = bytes(self.rest)
-        self.rest.clear()
-        self.read(data)
+        """Read what waits, unless reading is halted."""
+        if self.rest and self.intake is Intake.ON:
+            data = bytes(self.rest)
+            self.rest.clear()
+            self.read(data)
 
     def read(self, data: bytes) -> None:
         """Read frames until *data* ends, or has to wait."""
-        receive = self.receive
-        self.is_reading = True
-        self.is_behind_task = False
-        position, size, deadline = 0, len(data), 0.0
+        runtime, wire = self.runtime, self.wire
+        receive = wire.receive
+        wire.is_collecting = True
+        position, size = 0, len(data)
         while True:
             start = position + 6
             is_text = self.whole_frames.get(data[position])
@@ -2051,21 +1351,19 @@ class Connection(Link, websockets.ServerConnection):
             ):
                 receive(apply_mask(data[start:end], data[start - 4 : start]), is_text)
             else:
-                end = self.read_other(data, position)
+                end = self._read_other(data, position)
             if end == size:
                 break
             position = end
             # After every message: one read may hold 2,300 calls.
-            now = monotonic()
-            deadline = deadline or now + TURN
-            if self.is_halted or now >= deadline:
+            if self.intake is Intake.HALTED or runtime.is_turn_over():
                 self.halt(data[position:])
                 break
-        self.is_reading = False
-        if self.out:
-            self.flush()
+        wire.is_collecting = False
+        if wire.out:
+            wire.flush()
 
-    def read_other(self, data: bytes, position: int) -> int:
+    def _read_other(self, data: bytes, position: int) -> int:
         """Read a frame that needs a closer look; return where the next one begins.
 
         Returns:
@@ -2073,9 +1371,9 @@ class Connection(Link, websockets.ServerConnection):
         """
         size = len(data)
         frame = measure(data, position)
-        if not self.is_regular(frame):
-            self.is_given_up = True
-            self.give(data[position:])
+        if not self._is_regular(frame):
+            self.intake = Intake.LEFT
+            self.wire.give(data[position:])
             return size
         end = position + frame.size
         if end > size:
@@ -2085,16 +1383,17 @@ class Connection(Link, websockets.ServerConnection):
         is_text = self.whole_frames.get(data[position])
         if is_text is not None:
             start = end - frame.length
-            self.receive(apply_mask(data[start:end], data[start - 4 : start]), is_text)
-        # Behind the server's own close only control frames matter; inflating the others
+            payload = apply_mask(data[start:end], data[start - 4 : start])
+            self.wire.receive(payload, is_text)
+        # After the server's own close only control frames matter; inflating the others
         # would let a peer fill the memory.
-        elif frame.first & 0x08 or self.protocol.state is OPEN:
-            self.give(data[position:end])
+        elif frame.first & 0x08 or self.wire.protocol.state is State.OPEN:
+            self.wire.give(data[position:end])
         return end
 
-    def is_regular(self, frame: FrameHead) -> bool:
-        """Tell whether the library takes the frame once it is whole, or fails on it."""
-        protocol = self.protocol
+    def _is_regular(self, frame: FrameHead) -> bool:
+        """Tell whether the library reads the frame once it is whole, or fails on it."""
+        protocol = self.wire.protocol
         reserved = 0x30 if protocol.extensions else 0x70
         if not frame.is_complete:
             return True
@@ -2111,52 +1410,335 @@ class Connection(Link, websockets.ServerConnection):
             limits[0] -= protocol.current_size or 0
         return all(limit is None or frame.length <= limit for limit in limits)
 
+    def halt(self, rest: bytes = b"") -> None:
+        """Let the rest of a read wait for a later turn of the loop."""
+        self.rest += rest
+        self.needed = 0
+        if self.intake is Intake.ON:
+            # Or each turn would read more than it handles.
+            self.stop()
+            self.runtime.wait(self.go_on)
+
+    def stop(self) -> None:
+        """Read nothing until `go_on`."""
+        if self.intake in (Intake.ON, Intake.HALTED):
+            self.intake = Intake.HALTED
+            self.halts += 1
+            self.wire.transport.pause_reading()
+
+    def go_on(self) -> None:
+        """Read on, unless the client is behind, or the lane is held."""
+        if self.intake is not Intake.HALTED or self.wire.paused or self.is_held:
+            return
+        self.intake = Intake.ON
+        self.wire.transport.resume_reading()
+        self.read_rest()
+
+    def set_frames(self) -> None:
+        """Work out again what is read here, after anything that the library did."""
+        protocol = self.wire.protocol
+        limits = protocol.max_message_size, protocol.max_fragment_size
+        is_fast = (
+            self.wire.phase is Phase.OPEN
+            and self.wire.is_plain
+            and protocol.current_size is None
+            # Frames of up to 125 bytes aren't measured.
+            and all(each is None or each >= 125 for each in limits)
+        )
+        self.whole_frames = WHOLE_FRAMES if is_fast else NO_FRAMES
+
+
+class Fragments:
+    """Joins the fragments of messages that a library reads frame by frame."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self.payload = bytearray()
+        self.count = 0
+        self.is_text = False
+
+    def add(self, frame: Frame) -> None:
+        """Add a data frame; the wire gets the message with its last one."""
+        if frame.opcode is not Opcode.CONT:
+            self.is_text = frame.opcode is Opcode.TEXT
+            self.count = 0
+        self.payload += frame.data
+        self.count += 1
+        if self.count > MAX_FRAGMENTS:
+            self.wire.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
+        elif frame.fin:
+            payload = bytes(self.payload)
+            self.payload.clear()
+            self.wire.receive(payload, self.is_text)
+
+
+def unacknowledged(transport: asyncio.Transport) -> int:
+    """Return how many bytes the kernel holds for a peer; 0 where it doesn't tell.
+
+    It accepts them, and says that there is room, in lumps of a MiB and more.
+    """
+    # Windows has neither module.
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import fcntl  # noqa: PLC0415
+        import termios  # noqa: PLC0415
+
+        number = transport.get_extra_info("socket").fileno()
+        held = fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4))
+        return int.from_bytes(held, sys.byteorder)
+    return 0
+
+
+class LibraryWire(LibraryConnection, Wire):
+    """What the wires of both ends have in common, on a connection of `websockets`.
+
+    Attributes:
+        out: Messages that wait to be written together, as `flush` writes them.
+    """
+
+    def __init__(
+        self, runtime: Runtime, protocol: Any, *arguments: Any, **options: Any
+    ) -> None:
+        super().__init__(protocol, *arguments, **options)
+        Wire.__init__(self, runtime)
+        self.max_size = protocol.max_message_size
+        self.fragments = Fragments(self)
+        self.out: list[bytes] = []
+
+    def process_event(self, event: Event) -> None:
+        """Handle what the library read; fragments are joined."""
+        if isinstance(event, Frame) and not event.opcode & 0x08:
+            self.fragments.add(event)
+        else:
+            super().process_event(event)
+
+    @abc.abstractmethod
+    def flush(self) -> None:
+        """Write what waits."""
+
+    async def writable(self) -> None:
+        """Wait while the other side is behind; return at once when it is gone."""
+        with contextlib.suppress(OSError):
+            while self.paused:
+                await self.drain()
+
+    def shut(self, code: int, reason: str = "") -> None:
+        """Begin the closing handshake; what was posted goes out before it."""
+        if self.protocol.state is not State.OPEN:
+            return
+        self.flush()
+        if self.protocol.expect_continuation_frame:
+            # A user's own message of several frames is under way.
+            text = "close during fragmented message"
+            self.protocol.fail(CloseCode.INTERNAL_ERROR, text)
+        else:
+            self.protocol.send_close(code, reason)
+        self.send_data()
+
+    def fail(self, code: int, reason: str) -> None:
+        """Fail the connection (RFC 6455, section 7.1.7)."""
+        self.flush()
+        self.protocol.fail(code, reason)
+        self.send_data()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End all that waits for this connection."""
+        super().connection_lost(exc)
+        self.phase = Phase.CLOSED
+        self.out.clear()
+
+
+class ServerWire(LibraryWire, websockets.ServerConnection):
+    """The server's wire: a connection of `websockets`, with a lane beside it.
+
+    Messages to the client wait in `out` until the read, or the loop's turn, has ended,
+    and are written together, always before anything that the library writes.
+
+    Attributes:
+        serving: What accepted it.
+        lane: What reads its bytes.
+        is_plain: Whether no extension has to encode what is sent.
+        is_clear: Whether a frame may be written at once.
+        is_collecting: Whether somebody will flush what is posted.
+        life: The task from the request to the goodbye.
+        due: When the timer looks at what has to have happened by then.
+    """
+
+    def __init__(
+        self, serving: Serving, protocol: ServerProtocol, *args: Any, **options: Any
+    ) -> None:
+        super().__init__(serving.runtime, protocol, *args, **options)
+        self.serving = serving
+        self.lane = Lane(self)
+        self.is_plain = True
+        self.is_clear = self.is_collecting = self.is_fragmenting = False
+        self.out_size = self.bytes_in = self.written = self.taken = 0
+        self.head_tail = b""
+        self.life: asyncio.Task[None] | None = None
+        self.lost: asyncio.Future[None] = self.loop.create_future()
+        self.due = self.taken_at = math.inf
+        self.awaited: asyncio.Future[float] | None = None
+        self.pinged_halts = self.paused_turn = 0
+
+    # From the first byte to the goodbye
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the request."""
+        # Not the server's own: its task would only wait for the request.
+        LibraryConnection.connection_made(self, transport)
+        self.due = self.loop.time() + (self.serving.open_timeout or math.inf)
+        self.serving.add(self)
+
+    def process_event(self, event: Event) -> None:
+        """Answer the request; what comes later are frames."""
+        if isinstance(event, Frame):
+            super().process_event(event)
+        else:
+            request = self.request = typing.cast(websockets.Request, event)
+            remote, number = remote_of(self), self.id.hex
+            self.opening = Opening(request.path, request.headers, remote, number)
+            self.session = Session(self.serving, self)
+            context = self.session.context
+            self.life = asyncio.Task(self._live(), loop=self.loop, context=context)
+
+    async def _live(self) -> None:
+        """Answer the request; then be open until the connection ends."""
+        session: Any = self.session
+        try:
+            if self._send_response(await self._decide(session)):
+                self.lane.intake, self.phase = Intake.ON, Phase.OPEN
+                self.due = self.loop.time() + (self.ping_interval or math.inf)
+                self._follow()
+                session.greet()
+                self.lane.read_rest()
+            await self.lost
+        finally:
+            self.transport.abort()
+            session.count_refusal(self.response and self.response.status_code)
+            await session.depart()
+            self.life = None
+            self.serving.discard(self)
+
+    async def _decide(self, session: Session) -> websockets.Response:
+        """Return the response, in the order of the protocol, section 8."""
+        request: Any = self.request
+        answer: Answer | None
+        headers = request.headers
+        upgrade = ",".join(headers.get_all("Upgrade")).lower()
+        if any(len(headers.get_all(name)) > 1 for name in ("Host", "Origin")):
+            answer = Answer(400, "one Host and one Origin at most")
+        # HTTP/1.0 has no upgrades (RFC 9110, section 7.8).
+        elif "websocket" not in upgrade or request.protocol == "HTTP/1.0":
+            answer = await session.find_page(request.method)
+        else:
+            response = self.protocol.accept(request)
+            is_valid = response.status_code == 101
+            answer = await session.enter() if is_valid else None
+            if answer is None:
+                return response
+        return self._response_of(answer, request.method)
+
+    def _response_of(self, answer: Answer, method: str) -> websockets.Response:
+        response = self.protocol.reject(answer.status, "")
+        body = b"" if method == "HEAD" else answer.body
+        for name, value in answer.headers.items():
+            response.headers.pop(name, None)
+            response.headers[name] = value
+        response.body = body
+        return response
+
+    def _send_response(self, response: websockets.Response) -> bool:
+        """Answer the request; tell whether the connection is open now."""
+        if self.protocol.state is not State.CONNECTING:
+            return False
+        self.response = response
+        if self.serving.server_header is not None:
+            response.headers["Server"] = self.serving.server_header
+        self.protocol.send_response(response)
+        self.is_plain = not self.protocol.extensions
+        self.send_data()
+        # A peer that has reset isn't greeted.
+        return response.status_code == 101 and not self.transport.is_closing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Count how it ended, and let its client go."""
+        was_open = self.phase is not Phase.OPENING
+        super().connection_lost(exc)
+        self._follow()
+        self.lane.rest.clear()
+        self.serving.app.counts.update(self.traffic())
+        if was_open:
+            self.serving.app.labels["closed"][self._close_label()] += 1
+        elif self.response is None:
+            self.serving.app.counts["handshakes_dropped"] += 1
+        if not self.lost.done():
+            self.lost.set_result(None)
+        self.serving.discard(self)
+
+    def _close_label(self) -> str:
+        """Return the close code; what a peer makes up is one label."""
+        protocol = self.protocol
+        close = protocol.close_sent or protocol.close_rcvd
+        code = close.code if close else CloseCode.ABNORMAL_CLOSURE
+        is_made_up = protocol.close_rcvd_then_sent and code not in CLOSE_LABELS
+        return "other" if is_made_up else str(int(code))
+
+    def traffic(self) -> dict[str, int]:
+        """Return what this connection counts by itself, because it is cheaper."""
+        calls = self.session.received if self.session is not None else 0
+        return {"calls": calls, "bytes_in": self.bytes_in, "bytes_out": self.written}
+
+    # From bytes to messages
+
+    def data_received(self, data: bytes) -> None:
+        """Hand bytes of the socket to the lane."""
+        self.bytes_in += len(data)
+        if self.lane.intake is Intake.EARLY:
+            self._read_early(data)
+        else:
+            self.lane.feed(data)
+
+    def _read_early(self, data: bytes) -> None:
+        """Give the handshake's request to the library; what follows waits for its end.
+
+        The library would parse frames before the 101, and answer a ping.
+        """
+        if self.request is None:
+            window = self.head_tail + data
+            end = window.find(b"\r\n\r\n")
+            self.head_tail = window[-3:]
+            end = len(data) if end < 0 else end + 4 - len(window) + len(data)
+            self.lane.feed(data[end:])
+            self.give(data[:end])
+        else:
+            self.lane.feed(data)
+            if len(self.lane.rest) > MAX_EARLY:
+                self.transport.abort()
+
     def give(self, data: bytes) -> None:
-        """Let the library read, behind everything that waits to be written."""
+        """Let the library read, after everything that waits was written."""
         self.flush()
         super().data_received(data)
 
-    def halt(self, rest: bytes) -> None:
-        """Let the rest of a read wait: for `proceed`, or for the loop's next turn."""
-        self.rest += rest
-        self.needed = 0
-        if not self.is_halted:
-            # Or each turn would read more than it handles.
-            self.stop_reading()
-            self.loop.call_soon(self.proceed)
+    def halt(self) -> None:
+        """Read no further in this turn of the loop."""
+        self.lane.halt()
 
-    def stop_reading(self) -> None:
-        self.is_halted = True
-        self.halts += 1
-        self.transport.pause_reading()
+    def hold(self) -> None:
+        """Read nothing until `release`."""
+        self.lane.is_held = True
+        self.serving.app.counts["pauses"] += 1
+        self.lane.stop()
 
-    def proceed(self) -> None:
-        """Read on, unless the client is behind or the queue of raw messages is full."""
-        if (
-            self.paused
-            or not self.is_halted
-            or (self.raw is not None and self.raw.is_full)
-        ):
-            return
-        self.is_halted = False
-        self.transport.resume_reading()
-        if self.rest:
-            self.read_rest()
+    def release(self) -> None:
+        """Read again what was held."""
+        self.lane.is_held = False
+        self.lane.go_on()
 
     # From messages to bytes
 
-    def when_open(self, action: Callable[[], object]) -> None:
-        """Act now; before the connection is open, at its opening, in order."""
-        if self.protocol.state is CONNECTING or self.at_open:
-            self.at_open.append(action)
-        else:
-            self.app.in_loop(action)
-
     def post(self, payload: bytes) -> None:
-        """Let a message wait for the end of this read, or of this turn of the loop."""
-        if not self.is_sendable:
-            if self.protocol.state is CONNECTING:
-                self.at_open.append(functools.partial(self.post, payload))
+        """Let an answer wait for the end of this read, or of this turn of the loop."""
+        if self.phase is not Phase.OPEN:
             return
         size = len(payload)
         if not self.is_plain:
@@ -2169,27 +1751,41 @@ class Connection(Link, websockets.ServerConnection):
         if self.out_size >= WRITE_SIZE:
             # Or the transport could never say that the client is behind.
             self.flush()
-        elif not (self.is_reading or self.is_dirty):
-            self.is_dirty = True
-            self.serving.flush_soon(self)
+        elif not self.is_collecting:
+            self.is_collecting = True
+            self.runtime.flush_soon(self)
 
-    def deliver(self, payload: bytes) -> None:
-        """Take a push to a group, unless the client is too far behind."""
-        if self.is_sendable and self.paused and self.backlog > self.app.max_backlog:
-            self.drop()
+    def push(self, payload: bytes) -> None:
+        """Send a push, unless the client is too far behind: then close it."""
+        if self.paused and self._is_too_slow():
+            self._drop()
         else:
             self.post(payload)
 
-    @property
-    def backlog(self) -> int:
-        """Bytes that wait for the client."""
-        return self.transport.get_write_buffer_size() + self.out_size
+    def deliver(self, payload: bytes, frame: bytes | None) -> None:
+        """Send a push to a group; where nothing waits its frame is written at once."""
+        if frame is not None and self.is_clear and not (self.out or self.paused):
+            self.written += len(frame)
+            self.transport.write(frame)
+        else:
+            self.push(payload)
 
-    def drop(self) -> None:
+    def _is_too_slow(self) -> bool:
+        """Tell whether too much waits for a client that is behind, before a push.
+
+        What waits since an earlier turn counts; of this turn's, more is allowed.
+        """
+        seen, self.paused_turn = self.paused_turn, self.runtime.turn()
+        times = MAX_BURST if seen == self.paused_turn else 1
+        backlog = self.transport.get_write_buffer_size() + self.out_size
+        return backlog > times * self.serving.app.max_backlog
+
+    def _drop(self) -> None:
         """Close a client that reads too slowly, and abort it a second later."""
-        self.app.counts["slow_clients_dropped"] += 1
-        self.shut(4508, "it reads too slowly")
-        self.loop.call_later(SLOW_GRACE, self.transport.abort)
+        if self.phase is Phase.OPEN:
+            self.serving.app.counts["slow_clients_dropped"] += 1
+            self.shut(4508, "it reads too slowly")
+            self.loop.call_later(SLOW_GRACE, self.transport.abort)
 
     def flush(self) -> None:
         """Write what waits, unless the application sends a fragmented message."""
@@ -2202,98 +1798,57 @@ class Connection(Link, websockets.ServerConnection):
             self.transport.write(data)
             return
         protocol = self.protocol
-        behind, protocol.writes = protocol.writes, []
+        later, protocol.writes = protocol.writes, []
         for payload in out:
-            # Not `send_text`, which refuses once the library's close waits in `behind`.
+            # Not `send_text`, which refuses once the library's close waits in `later`.
             protocol.send_frame(Frame(Opcode.TEXT, payload))
-        protocol.writes += behind
+        protocol.writes += later
         self.written += sum(map(len, protocol.writes))
         super().send_data()
 
     def send_data(self) -> None:
-        """Write what the library has to say, behind everything that waits."""
+        """Write what waits, and then what the library has to say."""
         protocol = self.protocol
         # An extension must encode messages in the order in which they are written.
-        if self.is_plain or protocol.state is not OPEN:
+        if self.is_plain or protocol.state is not State.OPEN:
             self.flush()
         self.written += sum(map(len, protocol.writes))
         super().send_data()
         was_fragmenting = self.is_fragmenting
         self.is_fragmenting = protocol.expect_continuation_frame
-        self.set_lane()
+        self._follow()
         if was_fragmenting:
             self.flush()
 
-    def set_lane(self) -> None:
-        """Work out again what the lane takes, after anything that the library did."""
+    def _follow(self) -> None:
+        """Follow the library's state, after anything that it did."""
         protocol = self.protocol
-        limits = protocol.max_message_size, protocol.max_fragment_size
-        is_lane = self.is_plain and self.is_open and protocol.current_size is None
-        # Frames of up to 125 bytes aren't measured.
-        is_lane = is_lane and all(each is None or each >= 125 for each in limits)
-        is_live = protocol.state is OPEN
-        self.whole_frames = WHOLE_FRAMES if is_lane and is_live else NO_FRAMES
-        if not is_live:
-            self.is_sendable = False
+        if self.phase is Phase.OPEN and protocol.state is not State.OPEN:
+            self.phase = Phase.CLOSING
+        if protocol.close_expected() and self.close_deadline is None:
+            # Nobody else ends a connection whose peer never answers the close.
+            self.close_deadline = self.loop.time() + (self.close_timeout or math.inf)
+        is_open = self.phase is Phase.OPEN
+        self.is_clear = is_open and self.is_plain and not self.is_fragmenting
+        self.lane.set_frames()
 
     def pause_writing(self) -> None:
         """Stop reading from a client that doesn't read."""
         super().pause_writing()
-        self.app.counts["pauses"] += 1
-        if self.is_open:
-            self.stop_reading()
+        self.serving.app.counts["pauses"] += 1
+        self.lane.stop()
+        self.paused_turn = self.runtime.turn()
         self.taken_at = self.loop.time()
-        self.watch_stall()
-
-    def watch_stall(self) -> None:
-        """Abort a client that takes no byte for `ping_timeout` seconds.
-
-        What counts is what it takes, not how much waits: one that reads slowly stays.
-        """
-        if not self.paused or self.ping_timeout is None:
-            return
-        now = self.loop.time()
-        waiting = self.transport.get_write_buffer_size()
-        taken = self.written - waiting - unacknowledged(self.transport)
-        if taken != self.taken:
-            self.taken, self.taken_at = taken, now
-        elif now - self.taken_at >= self.ping_timeout:
-            self.app.counts["stalled_clients_dropped"] += 1
-            self.transport.abort()
-            return
-        self.stall_timer = self.loop.call_later(self.ping_timeout / 8, self.watch_stall)
 
     def resume_writing(self) -> None:
+        """Go on with what waited for a client that was behind."""
         super().resume_writing()
-        if self.stall_timer is not None:
-            self.stall_timer.cancel()
-        if self.client is not None and not self.calls.is_held:
-            self.calls.release()
-        self.proceed()
-
-    async def keepalive(self) -> None:
-        """Ping a client at intervals, and end one that doesn't answer.
-
-        While reading is paused no pong can arrive, so that no verdict is given. A
-        client that takes nothing then is for `watch_stall` to end; for one that waits
-        for `on_message` the ping itself tells whether it's gone: it is refused.
-        """
-        while self.ping_interval is not None:
-            await asyncio.sleep(self.ping_interval)
-            if self.paused:
-                continue
-            is_heard, halts = not self.is_halted, self.halts
-            pong = asyncio.ensure_future(await self.ping())
-            await asyncio.wait([pong], timeout=self.ping_timeout)
-            if not pong.done() and is_heard and halts == self.halts:
-                self.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
-                self.loop.call_later(SLOW_GRACE, self.transport.abort)
-                return
-
-    def is_own_task(self, task: asyncio.Task[Any] | None) -> bool:
-        """Tell whether *task* runs a handler or a hook of this connection's client."""
-        own = [*self.hooks, *self.calls.unfinished]
-        return self.calls.is_starting or task in own
+        if self.close_deadline is not None and self.phase is Phase.OPENING:
+            # A page that is being read has all the time that it takes.
+            self.close_deadline = self.loop.time() + (self.close_timeout or math.inf)
+        if self.phase is Phase.OPEN and self.session is not None:
+            self.session.go_on()
+        self.lane.go_on()
 
     async def send(self, message: Any, *, text: bool | None = None) -> None:
         """Send a message of the application's own, in an `on_message` route.
@@ -2316,320 +1871,865 @@ class Connection(Link, websockets.ServerConnection):
             "recv must not be called: wsappy reads this connection; write on_message"
         )
 
-    # The handshake
+    # What must not take too long
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.serving.connections.add(self)
-
-    async def handshake(self, *args: Any, **options: Any) -> None:
-        """Run the library's handshake; say goodbye to a client that never comes in."""
-        is_over = True
-        self.serving.keep(self)
-        try:
-            await super().handshake(*args, **options)
-            is_over = self.protocol.state is not OPEN
-        finally:
-            self.count_refusal()
-            if is_over:
+    def check(self, now: float) -> None:
+        """Look whether what has to happen by now has happened; the timer calls it."""
+        if self.response is None:
+            if now >= self.due:
+                self.due = math.inf
+                self.give_up()
+        elif self.paused and self.ping_timeout and self.phase is not Phase.CLOSING:
+            self._check_stall(now, self.ping_timeout)
+        elif self.close_deadline is not None:
+            if now >= self.close_deadline:
                 self.transport.abort()
-                await self.depart()
-
-    def count_refusal(self) -> None:
-        """Count the HTTP status that the client was refused with, if it was."""
-        status = self.response.status_code if self.response is not None else 0
-        if status == 101 and self.client is None:
-            status = self.refusal.status
-        if status >= 400:
-            self.app.labels["refused"][str(status)] += 1
-        elif not status:
-            self.app.counts["handshakes_dropped"] += 1
-
-    async def decide(self, request: websockets.Request) -> websockets.Response:
-        """Answer the handshake, in the order of the protocol, section 8."""
-        headers = request.headers
-        upgrade = ",".join(headers.get_all("Upgrade")).lower()
-        if any(len(headers.get_all(name)) > 1 for name in ("Host", "Origin")):
-            response = self.respond(400, "one Host and one Origin at most")
-        # HTTP/1.0 has no upgrades (RFC 9110, section 7.8).
-        elif "websocket" not in upgrade or request.protocol == "HTTP/1.0":
-            response = await self.serve_page(request)
         else:
-            response = self.protocol.accept(request)
-            if response.status_code == 101:
-                return await self.admit(request) or response
-        if request.method == "HEAD":
-            response.body = b""
-        return response
+            self._check_ping(now)
 
-    async def serve_page(self, request: websockets.Request) -> websockets.Response:
-        """Answer a request that is no WebSocket handshake."""
-        page = self.app.find_page(request.path)
-        if page is None and self.app.table.find(request.path) is None:
-            return self.respond(404, "not found")
-        if request.method not in ("GET", "HEAD"):
-            response = self.respond(405, "method not allowed")
-            response.headers["Allow"] = "GET, HEAD"
-            return response
-        if page is None:
-            response = self.respond(426, "this address is for WebSocket clients")
-            response.headers["Upgrade"] = "websocket"
-            return response
-        asked = PageRequest(*split_query(request.path), request.headers)
-        name = f"page {describe(page)}"
-        return self.page_response(name, await self.attempt(name, page, asked))
+    def give_up(self) -> None:
+        """End a handshake that takes too long."""
+        self.transport.abort()
+        if self.life is not None:
+            self.life.cancel()
 
-    def page_response(self, name: str, outcome: Any) -> websockets.Response:
-        """Turn what a page returned into a response."""
-        body: str | bytes
-        match outcome:
-            case Refused():
-                return self.reject(outcome)
-            case str():
-                body, content_type = outcome, "text/plain; charset=utf-8"
-            case bytes():
-                body, content_type = outcome, "application/octet-stream"
-            case (str() | bytes() as body, str() as content_type):
-                pass
-            case _:
-                must = "%s must return str, bytes or (body, content type): got %r"
-                LOGGER.error(must, name, outcome)
-                return self.reject(FAILED)
-        response = self.respond(200, "")
-        response.body = body.encode(errors="replace") if isinstance(body, str) else body
-        del response.headers["Content-Length"], response.headers["Content-Type"]
-        response.headers["Content-Length"] = str(len(response.body))
-        response.headers["Content-Type"] = content_type
-        return response
+    def _check_stall(self, now: float, limit: float) -> None:
+        """Abort a client that accepts no byte for *limit* seconds.
 
-    async def admit(self, request: websockets.Request) -> websockets.Response | None:
-        """Let a WebSocket client in, or return the response that keeps it out."""
-        found = self.app.table.find(request.path)
-        origins = found[0].origins if found else self.app.origins
-        if not self.app.allows_origin(request.headers, origins):
-            return self.respond(403, "this origin is not allowed")
-        if found is None:
-            return self.refuse(Refused(404, "no such path"))
-        refused = self.serving.refusal()
-        if refused is not None:
-            return self.reject(refused)
-        route, self.params = found
-        self.calls = Calls(self.app, route, self)
-        refused = await self.attempt("on_connecting", self.enter, route)
-        if refused is not None:
-            return self.refuse(refused)
-        # The hook may have taken longer than the server had left.
-        is_late = self.serving.is_stopping
-        return self.respond(503, STOPPING.message) if is_late else None
-
-    async def enter(self, route: Route) -> None:
-        """Make the client and run its `on_connecting`; either may raise."""
-        client = route.factory(route.server or self.app, self, route.handlers)
-        self.serving.clients.add(client)
-        try:
-            coming = client.on_connecting(**self.params)
-            if inspect.isawaitable(coming):
-                await coming
-            self.client = client
-        finally:
-            if self.client is None:
-                self.serving.clients.discard(client)
-
-    def reject(self, refused: Refused) -> websockets.Response:
-        """Refuse by an HTTP status, with the reason as its text."""
-        phrase = http.HTTPStatus(refused.status).phrase
-        return self.respond(refused.status, refused.message or phrase)
-
-    def refuse(self, refused: Refused) -> websockets.Response | None:
-        """Refuse; a browser is let in and closed, since it can't read a status."""
-        self.refusal = refused
-        return self.reject(refused) if self.protocol.origin is None else None
-
-    def shut_out(self, refused: Refused) -> None:
-        """Close the connection of a client that is refused after it was let in."""
-        is_bug = refused is FAILED
-        code = CloseCode.INTERNAL_ERROR if is_bug else refused.close_code
-        self.shut(code, cut_reason(refused.message))
-
-    # From the handshake to the goodbye
-
-    async def live(self) -> None:
-        """Be open until the connection ends; the library's handler."""
-        try:
-            self.open()
-            await self.wait_closed()
-        finally:
-            await self.depart()
-
-    def open(self) -> None:
-        """Start reading; what `on_connecting` queued goes out first."""
-        self.is_plain = not self.protocol.extensions
-        self.is_open = self.is_sendable = True
-        self.set_lane()
-        if self.client is None:
-            self.shut_out(self.refusal)
-        else:
-            self.greet(self.client)
-        if self.rest and not self.is_halted:
-            self.read_rest()
-
-    def greet(self, client: Client) -> None:
-        """Run `on_connected`; calls that arrive meanwhile are held."""
-        self.calls.attend(client)
-        self.receive = self.calls.receive
-        if overrides(client, "on_message"):
-            self.raw = RawMessages(self, client)
-            self.receive = self.raw.receive
-        for action in self.at_open:
-            action()
-        self.at_open.clear()
-        if overrides(client, "on_connected"):
-            self.hooks.append(asyncio.Task(self.welcome(client), name="on_connected"))
-        else:
-            self.release()
-
-    async def welcome(self, client: Client) -> None:
-        refused = await self.attempt("on_connected", type(client).on_connected, client)
-        if isinstance(refused, Refused):
-            self.shut_out(refused)
-        else:
-            self.release()
-
-    def release(self) -> None:
-        """Begin the calls that were held."""
-        self.calls.is_held = False
-        self.calls.set_gate()
-        self.calls.release()
-        if self.raw is not None:
-            self.hooks.append(asyncio.Task(self.raw.work(), name="on_message"))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.serving.connections.discard(self)
-        self.app.counts.update(self.traffic())
-        if self.is_open:
-            close = self.protocol.close_sent or self.protocol.close_rcvd
-            code = close.code if close else CloseCode.ABNORMAL_CLOSURE
-            self.app.labels["closed"][str(int(code))] += 1
-        self.is_sendable = self.is_open = False
-        self.rest.clear()
-        if self.stall_timer is not None:
-            self.stall_timer.cancel()
-
-    def traffic(self) -> dict[str, int]:
-        """Return what this connection counts by itself, because it is cheaper."""
-        calls = self.calls.received if self.client is not None else 0
-        return {"calls": calls, "bytes_in": self.bytes_in, "bytes_out": self.written}
-
-    async def attempt(self, what: str, hook: Callable[..., Any], argument: Any) -> Any:
-        """Run a hook or a page to its end, and log how it failed.
-
-        Returns:
-            Its result, or the `Refused` that it raised; `FAILED` for anything else.
+        What counts is what it accepts, not how much waits: one that reads slowly stays.
         """
-        outcome = await run_to_end(hook, argument)
-        if type(outcome) is not Failure:
-            return outcome
-        error = outcome.exc
-        is_gone = isinstance(error, ConnectionClosed) and self.protocol.state > OPEN
-        if is_gone or isinstance(error, Refused):
-            LOGGER.info("%s raised %r", what, error)
-        else:
-            log_failure(what, error)
-        return error if isinstance(error, Refused) else FAILED
+        waiting = self.transport.get_write_buffer_size()
+        taken = self.written - waiting - unacknowledged(self.transport)
+        if taken != self.taken:
+            self.taken, self.taken_at = taken, now
+        elif now - self.taken_at >= limit:
+            self.serving.app.counts["stalled_clients_dropped"] += 1
+            self.transport.abort()
 
-    async def depart(self) -> None:
-        """End the calls, leave the groups, run `on_disconnected`; once."""
-        client, self.client = self.client, None
-        if client is None:
+    def _check_ping(self, now: float) -> None:
+        """Ping a client at intervals, and end one that doesn't answer.
+
+        While reading is halted no pong can arrive, so that its absence says nothing. A
+        client that accepts nothing then is found by `_check_stall`; for one that waits
+        for `on_message` the ping itself tells whether it is gone: it is refused.
+        """
+        if self.awaited is not None and self.awaited.done():
+            self.awaited, self.due = None, now + (self.ping_interval or math.inf)
+        if now < self.due:
             return
-        self.at_open.clear()
-        self.app.remove(client)
-        for hook in self.hooks:
-            hook.cancel()
-        work = [*self.calls.abandon(), *self.hooks]
-        await pause(work, CANCEL_GRACE)
-        for task in work:
-            if not task.done():
-                request = self.calls.unfinished.get(task)
-                who = task if request is None else f"handler {request!r}"
-                text = "%s did not end when it was cancelled; it is left behind"
-                LOGGER.warning(text, who)
-        limit = GOODBYE_GRACE if self.serving.is_stopping else None
-        try:
-            async with asyncio.timeout(limit):
-                await self.attempt(
-                    "on_disconnected", type(client).on_disconnected, client
-                )
-        except TimeoutError as exc:
-            log_failure("on_disconnected", exc)
-        finally:
-            self.serving.clients.discard(client)
+        is_heard = self.lane.intake is Intake.ON
+        if self.awaited is None and self.ping_interval is not None:
+            self.pinged_halts = self.lane.halts if is_heard else -1
+            self.awaited, self.due = self._ping(), now + (self.ping_timeout or math.inf)
+        elif self.awaited is not None and self.pinged_halts == self.lane.halts:
+            self.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
+            self.loop.call_later(SLOW_GRACE, self.transport.abort)
+        else:
+            self.awaited, self.due = None, now + (self.ping_interval or math.inf)
+
+    def _ping(self) -> asyncio.Future[float]:
+        """Send a ping; the pong ends the future, as that of the library's own pings."""
+        data, pong = os.urandom(4), self.loop.create_future()
+        self.pending_pings[data] = pong, self.loop.time()
+        self.protocol.send_ping(data)
+        self.send_data()
+        return pong
 
 
-# What a client hears of a bug; where it becomes a close code that is 1011.
-FAILED = Refused(500, INTERNAL.message)
-
-# Bytes of raw messages that may wait before reading stops; what each message costs
-# besides its payload.
-MAX_RAW, RAW_OVERHEAD = 2**16, 128
+# Codes that RFC 6455 and IANA's registry name, and 1005 and 1006 for none.
+CLOSE_LABELS = frozenset(range(1000, 1016))
 
 
-class RawMessages:
-    """The messages of a route with an `on_message` of its own: one at a time, in order.
+def remote_of(connection: LibraryConnection) -> tuple[str, int] | None:
+    """Return host and port of the peer; None on a Unix socket."""
+    address = connection.remote_address
+    return address[:2] if isinstance(address, tuple) else None
+
+
+# --- 5. Calls ----------------------------------------------------------------
+
+
+class Stage(enum.Enum):
+    """Where a call stands; only the loop's thread moves it on."""
+
+    OPEN = "it has had no terminal event"
+    ENDED = "its terminal event was sent"
+    CUT = "the framework ended it: what its handler still says is dropped"
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Request:
+    """One call, as its handler gets it.
 
     Attributes:
-        is_full: Whether so much waits that reading stops.
+        client: The `Client` that called.
+        module: Name of the module.
+        method: Name of the method.
+        data: The arguments as they came, a dict.
+        id: The caller's `request_id`: a string, an integer, or None.
     """
 
-    def __init__(self, connection: Connection, client: Client) -> None:
-        self.connection = connection
-        self.client = client
-        self.messages: asyncio.Queue[tuple[str | bytes, int]] = asyncio.Queue()
-        self.size = 0
+    module: str
+    method: str
+    data: dict[str, JSON]
+    client: Client
+    id: str | int | None
+    _stage: Stage = field(init=False, default=Stage.OPEN)
+    # A worker thread knows it at once, before the loop hears of it.
+    _has_answered: bool = field(init=False, default=False)
+    _size: int = field(init=False, default=0)
+    _method: Method | None = field(init=False, default=None)
+    _task: asyncio.Task[None] | None = field(init=False, default=None)
+    _timer: asyncio.TimerHandle | None = field(init=False, default=None)
+    _credit: int | None = field(init=False, default=None)
+    _more: asyncio.Future[None] | None = field(init=False, default=None)
 
-    @property
-    def is_full(self) -> bool:
-        return self.size > MAX_RAW
+    def __repr__(self) -> str:
+        # Quoted: the names come from outside, and this stands in logs.
+        return repr(f"{self.module}.{self.method}")
+
+    def response(self, event: str, data: JSON = None, /, **fields: JSON) -> Sent:
+        """Queue an event of this call; `result` and `error` end it.
+
+        Args:
+            event: Name of the event.
+            data: Any JSON, or a mapping that *fields* are added to.
+            **fields: Keys of the event's data.
+
+        Returns:
+            An awaitable that waits while the client is behind.
+
+        Raises:
+            RuntimeError: If the call has ended.
+            ValueError: If *event* is `error` and `code` or `message` is missing.
+            TypeError: If the data can't be written as JSON.
+        """
+        data = merge(data, fields)
+        if self._stage is Stage.ENDED or self._has_answered:
+            raise RuntimeError(
+                f"call {self!r} has ended, but {event!r} is sent; send nothing after "
+                f"'result' or 'error'"
+            )
+        if event == "error" and not {"code", "message"} <= set(data or ()):
+            raise ValueError(
+                f"data of an error must have code and message: got {data!r}; raise "
+                f"Error('not_found', 'no item 7')"
+            )
+        if self._stage is Stage.CUT:
+            return Sent(None)
+        answer: Sent = self.client.connection.calls.respond(self, event, data)
+        return answer
+
+    async def _spend(self) -> None:
+        """Wait for the credit of one item, where the caller gives any."""
+        while self._credit == 0:
+            self._more = asyncio.get_running_loop().create_future()
+            await self._more
+        if self._credit is not None:
+            self._credit -= 1
+
+    def _earn(self, items: int) -> None:
+        if self._credit is not None:
+            self._credit += items
+            if self._more is not None and not self._more.done():
+                self._more.set_result(None)
+
+
+# Requests of this class are made without running any of its code.
+new_request = functools.partial(object.__new__, Request)
+
+
+class Overrides(NamedTuple):
+    """What makes requests and sends events for classes that do it in their own way.
+
+    Attributes:
+        request: Makes a request of module, method, data, client and id.
+        emit: Sends an event of the framework's, in a task; None for the plain way.
+        tell: Sends an event of the application's; None for the plain way.
+    """
+
+    request: Callable[..., Request] = Request
+    emit: Callable[[Request, str, JSON], Coroutine[Any, Any, None]] | None = None
+    tell: Callable[..., Any] | None = None
+
+
+class Calls:
+    """The calls of one connection: reads messages, runs handlers, sends their answers.
+
+    It does no I/O. The wire gives it whole messages, and sends what it is told. A call
+    passes `receive`, maybe `dispatch` and `_hold`, then `begin`, `run` and `conclude`;
+    `cut` ends one from outside.
+
+    Attributes:
+        received: How many calls came.
+        unfinished: Calls that are tasks; a thread counts until it returns.
+        held: Calls that haven't begun: `on_connected` runs, or the route is ordered.
+        beginning: Tasks that have yet to run their first line, before Python 3.12.
+        asked: The unfinished calls to the other side, by id: what gets their events.
+        is_greeting: Whether `on_connected` runs.
+        is_gated: Whether anything but the plain case may hold; then `dispatch` decides.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        route: Route,
+        wire: Wire,
+        client: Client,
+        context: contextvars.Context,
+    ) -> None:
+        self.app = app
+        self.route = route
+        self.wire = wire
+        self.client = client
+        self.runtime = wire.runtime
+        self.loop = wire.runtime.loop
+        self.overrides = route.overrides or Overrides()
+        self.wraps = has_own(client, "process_message")
+        self.decode = app.codec.decode
+        self.encode = app.codec.encode
+        self.methods = route.methods
+        self.context = context
+        self.bad_messages = self.received = self.beginning = 0
+        self.unfinished: dict[asyncio.Task[None], Request] = {}
+        self.senders: set[asyncio.Task[None]] = set()
+        self.held: collections.deque[Request] = collections.deque()
+        self.held_size = 0
+        self.asked: dict[JSON, Callable[[str, Any], None]] = {}
+        self.last_id = 0
+        self.is_greeting, self.is_stopping, self.is_gated = True, False, True
+
+    # From a message to a call
 
     def receive(self, payload: bytes, is_text: bool) -> None:
-        """Queue a message; text that isn't UTF-8 ends the connection."""
-        message = self.connection.read_text(payload) if is_text else payload
-        if message is None:
+        """Read one whole message: a plain call here, the others in `_receive_other`."""
+        data = None
+        try:
+            message = self.decode(payload)
+            # The four keys of most calls, by index: it's the quickest look at them.
+            module, name = message["module"], message["method"]
+            request_id = message["request_id"]
+            method = self.methods[module, name]
+            data = message["data"]
+        except ValueError:
+            self._receive_unreadable(payload, is_text)
             return
-        size = len(payload) + RAW_OVERHEAD
-        self.messages.put_nowait((message, size))
-        self.size += size
-        if self.is_full:
-            self.connection.app.counts["pauses"] += 1
-            self.connection.stop_reading()
-
-    async def work(self) -> None:
-        """Give each message to `on_message`, until one fails."""
-        turn = time.monotonic() + TURN
-        while True:
-            message, size = await self.messages.get()
-            outcome = await self.connection.attempt(
-                "on_message", self.client.on_message, message
+        except (LookupError, TypeError):
+            pass
+        if (
+            type(data) is not dict
+            or len(message) != 4
+            or self.is_gated
+            or not (
+                MIN_REQUEST_ID <= request_id <= MAX_REQUEST_ID
+                if type(request_id) is int
+                else is_request_id(request_id)
             )
-            self.size -= size
-            if isinstance(outcome, Refused):
+        ):
+            self._receive_other(message, len(payload))
+            return
+        request = new_request()
+        request.client, request.module, request.method = self.client, module, name
+        request.data, request.id = data, request_id
+        request._stage, request._has_answered = Stage.OPEN, False
+        request._credit = request._task = request._timer = None
+        request._size = len(payload)
+        self.bad_messages = 0
+        self.received += 1
+        self.begin(request, method)
+
+    def _receive_unreadable(self, payload: bytes, is_text: bool) -> None:
+        """Answer what isn't JSON; text that isn't UTF-8 ends the connection."""
+        if not is_text or self.wire.read_text(payload) is not None:
+            why = "a message must be a JSON object"
+            self._receive_bad(None, Reading("bad", None, why))
+
+    def _receive_other(self, message: JSON, size: int) -> None:
+        """Read a message by the whole table: bad ones, events, calls behind a gate."""
+        reading = classify(message)
+        if reading.kind == "bad":
+            self._receive_bad(message, reading)
+        elif reading.kind == "call":
+            self.bad_messages = 0
+            self.received += 1
+            self.dispatch(self._request_of(message, size))
+        elif reading.kind == "push":
+            self.hear(message)
+        elif reading.request_id in self.asked:
+            self._receive_event(message)
+        else:
+            self.app.counts["dropped_event"] += 1
+
+    def _request_of(self, message: dict[str, JSON], size: int) -> Request:
+        data, request_id = message.get("data") or {}, message.get("request_id")
+        names = message["module"], message["method"]
+        request = self.overrides.request(*names, data, self.client, request_id)
+        request._credit, request._size = message.get("items"), size
+        return request
+
+    def _receive_event(self, message: dict[str, JSON]) -> None:
+        """Hand an event of a call to the other side to who asked."""
+        request_id, event = message["request_id"], message["event"]
+        handle = self.asked[request_id]
+        if event in TERMINAL:
+            del self.asked[request_id]
+        data = message.get("data")
+        handle(event, Error.from_data(data) if event == "error" else data)
+
+    def _receive_bad(self, message: JSON, reading: Reading) -> None:
+        module: Any = name_of(message, "module")
+        method: Any = name_of(message, "method")
+        request = Request(module, method, {}, self.client, reading.request_id)
+        self.send_error(request, Error("bad_message", reading.why))
+        self.bad_messages += 1
+        self.app.counts["bad_messages"] += 1
+        if self.bad_messages == MAX_BAD_MESSAGES:
+            self.wire.shut(4400, f"{MAX_BAD_MESSAGES} bad messages in a row")
+
+    def hear(self, message: dict[str, JSON]) -> None:
+        """Drop a push, which a server doesn't expect."""
+        self.app.counts["dropped_push"] += 1
+
+    # From a call to its handler
+
+    def dispatch(self, request: Request) -> None:
+        """Begin a call, hold it, or refuse it."""
+        if request.module == "$":
+            self._begin(request)
+        elif self.is_stopping:
+            self.send_error(request, STOPPING)
+        elif self.held or not self._is_free():
+            self._hold(request)
+        else:
+            self._begin(request)
+
+    def _is_free(self) -> bool:
+        """Tell whether a call may begin as far as those before it are concerned."""
+        is_behind = self.route.is_ordered and self.unfinished
+        return not (is_behind or self.is_greeting or self.wire.phase is not Phase.OPEN)
+
+    def _hold(self, request: Request) -> None:
+        limit, size = self.wire.max_size, self.held_size + request._size
+        is_full = limit is not None and size > limit
+        if is_full or len(self.unfinished) + len(self.held) >= self.app.max_in_flight:
+            self.send_error(request, OVERLOADED)
+            return
+        self.held_size = size
+        self.held.append(request)
+        self.is_gated = True
+
+    def release(self) -> None:
+        """Begin the held calls that need wait no longer, as far as the turn allows."""
+        while self.held and self._is_free() and not self.wire.paused:
+            if self.beginning or self.runtime.is_turn_over():
+                self.runtime.wait(self.release)
+                return
+            request = self.held.popleft()
+            self.held_size -= request._size
+            self._begin(request)
+        self.set_gate()
+
+    def set_gate(self) -> None:
+        """Work out again whether a plain call may begin at once."""
+        self.is_gated = bool(
+            self.is_greeting
+            or self.is_stopping
+            or self.held
+            or self.wraps
+            or self.route.overrides
+            or self.route.is_ordered
+        )
+
+    def _begin(self, request: Request) -> None:
+        self.begin(request, self.methods.get((request.module, request.method)))
+
+    def begin(self, request: Request, method: Method | None) -> None:
+        """Begin a call: a `def` in this very step, everything else as a task."""
+        request._method = method
+        is_limited = self.unfinished and request.module != "$"
+        if is_limited and len(self.unfinished) >= self.app.max_in_flight:
+            self.send_error(request, OVERLOADED)
+        elif self.wraps and request.module != "$":
+            self._start(request, self.client.process_message, self.context.copy())
+        elif method is not None and method.kind is not Kind.INLINE:
+            self._start(request, self.run, self.context.copy())
+        elif self.beginning:
+            # After the tasks of the same read, which have yet to begin.
+            self.loop.call_soon(self._begin_late, request, method)
+            self.wire.halt()
+        else:
+            self._run_inline(request)
+
+    def _begin_late(self, request: Request, method: Method | None) -> None:
+        if self.wire.phase is Phase.OPEN:
+            self.begin(request, method)
+
+    def _run_inline(self, request: Request) -> None:
+        context = self.context.copy()
+        outcome: Any
+        try:
+            outcome = context.run(self.run, request)
+        except STOPS:
+            raise
+        except BaseException as exc:  # noqa: BLE001
+            outcome = Failure(exc)
+        if type(outcome) in PLAIN_RESULTS or not inspect.isawaitable(outcome):
+            self.conclude(request, outcome)
+        else:
+            self._start(request, lambda _: outcome, context)
+
+    def _start(
+        self,
+        request: Request,
+        function: Callable[[Request], Any],
+        context: contextvars.Context,
+    ) -> None:
+        """Begin a call as a task."""
+        self.beginning += LAZY_TASKS
+        work = self._perform(request, function)
+        task = asyncio.Task(work, loop=self.loop, context=context, **TASK_OPTIONS)
+        if task.done():
+            return
+        request._task = task
+        self.unfinished[task] = request
+        timeout = request._method.timeout if request._method else ...
+        timeout = self.app.timeout if timeout is ... else timeout
+        if timeout is not None:
+            request._timer = self.loop.call_later(timeout, self.cut, request, TIMEOUT)
+
+    async def _perform(
+        self, request: Request, function: Callable[[Request], Any]
+    ) -> None:
+        """Run a call that is a task, from its first step to its terminal event."""
+        self.beginning -= LAZY_TASKS
+        try:
+            outcome = await run_to_end(function, request)
+            disarm(request)
+            if self.wire.paused and request._stage is not Stage.CUT:
+                # Unfinished until the client has read some, as its answer is.
+                await self.wire.writable()
+            self.conclude(request, outcome)
+        except asyncio.CancelledError as exc:
+            self.conclude(request, Failure(exc))
+            raise
+        finally:
+            self._finish(request)
+
+    def _finish(self, request: Request) -> None:
+        disarm(request)
+        self.unfinished.pop(request._task, None)  # type: ignore[arg-type]
+        if self.held:
+            self.runtime.wait(self.release)
+
+    def run(self, request: Request) -> Any:
+        """Find a call's handler, check its arguments and run it.
+
+        Returns:
+            What the handler returned; for all but a `def` it has to be awaited.
+
+        Raises:
+            Error: If there is no such method, the data is bad, or the handler says so.
+        """
+        method = self.methods.get((request.module, request.method))
+        if method is None:
+            raise Error(*UNKNOWN_METHOD.args)
+        request._method = method
+        arguments = method.bind(request.data)
+        if method.kind is Kind.STREAM:
+            return self._send_items(request, method, arguments)
+        if method.kind is Kind.THREAD:
+            return self._run_in_thread(request, method, arguments)
+        return method.function(request, **arguments)
+
+    async def _send_items(
+        self, request: Request, method: Method, arguments: dict[str, Any]
+    ) -> None:
+        """Send what a stream yields; its `finally` blocks run however it ends."""
+        if self.is_stopping:
+            raise Error(*STOPPING.args, retry=True)
+        self.runtime.turn()
+        items = method.function(request, **arguments)
+        if not inspect.isasyncgen(items):
+            items = as_async(items)
+        async with contextlib.aclosing(items):
+            async for item in items:
+                await request._spend()
+                if request._stage is not Stage.OPEN:
+                    return
+                self.emit(request, "item", item)
+                if self.wire.paused:
+                    await self.wire.writable()
+                elif self.runtime.is_turn_over():
+                    await asyncio.sleep(0)
+                    self.runtime.turn()
+
+    async def _run_in_thread(
+        self, request: Request, method: Method, arguments: dict[str, Any]
+    ) -> JSON:
+        """Run a handler in a worker thread; the call is unfinished until it returns."""
+        context = contextvars.copy_context()
+        job = self.runtime.threads.submit(
+            context.run, run, method.function, request, **arguments
+        )
+        future = asyncio.wrap_future(job)
+        try:
+            outcome = await asyncio.shield(future)
+        except STOPS as exc:
+            # It would end a thread, and ends this call.
+            raise RuntimeError("a thread must not end the server") from exc
+        except asyncio.CancelledError:
+            if not job.cancel():
+                # A thread can't be stopped; a second cancellation leaves it behind.
+                await asyncio.wait([future])
+            raise
+        if type(outcome) is Failure:
+            raise outcome.exc
+        return outcome
+
+    # From a handler's outcome to its answer
+
+    def conclude(self, request: Request, outcome: Any) -> None:
+        """End a call: send the terminal event that its outcome asks for."""
+        if type(outcome) is Failure:
+            self._conclude_failure(request, outcome.exc)
+        elif request._stage is Stage.ENDED:
+            if outcome is not None:
+                text = "what handler %r returned after it had answered is dropped"
+                LOGGER.warning(text, request)
+        elif request._stage is Stage.CUT or (
+            request._method is not None and request._method.answers_itself
+        ):
+            return
+        elif outcome is not None or request.id is not None:
+            self.emit(request, "result", {} if outcome is None else outcome)
+
+    def _conclude_failure(self, request: Request, exc: BaseException) -> None:
+        if request._stage is not Stage.CUT:
+            error = self.error_of(request, exc)
+            if request._stage is Stage.OPEN:
+                self.send_error(request, error)
+            else:
+                text = "handler %r raised after it had answered: %r"
+                LOGGER.warning(text, request, error)
+        elif isinstance(exc, Exception):
+            log_failure(f"handler {request!r}, which was cut off,", exc)
+
+    def error_of(self, request: Request, exc: BaseException) -> Error:
+        """Turn what a handler raised into an `Error`; what isn't expected is logged."""
+        if isinstance(exc, Error):
+            return exc
+        for kind in type(exc).__mro__:
+            if kind in self.app.errors:
+                outcome = run(self.app.errors[kind], request, exc)
+                if isinstance(outcome, Error):
+                    return outcome
+                name = describe(self.app.errors[kind])
+                LOGGER.error("%s for @app.error returned no Error: %r", name, outcome)
                 break
-            self.connection.proceed()
-            if time.monotonic() >= turn:
-                await asyncio.sleep(0)
-                turn = time.monotonic() + TURN
-        self.connection.shut(CloseCode.INTERNAL_ERROR, INTERNAL.message)
-        # The answer to the close has to be read, though nobody takes messages any more.
-        self.size = 0
-        self.connection.proceed()
+        log_failure(f"handler {request!r}", exc)
+        return INTERNAL
+
+    def send_error(self, request: Request, error: Error) -> None:
+        """End a call with an error."""
+        self.app.labels["errors"][error.code] += 1
+        self.emit(request, "error", error.as_data())
+
+    def emit(self, request: Request, event: str, data: JSON) -> None:
+        """Send an event of the framework's; what JSON can't hold becomes `internal`."""
+        if self.overrides.emit is not None:
+            self._spawn(self.overrides.emit(request, event, data))
+            return
+        message = {
+            "request_id": request.id,
+            "module": request.module,
+            "method": request.method,
+            "event": event,
+            "data": data,
+        }
+        try:
+            payload = self.encode(message)
+        except TypeError:
+            try:
+                payload = self.app.codec.encode_all(message)
+            except TypeError as exc:
+                self.send_internal(request, data, exc)
+                return
+        if event in TERMINAL:
+            request._stage = Stage.ENDED
+        self.wire.post(payload)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what sends an event, in a task that ends with the connection."""
+        sender = asyncio.Task(work, loop=self.loop, **TASK_OPTIONS)
+        self.senders.add(sender)
+        sender.add_done_callback(self.senders.discard)
+
+    def send_internal(self, request: Request, data: JSON, exc: BaseException) -> None:
+        """End a call whose data can't be written."""
+        LOGGER.error(
+            "handler %r: its %s can't be written as JSON: %s",
+            request,
+            type(data).__name__,
+            exc,
+        )
+        request._stage = Stage.ENDED
+        self.app.labels["errors"][INTERNAL.code] += 1
+        error = message_of(*names_of(request), "error", INTERNAL.as_data())
+        # The standard library writes every name and id that a client can send.
+        self.wire.post(json.dumps(error).encode())
+
+    def respond(self, request: Request, event: str, data: JSON) -> Any:
+        """Queue an event that a handler sends; from a worker thread, in the loop.
+
+        Whether the call has ended meanwhile is decided there, in `_say` and `_tell`.
+        """
+        is_here = threading.get_ident() == self.runtime.thread
+        has_own_way = self.overrides.tell is not None
+        if has_own_way and is_here:
+            return self._tell(request, event, data)
+        message = message_of(*names_of(request), event, data)
+        payload = self.app.codec.write(message)
+        if is_here:
+            self._say(request, event, payload)
+            return Sent(self.wire)
+        request._has_answered |= event in TERMINAL
+        if has_own_way:
+            self.runtime.call(self._tell_later, request, event, data)
+        else:
+            self.runtime.call(self._say, request, event, payload)
+        return Sent(None)
+
+    def _say(self, request: Request, event: str, payload: bytes) -> None:
+        if request._stage is Stage.OPEN:
+            if event in TERMINAL:
+                request._stage = Stage.ENDED
+            self.wire.push(payload)
+
+    def _tell(self, request: Request, event: str, data: JSON) -> Any:
+        stage, tell = request._stage, self.overrides.tell
+        if stage is not Stage.OPEN or tell is None:
+            return Sent(None)
+        if event in TERMINAL:
+            request._stage = Stage.ENDED
+        try:
+            return tell(self.client, *names_of(request), event, data)
+        except BaseException:
+            request._stage = stage
+            raise
+
+    def _tell_later(self, request: Request, event: str, data: JSON) -> None:
+        async def tell() -> None:
+            outcome = await run_to_end(self._tell, request, event, data)
+            if type(outcome) is Failure:
+                log_failure(f"event {event!r} of handler {request!r}", outcome.exc)
+
+        self._spawn(tell())
+
+    # Calls to the other side
+
+    def ask_for_events(
+        self,
+        handle: Callable[[str, Any], None],
+        *names: str,
+        data: JSON,
+        **options: Any,
+    ) -> int:
+        """Queue a call to the other side; *handle* gets its events, or how it ended.
+
+        Returns:
+            Its `request_id`, for `forget`.
+        """
+        self.last_id += 1
+        self.asked[self.last_id] = handle
+        try:
+            self.send_call(*names, data=data, request_id=self.last_id, **options)
+        except TypeError:
+            del self.asked[self.last_id]
+            raise
+        return self.last_id
+
+    def send_call(self, module: str, method: str, **rest: JSON) -> None:
+        """Queue a call to the other side; raises TypeError for unwritable data."""
+        message = {"module": module, "method": method, **rest}
+        self.wire.queue(self.app.codec.write(message))
+
+    async def ask(
+        self,
+        module: str,
+        method: str,
+        data: JSON,
+        timeout: float | None,  # noqa: ASYNC109
+        note: Callable[[JSON], object] = bool,
+    ) -> JSON:
+        """Call the other side and return its result; `Client.call` does it.
+
+        Args:
+            module: Name of the module.
+            method: Name of the method.
+            data: The arguments.
+            timeout: Seconds; None for no limit.
+            note: Gets the result before the next message of the same read is read.
+        """
+        answer = self.loop.create_future()
+        handle = functools.partial(settle_answer, answer, note)
+        request_id = self.ask_for_events(handle, module, method, data=data)
+        # A timer of its own: `asyncio.timeout` for each call takes twice as long.
+        seconds = math.inf if timeout is None else timeout
+        late = TimeoutError(f"no answer to {module}.{method} in time")
+        timer = self.loop.call_later(seconds, handle, "error", late)
+        try:
+            return await answer
+        finally:
+            timer.cancel()
+            self.forget(request_id)
+
+    def forget(self, request_id: int) -> None:
+        """Listen no more to a call to the other side, and let it end there."""
+        if self.asked.pop(request_id, None) is not None:
+            self.cancel_there(request_id)
+
+    def cancel_there(self, request_id: int) -> None:
+        """Let the call run on: only a client of wsappy understands `$ cancel`."""
+
+    # The end of calls from outside
+
+    def cut(self, request: Request, error: Error | None) -> None:
+        """End an unfinished call: answer it at once, and cancel its task."""
+        if request._stage is Stage.OPEN and error is not None:
+            self.send_error(request, error)
+        was_cut, request._stage = request._stage is Stage.CUT, Stage.CUT
+        method, task = request._method, request._task
+        if was_cut and method is not None and method.kind is Kind.THREAD:
+            # It was told, and can't be stopped; telling it again would lose it.
+            return
+        task.cancel()  # type: ignore[union-attr]
+        if inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_CREATED:  # type: ignore[arg-type,union-attr]
+            # It has run no line, and never will.
+            self.beginning -= LAZY_TASKS
+            self._finish(request)
+
+    def cancel(self, request_id: str | int) -> bool:
+        """Cut every unfinished call of that id; tell whether there was one."""
+        held = [each for each in self.held if each.id == request_id]
+        for request in held:
+            self.held.remove(request)
+            self.held_size -= request._size
+            self.send_error(request, CANCELLED)
+        begun = [
+            request
+            for request in self.unfinished.values()
+            if request.id == request_id and request._stage is Stage.OPEN
+        ]
+        for request in begun:
+            self.cut(request, CANCELLED)
+        return bool(held or begun)
+
+    def stop(self) -> None:
+        """Refuse new calls from now on, and end the streams."""
+        self.is_stopping = True
+        self.set_gate()
+        for request in list(self.unfinished.values()):
+            if request._method is not None and request._method.kind is Kind.STREAM:
+                self.cut(request, STOPPING)
+
+    def cut_off(self) -> None:
+        """Answer every call that is left, now that the server's grace has ended."""
+        while self.held:
+            self.send_error(self.held.popleft(), STOPPING)
+        for request in list(self.unfinished.values()):
+            self.cut(request, STOPPING)
+
+    def abandon(self) -> list[asyncio.Task[None]]:
+        """Cancel everything, now that the client is gone; return what must end."""
+        self.held.clear()
+        for request in list(self.unfinished.values()):
+            self.cut(request, None)
+        for sender in self.senders:
+            sender.cancel()
+        asked, self.asked = self.asked, {}
+        for handle in asked.values():
+            handle("error", self.wire.close_exc)
+        return [*self.unfinished, *self.senders]
 
 
-# --- 6. Clients and groups ---------------------------------------------------
+# What a handler returns that is its result as it is.
+PLAIN_RESULTS = frozenset({dict, list, str, int, float, bool})
 
+
+def names_of(request: Request) -> tuple[str | int | None, str, str]:
+    """Return what every event of a call begins with."""
+    return request.id, request.module, request.method
+
+
+def disarm(request: Request) -> None:
+    """Let a call have all the time that it takes from now on."""
+    if request._timer is not None:
+        request._timer.cancel()
+        request._timer = None
+
+
+async def as_async(items: Generator[Any, Any, Any]) -> AsyncIterator[Any]:
+    """Make an asynchronous generator of a plain one."""
+    with contextlib.closing(items):
+        for item in items:
+            yield item
+
+
+def settle_answer(
+    answer: asyncio.Future[JSON],
+    note: Callable[[JSON], object],
+    event: str,
+    value: Any,
+) -> None:
+    """Handle an event of a call to the other side that has one answer."""
+    if answer.done():
+        return
+    if event == "result":
+        note(value)
+        answer.set_result(value)
+    elif event == "error":
+        answer.set_exception(value)
+
+
+def cancel_call(request: Request, request_id: str | int) -> JSON:
+    """End an unfinished call of the client's."""
+    is_cancelled = request.client.connection.calls.cancel(request_id)
+    return None if request.id is None else {"cancelled": is_cancelled}
+
+
+def give_credit(request: Request, request_id: str | int, items: int) -> None:
+    """Let a stream send that many items more; an unknown id is no error."""
+    if items < 1:
+        raise bad_data([("items", "expected an integer of at least 1")])
+    for each in request.client.connection.calls.unfinished.values():
+        if each.id == request_id:
+            each._earn(items)
+
+
+def answer_ping(request: Request) -> None:
+    """Answer: browsers can't see WebSocket pings."""
+
+
+# What every route has beside the application's methods.
+CONTROLS: dict[tuple[str, str], Method] = {
+    ("$", name): Method("$", function, Mark(name))
+    for name, function in (
+        ("cancel", cancel_call),
+        ("more", give_credit),
+        ("ping", answer_ping),
+    )
+}
+for control in CONTROLS.values():
+    control.prepare()
+
+# --- 6. Clients --------------------------------------------------------------
 
 # Codes that a close frame may have (RFC 6455, section 7.4, and IANA's registry).
 CLOSE_CODES = {1000, 1001, *range(1007, 1015), *range(3000, 5000)}
+DEFAULT_PORTS = {"http": 80, "https": 443}
+# The id of the client whose hook or handler this is, also in tasks that they started.
+# No more than the id: a timer that was cancelled keeps its context until it is due.
+CURRENT = contextvars.ContextVar("CURRENT", default="")
 
 
 class Client:
@@ -2650,26 +2750,24 @@ class Client:
         handlers: What the classic API gives its clients, else None.
     """
 
-    def __new__(cls, server: Any, connection: Connection, handlers: Any) -> Self:
+    def __new__(cls, server: Any, connection: Any, handlers: Any) -> Self:
         """Make a client with all its attributes, before its `__init__` runs."""
         client = super().__new__(cls)
         client._attach(server, connection, handlers)
         return client
 
-    def __init__(self, server: Any, connection: Connection, handlers: Any) -> None:
+    def __init__(self, server: Any, connection: Any, handlers: Any) -> None:
         pass
 
-    def _attach(self, server: Any, connection: Connection, handlers: Any) -> None:
-        request: Any = connection.request
-        address = connection.remote_address
-        has_port = isinstance(address, tuple)
-        self.app = connection.app
+    def _attach(self, server: Any, connection: Any, handlers: Any) -> None:
+        opening: Opening = connection.opening
+        self.app: App = connection.app
         self.server = server
-        self.id: str = connection.id.hex
-        self.path, self.query = split_query(request.path)
-        self.params = connection.params
-        self.headers: Headers = request.headers
-        self.remote: tuple[str, int] | None = address[:2] if has_port else None
+        self.id = opening.id
+        self.path, self.query = split_query(opening.target)
+        self.params: dict[str, Any] = connection.params
+        self.headers = opening.headers
+        self.remote = opening.remote
         self.groups: set[str] = set()
         self.connection = connection
         self.handlers = handlers
@@ -2694,10 +2792,11 @@ class Client:
         Raises:
             Error: What the handler raised, and `unknown_method` and `bad_data`.
         """
-        return await self.connection.calls.perform(request)
+        result = self.connection.calls.run(request)
+        return await result if inspect.isawaitable(result) else result
 
     async def on_message(self, message: str | bytes) -> None:
-        """Take a raw message, where the route speaks another protocol."""
+        """Handle a raw message, where the route speaks another protocol."""
 
     async def on_disconnected(self) -> None:
         """Clean up: runs once, after the client's calls have ended."""
@@ -2712,7 +2811,7 @@ class Client:
         **data: JSON,
     ) -> Any:
         """Queue an event; an override gets every one whose data is an object."""
-        return self._send(message_of(request_id, module, method, event, data))
+        return self._say(request_id, module, method, event, data)
 
     def push(
         self, module: str, event: str, data: JSON = None, /, **fields: JSON
@@ -2733,20 +2832,19 @@ class Client:
         """
         data = merge(data, fields)
         self.app.counts["pushes"] += 1
-        sent: Sent = self._tell(None, module, None, event, data)
+        calls = self.connection.calls
+        tell = calls.overrides.tell or type(self)._say
+        sent: Sent = tell(self, None, module, None, event, data)
         return sent
 
-    def _tell(self, *parts: Any) -> Any:
-        """Queue an event, through an override of `send_message` where it fits."""
-        data = parts[-1]
-        # The override may be of 2018, and have named parameters only.
-        is_own = overrides(self, "send_message") and isinstance(data, dict)
-        if is_own and not data.keys() & SEND_PARAMETERS:
-            return self.send_message(*parts[:-1], **data)
-        return self._send(message_of(*parts))
-
-    def _send(self, message: dict[str, JSON]) -> Sent:
-        return self.connection.queue(self.app.codec.write(message))
+    def _say(self, *parts: Any) -> Sent:
+        """Queue an event; before the connection is open, at its opening, in order."""
+        payload = self.app.codec.write(message_of(*parts))
+        wire: Wire = self.connection
+        if wire.phase is Phase.OPENING and wire.session is not None:
+            wire.session.when_open(functools.partial(wire.push, payload))
+            return Sent(None)
+        return wire.queue(payload)
 
     async def call(
         self,
@@ -2777,25 +2875,29 @@ class Client:
             RuntimeError: If the connection isn't open yet.
         """
         self._check_open("called", "call it in on_connected")
-        connection = self.connection
-        if not connection.is_sendable:
-            await connection.wait_closed()
-            raise connection.protocol.close_exc
-        data = merge(data, fields)
-        return await connection.calls.ask(module, method, data, timeout)
+        wire: Wire = self.connection
+        if wire.phase is not Phase.OPEN:
+            await wire.wait_closed()
+            raise wire.close_exc
+        return await wire.calls.ask(module, method, merge(data, fields), timeout)
 
     def join(self, group: str) -> None:
         """Put the client into a group; in `on_connecting`, when it is connected."""
-        self.connection.when_open(functools.partial(self.app.add, self, group))
+        self._when_open(self.app.groups.add, group)
 
     def leave(self, group: str) -> None:
-        """Take the client out of a group; nothing happens if it isn't in it."""
-        self.connection.when_open(functools.partial(self.app.discard, self, group))
+        """Remove the client from a group; nothing happens if it isn't in it."""
+        self._when_open(self.app.groups.discard, group)
+
+    def _when_open(self, action: Callable[[Client, str], None], group: str) -> None:
+        session: Session = self.connection.session
+        session.when_open(functools.partial(action, self, group))
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection and wait for its end; a no-op once it is closed.
 
-        From a handler of the same client it returns once the close is under way.
+        From a handler or a hook of the same client, and from a task that one of them
+        started, it returns once the close is under way.
 
         Args:
             code: 1000, 1001, 1007 to 1014, or 3000 to 4999.
@@ -2815,17 +2917,432 @@ class Client:
             )
         self._check_open("closed", "raise Refused(403) in on_connecting")
         self.connection.shut(code, reason)
-        if not self.connection.is_own_task(asyncio.current_task()):
+        if CURRENT.get() != self.id:
             await self.connection.wait_closed()
 
     def _check_open(self, what: str, remedy: str) -> None:
-        if self.connection.protocol.state is CONNECTING:
+        if self.connection.phase is Phase.OPENING:
             raise RuntimeError(f"client must be open to be {what}; {remedy}")
 
 
-def overrides(client: Client, hook: str) -> bool:
+def has_own(client: Client, hook: str) -> bool:
     """Tell whether the class of *client* has a *hook* of its own."""
     return getattr(type(client), hook) is not getattr(Client, hook)
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """What a page of `@app.http` is asked.
+
+    Attributes:
+        path: Without the query.
+        query: By name; the last value of a repeated name.
+        headers: Of the request.
+    """
+
+    path: str
+    query: dict[str, str]
+    headers: Headers
+
+
+class Answer:
+    """An HTTP answer: of a page, or for a client that isn't let in.
+
+    Attributes:
+        status: HTTP status.
+        body: Bytes.
+        headers: What is said beside the server's own headers.
+    """
+
+    def __init__(self, status: int, body: str | bytes, **headers: str) -> None:
+        self.status = status
+        self.body = body.encode(errors="replace") if isinstance(body, str) else body
+        length = {"Content-Length": str(len(self.body))}
+        plain = {"Content-Type": "text/plain; charset=utf-8"}
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.headers = {**length, **plain, **names}
+
+
+def answer_of(refused: Refused) -> Answer:
+    """Refuse by an HTTP status, with the reason as its text."""
+    phrase = http.HTTPStatus(refused.status).phrase
+    return Answer(refused.status, refused.message or phrase)
+
+
+def answer_of_page(name: str, outcome: Any) -> Answer:
+    """Turn what a page returned, or how it failed, into an answer."""
+    match outcome:
+        case Refused():
+            return answer_of(outcome)
+        case str():
+            return Answer(200, outcome)
+        case bytes():
+            return Answer(200, outcome, Content_Type="application/octet-stream")
+        case (str() | bytes() as body, str() as content_type):
+            return Answer(200, body, Content_Type=content_type)
+    must = "%s must return str, bytes or (body, content type): got %r"
+    LOGGER.error(must, name, outcome)
+    return answer_of(FAILED)
+
+
+def address_of(text: str, scheme: str) -> tuple[str, int | None] | None:
+    """Return host and port of an origin or a `Host`; None where there is no host."""
+    try:
+        parts = urllib.parse.urlsplit(text if "//" in text else f"//{text}")
+        port = DEFAULT_PORTS.get(scheme) if parts.port is None else parts.port
+    except ValueError:
+        return None
+    return (parts.hostname, port) if parts.hostname else None
+
+
+def allows_origin(headers: Headers, origins: str | Sequence[str] | None) -> bool:
+    """Tell whether the `Origin` of a request may come in."""
+    origin, host = headers.get("Origin"), headers.get("Host", "")
+    if origin is None or (origins == "*" and origin != "null"):
+        return True
+    scheme = origin.partition(":")[0].lower()
+    address = address_of(origin, scheme)
+    allowed: Iterable[str] = [host] if origins is None else origins
+    # Every sandboxed page has this origin, so it passes only if listed.
+    if origin == "null":
+        allowed = {origin}.intersection(origins or ())
+    addresses = [address_of(each, scheme) for each in allowed]
+    return address is not None and address in addresses
+
+
+class Life(enum.Enum):
+    """Where the life of a client stands; it goes one way."""
+
+    ASKING = "its handshake is being decided"
+    HERE = "`on_connecting` has let it in: it gets its goodbye"
+    GONE = "it is leaving, or was never let in"
+
+
+class Session:
+    """The life of one client, from its request to its goodbye, on whatever wire.
+
+    Who makes a wire for a client calls `enter`, or `find_page`, and answers with what
+    they return; then `greet` where the connection is open; and `depart` at the end,
+    always, all in one task that runs in `context`.
+
+    Attributes:
+        life: Where it stands.
+        client: The client, once it was made.
+        calls: Its calls.
+        context: What its hooks set for later ones; calls run in copies of it.
+        refused: Why a browser is let in only to be told.
+        at_open: What waits for the opening of the connection, in order.
+        hooks: Tasks of `on_connected` and `on_message`.
+    """
+
+    def __init__(self, serving: Serving, wire: Wire) -> None:
+        self.serving = serving
+        self.app = serving.app
+        self.wire = wire
+        self.life = Life.ASKING
+        self.client: Client | None = None
+        self.calls: Calls | None = None
+        self.raw: RawMessages | None = None
+        self.refused: Refused | None = None
+        self.at_open: list[Callable[[], object]] = []
+        self.hooks: list[asyncio.Task[None]] = []
+        self.context = contextvars.copy_context()
+        self.context.run(CURRENT.set, wire.opening.id)
+
+    @property
+    def received(self) -> int:
+        """How many calls came."""
+        return 0 if self.calls is None else self.calls.received
+
+    # The handshake
+
+    async def find_page(self, method: str) -> Answer:
+        """Answer a request that is no WebSocket handshake."""
+        opening = self.wire.opening
+        page = self.app.find_page(opening.target)
+        if page is None and self.app.table.find(opening.target) is None:
+            return Answer(404, "not found")
+        if method not in ("GET", "HEAD"):
+            return Answer(405, "method not allowed", Allow="GET, HEAD")
+        if page is None:
+            text = "this address is for WebSocket clients"
+            return Answer(426, text, Upgrade="websocket")
+        request = PageRequest(*split_query(opening.target), opening.headers)
+        name = f"page {describe(page)}"
+        return answer_of_page(name, await self.attempt(name, page, request))
+
+    async def enter(self) -> Answer | None:
+        """Decide who may come in, in the order of the protocol, section 8.
+
+        Returns:
+            None to let the client in, be it only to tell a browser why not.
+        """
+        opening = self.wire.opening
+        found = self.app.table.find(opening.target)
+        origins = found[0].origins if found else self.app.origins
+        if not allows_origin(opening.headers, origins):
+            self.app.log_origin(opening.headers)
+            return Answer(403, "this origin is not allowed")
+        if found is None:
+            return self._refuse(Refused(404, "no such path"))
+        refused = self.serving.refusal()
+        if refused is not None:
+            return answer_of(refused)
+        refused = await self.attempt("on_connecting", self._connect, *found)
+        if refused is not None:
+            return self._refuse(refused)
+        # The hook may have taken longer than the server had left.
+        is_late = self.serving.is_stopping
+        return Answer(503, STOPPING.message) if is_late else None
+
+    async def _connect(self, route: Route, params: dict[str, Any]) -> None:
+        """Make the client and run its `on_connecting`; either may raise."""
+        wire: Any = self.wire
+        wire.app, wire.params = self.app, params
+        client = self.client = route.factory(wire)
+        self.calls = wire.calls = Calls(self.app, route, wire, client, self.context)
+        self.serving.sessions.add(self)
+        try:
+            if has_own(client, "on_connecting"):
+                coming = client.on_connecting(**params)
+                if inspect.isawaitable(coming):
+                    await coming
+            self.life = Life.HERE
+        finally:
+            if self.life is not Life.HERE:
+                self.serving.sessions.discard(self)
+
+    def _refuse(self, refused: Refused) -> Answer | None:
+        """Refuse; a browser is let in and closed, since it can't read a status."""
+        self.refused = refused
+        has_origin = "Origin" in self.wire.opening.headers
+        return None if has_origin else answer_of(refused)
+
+    def count_refusal(self, status: int | None) -> None:
+        """Count the HTTP status that the client was refused with, if it was."""
+        if self.refused is not None and status == 101:
+            status = self.refused.status
+        if status is not None and status >= 400:
+            self.app.labels["refused"][str(status)] += 1
+
+    # From the opening to the goodbye
+
+    def greet(self) -> None:
+        """Run `on_connected`; calls that arrive meanwhile are held.
+
+        What `on_connecting` queued goes out first.
+        """
+        if self.life is not Life.HERE:
+            self._shut_out(self.refused or FAILED)
+            return
+        client: Any = self.client
+        self.wire.receive = self.calls.receive  # type: ignore[union-attr]
+        if has_own(client, "on_message"):
+            self.raw = RawMessages(self, client)
+            self.wire.receive = self.raw.receive
+        for action in self.at_open:
+            action()
+        self.at_open.clear()
+        if has_own(client, "on_connected"):
+            self._start_hook("on_connected", self._welcome(client))
+        else:
+            self._begin_calls()
+
+    def _start_hook(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self.hooks.append(asyncio.Task(work, name=name, context=self.context))
+
+    async def _welcome(self, client: Client) -> None:
+        refused: Any = FAILED
+        try:
+            refused = await self.attempt("on_connected", client.on_connected)
+        finally:
+            if isinstance(refused, Refused):
+                self._shut_out(refused)
+            else:
+                self._begin_calls()
+
+    def _begin_calls(self) -> None:
+        """Begin the calls that were held."""
+        self.calls.is_greeting = False  # type: ignore[union-attr]
+        self.go_on()
+        if self.raw is not None:
+            self._start_hook("on_message", self.raw.run())
+
+    def go_on(self) -> None:
+        """Begin what waited for a client that was behind."""
+        if self.calls is not None and not self.calls.is_greeting:
+            self.calls.release()
+
+    def _shut_out(self, refused: Refused) -> None:
+        """Close the connection of a client that is refused after it was let in."""
+        code = 1011 if refused is FAILED else refused.close_code
+        self.wire.shut(code, cut_reason(refused.message))
+
+    def when_open(self, action: Callable[[], object]) -> None:
+        """Act now; before the connection is open, at its opening, in order."""
+        if self.wire.phase is Phase.OPENING or self.at_open:
+            self.at_open.append(action)
+        else:
+            self.wire.runtime.call(action)
+
+    async def attempt(
+        self, what: str, function: Callable[..., Any], *arguments: Any
+    ) -> Any:
+        """Run a hook or a page to its end, and log how it failed.
+
+        Returns:
+            Its result, or the `Refused` that it raised; `FAILED` for anything else.
+        """
+        outcome = await run_to_end(function, *arguments)
+        if type(outcome) is not Failure:
+            return outcome
+        error, phase = outcome.exc, self.wire.phase
+        is_gone = phase in (Phase.CLOSING, Phase.CLOSED)
+        if isinstance(error, Refused) or (
+            isinstance(error, ConnectionClosed) and is_gone
+        ):
+            LOGGER.info("%s raised %r", what, error)
+        else:
+            log_failure(what, error)
+        return error if isinstance(error, Refused) else FAILED
+
+    async def depart(self) -> None:
+        """End the calls, leave the groups, run `on_disconnected`; once."""
+        was, self.life = self.life, Life.GONE
+        client: Any = self.client
+        if was is not Life.HERE:
+            return
+        self.at_open.clear()
+        self.app.groups.remove(client)
+        for hook in self.hooks:
+            hook.cancel()
+        calls: Any = self.calls
+        work = [*calls.abandon(), *self.hooks]
+        await wait_at_most(CANCEL_GRACE, work)
+        for task in [each for each in work if not each.done()]:
+            request = calls.unfinished.get(task)
+            who = task if request is None else f"handler {request!r}"
+            text = "%s did not end when it was cancelled; it is left behind"
+            LOGGER.warning(text, who)
+        limit = GOODBYE_GRACE if self.serving.is_stopping else None
+        try:
+            async with asyncio.timeout(limit):
+                await self.attempt("on_disconnected", client.on_disconnected)
+        except TimeoutError as exc:
+            log_failure("on_disconnected", exc)
+        finally:
+            self.serving.sessions.discard(self)
+
+
+async def wait_at_most(seconds: float, work: Iterable[asyncio.Future[Any]]) -> None:
+    """Wait for *work* to end, but no longer than that."""
+    tasks = list(work)
+    if tasks:
+        await asyncio.wait(tasks, timeout=seconds)
+
+
+# Bytes of raw messages that may wait before reading stops; what each message costs
+# besides its payload.
+MAX_RAW, RAW_OVERHEAD = 2**16, 128
+
+
+class RawMessages:
+    """The messages of a route with its own `on_message`: one at a time, in order."""
+
+    def __init__(self, session: Session, client: Client) -> None:
+        self.session = session
+        self.wire: Any = session.wire
+        self.client = client
+        self.messages: asyncio.Queue[tuple[str | bytes, int]] = asyncio.Queue()
+        self.size = 0
+
+    def receive(self, payload: bytes, is_text: bool) -> None:
+        """Queue a message; text that isn't UTF-8 ends the connection."""
+        message = self.wire.read_text(payload) if is_text else payload
+        if message is None:
+            return
+        size = len(payload) + RAW_OVERHEAD
+        self.messages.put_nowait((message, size))
+        self.size += size
+        if self.size > MAX_RAW:
+            self.wire.hold()
+
+    async def run(self) -> None:
+        """Give each message to `on_message`, until one fails."""
+        outcome: Any = None
+        while not isinstance(outcome, Refused):
+            message, size = await self.messages.get()
+            outcome = await self.session.attempt(
+                "on_message", self.client.on_message, message
+            )
+            self.size -= size
+            if self.size <= MAX_RAW:
+                self.wire.release()
+            if self.wire.runtime.is_turn_over():
+                await asyncio.sleep(0)
+        self.wire.shut(1011, INTERNAL.message)
+        # The answer to the close has to be read, though nobody listens any more.
+        self.size = 0
+        self.wire.release()
+
+
+# --- 7. Groups ---------------------------------------------------------------
+
+
+class Groups:
+    """The groups of an application: who is in which, and pushes to all of them.
+
+    A group is there as long as somebody is in it.
+
+    Attributes:
+        members: The members of each group, in the order in which they joined.
+        runtime: The loop in which the application is served, None before.
+    """
+
+    def __init__(self, counts: collections.Counter[str]) -> None:
+        self.members: dict[str, dict[Client, None]] = {}
+        self.runtime: Runtime | None = None
+        self.counts = counts
+
+    def add(self, client: Client, name: str) -> None:
+        """Put a client into a group, unless it is gone."""
+        if client.connection.session.life is Life.HERE:
+            client.groups.add(name)
+            self.members.setdefault(name, {})[client] = None
+
+    def discard(self, client: Client, name: str) -> None:
+        """Remove a client from a group, unless it is gone."""
+        if client.connection.session.life is Life.HERE:
+            client.groups.discard(name)
+            self.remove(client, name)
+
+    def remove(self, client: Client, *names: str) -> None:
+        """Remove a client from groups, or from all its own, whose names it keeps."""
+        for name in names or client.groups:
+            members = self.members.get(name, {})
+            members.pop(client, None)
+            if not members:
+                self.members.pop(name, None)
+
+    def push(self, name: str, payload: bytes, without: frozenset[Client]) -> None:
+        """Queue a message to every member of a group, from whichever thread."""
+        if self.runtime is not None:
+            self.runtime.call(self._deliver, self.runtime, name, payload, without)
+
+    def _deliver(
+        self, runtime: Runtime, name: str, payload: bytes, without: frozenset[Client]
+    ) -> None:
+        members = self.members.get(name)
+        if not members:
+            return
+        others = [client for client in members if client not in without]
+        self.counts["pushes"] += 1
+        self.counts["deliveries"] += len(others)
+        # The first push of a turn is written at once, which costs less; those that
+        # follow it are written together.
+        frame = frame_of(payload) if runtime.is_first_push() else None
+        for client in others:
+            client.connection.deliver(payload, frame)
 
 
 @dataclass(frozen=True, slots=True)
@@ -2847,7 +3364,8 @@ class Group:
     @property
     def members(self) -> frozenset[Client]:
         """The clients of this process that are in the group."""
-        return frozenset(self._app.groups.get(self.name, ())) - self._without
+        members = self._app.groups.members.get(self.name, {})
+        return frozenset(list(members)) - self._without
 
     def push(
         self, module: str, event: str, data: JSON = None, /, **fields: JSON
@@ -2865,31 +3383,12 @@ class Group:
         """
         message = message_of(None, module, None, event, merge(data, fields))
         message["group"] = self.name
-        self._app.in_loop(self._deliver, self._app.codec.write(message))
+        payload = self._app.codec.write(message)
+        self._app.groups.push(self.name, payload, self._without)
         return Sent(None)
 
-    def _deliver(self, payload: bytes) -> None:
-        members = self._app.groups.get(self.name)
-        if not members:
-            return
-        others = [each for each in members if each not in self._without]
-        self._app.counts["pushes"] += 1
-        self._app.counts["deliveries"] += len(others)
-        # The first push of a turn is written at once, which costs less; those that
-        # follow it are written together.
-        frame, is_first = frame_of(payload), self._app.is_first_push()
-        size = len(frame)
-        for client in others:
-            connection = client.connection
-            must_wait = connection.out or connection.paused or connection.is_fragmenting
-            if is_first and connection.whole_frames and not must_wait:
-                connection.written += size
-                connection.transport.write(frame)
-            else:
-                connection.deliver(payload)
 
-
-# --- 7. App ------------------------------------------------------------------
+# --- 8. App ------------------------------------------------------------------
 
 # Options of `websockets.serve` that wsappy needs itself, and what to write instead.
 RESERVED_OPTIONS = {
@@ -2901,13 +3400,16 @@ RESERVED_OPTIONS = {
     "max_queue": "App(max_in_flight=...)",
     "start_serving": "app.serve",
 }
+# The time limits of `websockets.serve`, in seconds, and their defaults there.
+TIMEOUTS = {"open_timeout": 10, "ping_interval": 20, "ping_timeout": 20}
+TIMEOUTS |= {"close_timeout": 10}
 # The least value of an option that is a number, where it isn't 0.
 LEAST = {"timeout": 0.001, "max_in_flight": 1, "max_clients": 1}
 # How often a port that is free at one address is tried at all of a host's addresses.
 PORT_ATTEMPTS = 20
-# Seconds for each small step of a stop; all of it must fit into 4 s behind the grace.
+# Seconds for each small step of a stop; all but the lifespan's fits into 4 s after the
+# grace.
 LAST_GRACE = 0.1
-DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # The dots stand for the app's own value.
 Timeout = float | types.EllipsisType | None
@@ -2940,21 +3442,6 @@ COUNTERS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class PageRequest:
-    """What a page of `@app.http` is asked.
-
-    Attributes:
-        path: Without the query.
-        query: By name; the last value of a repeated name.
-        headers: Of the request.
-    """
-
-    path: str
-    query: dict[str, str]
-    headers: Headers
-
-
 def inner_of(function: Any) -> Any:
     """Return the function of a bound, static or class method."""
     return getattr(function, "__func__", function)
@@ -2966,7 +3453,7 @@ def mark_of(function: Any) -> Any:
 
 
 def mark_method(function: Any, name: Any, **options: Any) -> Mark:
-    """Leave a `Mark` on a function; modules that stand below it then take it."""
+    """Leave a `Mark` on a function, which then goes to the modules below it."""
     inner = inner_of(function)
     if not inspect.isroutine(inner):
         raise TypeError(f"method must stand above a def: got {function!r}; write one")
@@ -3025,13 +3512,13 @@ class Marking:
 
         def register(function: Any) -> Any:
             options = {"timeout": timeout, "in_thread": thread}
-            self._take(function, mark_method(function, name, **options))
+            self._add(function, mark_method(function, name, **options))
             return function
 
         return register
 
-    def _take(self, function: Any, mark: Mark) -> None:
-        """Take a function that was marked; a `Module` registers it."""
+    def _add(self, function: Any, mark: Mark) -> None:
+        """Note a function that was marked; a `Module` registers it."""
         self.checks.append(functools.partial(check_whole, function))
 
 
@@ -3042,7 +3529,7 @@ class Module(Marking):
     `app.include(entity)`.
 
     Args:
-        name: Name of the module; None takes that of the class it decorates.
+        name: Name of the module; None means that of the class it decorates.
         clients: Paths of the routes where it can be called; None for every route.
 
     Raises:
@@ -3064,16 +3551,16 @@ class Module(Marking):
     def __call__(self, target: Target) -> Target:
         """Register a class, an instance, or a function marked as a method."""
         if not inspect.isroutine(target):
-            self._take_object(target)
+            self._add_object(target)
         elif mark := mark_of(target):
-            self._take(target, mark)
+            self._add(target, mark)
         else:
-            # @app.method stands above, and follows.
+            # @app.method is above it, and follows.
             self.checks.append(functools.partial(check_whole, target))
             vars(inner_of(target)).setdefault("__wsappy_modules__", []).append(self)
         return target
 
-    def _take(self, function: Any, mark: Mark, name: str | None = None) -> None:
+    def _add(self, function: Any, mark: Mark, name: str | None = None) -> None:
         name = name or self.name
         if name is None:
             who = f"module of handler {describe(function)}"
@@ -3084,7 +3571,7 @@ class Module(Marking):
         self.methods.append(method)
         mark.is_owned = True
 
-    def _take_object(self, target: object) -> None:
+    def _add_object(self, target: object) -> None:
         kind = target if isinstance(target, type) else type(target)
         instance = target() if isinstance(target, type) else target
         members = inspect.getmembers_static(kind, mark_of)
@@ -3093,7 +3580,7 @@ class Module(Marking):
             raise TypeError(f"{who} must have a method; mark one with @app.method")
         name = self.name or module_name_of(kind)
         for attribute, value in members:
-            self._take(getattr(instance, attribute), mark_of(value), name)
+            self._add(getattr(instance, attribute), mark_of(value), name)
         # Methods that a subclass overrides belong to it, too.
         for base in kind.__mro__:
             for _, value in inspect.getmembers_static(base, mark_of):
@@ -3130,6 +3617,12 @@ class VisitClient(FunctionClient):
 
     async def on_disconnected(self) -> None:
         await self._visit.__aexit__(None, None, None)
+
+
+def make_client(factory: Any, server: object, handlers: object, wire: Wire) -> Client:
+    """Make the client of a wire."""
+    client: Client = factory(server, wire, handlers)
+    return client
 
 
 def client_of(path: Path, function: Any) -> type[Client]:
@@ -3170,16 +3663,6 @@ def check_origins(origins: Any) -> None:
         raise TypeError(f"{must}: got {origins!r}; write [{origins!r}]")
 
 
-def address_of(text: str, scheme: str) -> tuple[str, int | None] | None:
-    """Return host and port of an origin or a `Host`; None where there is no host."""
-    try:
-        parts = urllib.parse.urlsplit(text if "//" in text else f"//{text}")
-        port = DEFAULT_PORTS.get(scheme) if parts.port is None else parts.port
-    except ValueError:
-        return None
-    return (parts.hostname, port) if parts.hostname else None
-
-
 @dataclass(eq=False, repr=False, kw_only=True)
 class App(Marking):
     """An application: its routes, its modules and their methods, and its options.
@@ -3191,8 +3674,8 @@ class App(Marking):
             list such as `["https://example.org"]`, or "*" for everywhere.
         timeout: Seconds for one call, streams excepted; None for no limit.
         max_in_flight: Unfinished calls of one client; one more is `overloaded`.
-        max_backlog: Bytes that may wait for one client when a push to a group finds it;
-            with more it is closed with 4508.
+        max_backlog: Bytes that may wait for one client from one turn of the loop to the
+            next when it is pushed to; with more it is closed with 4508.
         max_clients: Clients at a time; one more gets HTTP 503. None for no limit.
         grace: Seconds that unfinished calls get when the server stops.
         loads: Reads JSON from bytes.
@@ -3215,29 +3698,25 @@ class App(Marking):
     loads: Callable[[bytes], JSON] = orjson.loads
     dumps: Callable[[JSON], bytes | str] | None = None
 
+    # What sends for a class of clients that sends in its own way.
+    overrides_of: ClassVar[Callable[[Any], Overrides | None]]
+
     def __post_init__(self) -> None:
         check_origins(self.origins)
         for name in (*LEAST, "max_backlog", "grace"):
             check_number(name, getattr(self, name))
         self.codec = Codec(self.loads, self.dumps)
-        self.request_class: type[Request] = Request
         self.table = Table()
         self.modules: list[Module] = []
         self.checks = []
         self.errors: dict[type[BaseException], Callable[..., Any]] = {}
         self.pages: dict[str, Callable[..., Any]] = {}
         self.life: Callable[..., Any] | None = None
-        self.groups: dict[str, dict[Client, None]] = {}
         self.counts = collections.Counter[str]()
         self.labels = {each: collections.Counter[str]() for each in LABELLED}
+        self.groups = Groups(self.counts)
         self.logged_origins: set[str] = set()
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.thread = 0
-        self.has_pushed = False
         self.servings: set[Serving] = set()
-        self.tested: Serving
-        self.test_clients = 0
-        self.test_lock = asyncio.Lock()
 
     # What users decorate with
 
@@ -3268,7 +3747,9 @@ class App(Marking):
             elif not isinstance(target, type) or not issubclass(target, Client):
                 must = f"client of {path!r} must be a subclass of Client or a function"
                 raise TypeError(f"{must}: got {target!r}; write async def api(client)")
-            self.add_route(Route(parsed, factory, allowed, is_ordered=ordered))
+            overrides = type(self).overrides_of(factory)
+            make = functools.partial(make_client, factory, self, None)
+            self.table.add_route(Route(parsed, make, allowed, ordered, overrides))
             return target
 
         return register
@@ -3307,7 +3788,7 @@ class App(Marking):
             ValueError: If one of its methods is registered already.
         """
         if not isinstance(module, Module):
-            text = f"include takes a Module: got {module!r}; write Module('x')"
+            text = f"include needs a Module: got {module!r}; write Module('x')"
             raise TypeError(text)
         for method in module.methods:
             self.table.add_method(method)
@@ -3325,7 +3806,7 @@ class App(Marking):
             ValueError: If it has a function already.
         """
         if not isinstance(kind, type) or not issubclass(kind, Exception):
-            text = f"error takes an exception: got {kind!r}; write KeyError, say"
+            text = f"error needs an exception: got {kind!r}; write KeyError, say"
             raise TypeError(text)
 
         def register(function: Function) -> Function:
@@ -3339,7 +3820,9 @@ class App(Marking):
         return register
 
     def lifespan(self, function: Function) -> Function:
-        """Register an async generator function: `yield` stands between start and stop.
+        """Register an async generator function: start, `yield`, stop.
+
+        It runs in a task of its own. What follows its `yield` has 10 s.
 
         Raises:
             TypeError: If it is no async generator function.
@@ -3349,7 +3832,7 @@ class App(Marking):
             who = f"lifespan {describe(function)}"
             raise TypeError(f"{who} must be async def with yield")
         check_free("lifespan", "the app", function, self.life)
-        self.life = contextlib.asynccontextmanager(function)
+        self.life = function
         return function
 
     def http(self, path: str) -> Callable[[Function], Function]:
@@ -3363,7 +3846,7 @@ class App(Marking):
         """
         if parse_path(path).converters:
             raise ValueError(f"page {path!r} must have no parameters; use the query")
-        place = path.removesuffix("/").replace("/", SLASH)
+        place = key_of(path)
 
         def register(function: Function) -> Function:
             check_free("page", repr(path), function, self.pages.get(place))
@@ -3432,11 +3915,6 @@ class App(Marking):
 
     # What the sections above ask
 
-    def add_route(self, route: Route) -> None:
-        """Add a route; raises ValueError if its path is taken."""
-        adopt_generators(route.factory)
-        self.table.add_route(route)
-
     def prepare(self) -> None:
         """Check what only the whole can show; raises TypeError or ValueError."""
         for each in (self, *self.modules):
@@ -3448,32 +3926,17 @@ class App(Marking):
         """Return the page at a path from outside, or None."""
         return self.pages.get(decode_path(path).removesuffix(SLASH))
 
-    def allows_origin(self, headers: Headers, origins: Sequence[str] | None) -> bool:
-        """Tell whether an `Origin` may come in; each refused one is logged once."""
-        origin, host = headers.get("Origin"), headers.get("Host", "")
-        if origin is None or (origins == "*" and origin != "null"):
-            return True
-        scheme = origin.partition(":")[0].lower()
-        address = address_of(origin, scheme)
-        allowed: abc.Iterable[str] = [host] if origins is None else origins
-        # It is anybody's, so it has to be listed just so.
-        if origin == "null":
-            allowed = {origin}.intersection(origins or ())
-        addresses = [address_of(each, scheme) for each in allowed]
-        is_allowed = address is not None and address in addresses
-        seen = self.logged_origins
-        if not is_allowed and origin not in seen and len(seen) < MAX_LOGGED_ORIGINS:
+    def log_origin(self, headers: Headers) -> None:
+        """Say once how an origin that was refused could be allowed."""
+        origin, host, seen = (
+            headers["Origin"],
+            headers.get("Host", ""),
+            self.logged_origins,
+        )
+        if origin not in seen and len(seen) < MAX_LOGGED_ORIGINS:
             seen.add(origin)
             text = "refused origin %r at host %r; to allow it write App(origins=[%r])"
             LOGGER.warning(text, origin, host, origin)
-        return is_allowed
-
-    def in_loop(self, action: Callable[..., object], *arguments: Any) -> None:
-        """Do it now; from another thread than the loop's, in the loop."""
-        if self.loop is None or threading.get_ident() == self.thread:
-            action(*arguments)
-        else:
-            self.loop.call_soon_threadsafe(action, *arguments)
 
     def stats(self) -> dict[str, Any]:
         """Return counters since the start, and gauges of this moment.
@@ -3481,24 +3944,30 @@ class App(Marking):
         Returns:
             Gauges: `clients`, `unfinished` (calls), `stopping`. Counters: `calls`,
             `errors` (a dict by code), `refused` (by HTTP status), `closed` (by close
-            code; 1006 for none), `pushes`, `deliveries` (of pushes to groups),
+            code; 1006 for none, "other" for what clients make up), `pushes`,
+            `deliveries` (of pushes to groups),
             `bytes_in`, `bytes_out`, `bad_messages`, `dropped_event` and `dropped_push`
             (that nobody waited for), `slow_clients_dropped` (4508),
-            `stalled_clients_dropped` (took nothing), `handshakes_dropped` (no answer),
+            `stalled_clients_dropped` (accepted no byte), `handshakes_dropped` (no
+            answer),
             `pauses` (of reading, since a client or its `on_message` was behind).
         """
-        counts = self.counts.copy()
-        for serving in self.servings:
-            for connection in serving.connections:
-                counts.update(connection.traffic())
-        clients = [client for each in self.servings for client in each.clients]
+        # Copies that are made in one step: another thread may ask.
+        servings = list(self.servings)
+        wires = [wire for each in servings for wire in list(each.wires)]
+        sessions = [session for each in servings for session in list(each.sessions)]
+        counts = collections.Counter(dict(self.counts))
+        for wire in wires:
+            if wire.phase is not Phase.CLOSED:
+                counts.update(wire.traffic())
+        calls = [session.calls for session in sessions if session.calls is not None]
         return {
-            "clients": len(clients),
-            "unfinished": sum(len(one.connection.calls.unfinished) for one in clients),
-            "stopping": any(each.is_stopping for each in self.servings),
+            "clients": len(sessions),
+            "unfinished": sum(len(each.unfinished) for each in calls),
+            "stopping": any(each.is_stopping for each in servings),
             **dict.fromkeys(COUNTERS, 0),
             **counts,
-            **{name: dict(labels) for name, labels in self.labels.items()},
+            **{name: dict(self.labels[name]) for name in LABELLED},
         }
 
     def test_client(self, path: str = "/", **options: Any) -> TestedPeer:
@@ -3513,51 +3982,6 @@ class App(Marking):
         """
         return TestedPeer(self, path, options)
 
-    async def share(self) -> Serving:
-        """Return what serves the app to its test clients; the first one starts it."""
-        async with self.test_lock:
-            if not self.test_clients:
-                self.tested = self.serve("127.0.0.1", 0)
-                self.tested.grace = 0
-                await self.tested.__aenter__()
-            self.test_clients += 1
-            return self.tested
-
-    async def unshare(self) -> None:
-        """Stop what serves the app to its test clients, behind the last one."""
-        async with self.test_lock:
-            self.test_clients -= 1
-            if not self.test_clients:
-                await self.tested.__aexit__()
-
-    def is_first_push(self) -> bool:
-        """Tell whether no other push to a group came in this turn of the loop."""
-        if self.has_pushed or self.loop is None:
-            return False
-        self.has_pushed = True
-        self.loop.call_soon(setattr, self, "has_pushed", False)
-        return True
-
-    def add(self, client: Client, group: str) -> None:
-        """Put a client into a group, unless it is gone."""
-        if client.connection.client is client:
-            client.groups.add(group)
-            self.groups.setdefault(group, {})[client] = None
-
-    def discard(self, client: Client, group: str) -> None:
-        """Take a client out of a group, unless it is gone."""
-        if client.connection.client is client:
-            client.groups.discard(group)
-            self.remove(client, group)
-
-    def remove(self, client: Client, *groups: str) -> None:
-        """Take a client out of groups, or of all its own, whose names it keeps."""
-        for group in groups or client.groups:
-            members = self.groups.get(group, {})
-            members.pop(client, None)
-            if not members:
-                self.groups.pop(group, None)
-
 
 def check_free(what: str, place: str, new: object, old: object) -> None:
     """Refuse a second function where there can be one only."""
@@ -3570,14 +3994,131 @@ class ListenError(OSError):
     """The port can't be opened."""
 
 
+class Lifespan:
+    """The lifespan of an application, entered and left in one task of its own."""
+
+    def __init__(self, app: App, function: Callable[..., Any]) -> None:
+        self.life = contextlib.asynccontextmanager(function)(app)
+        self.name = f"lifespan {describe(function)}"
+        self.has_started, self.is_stopping = asyncio.Event(), asyncio.Event()
+        self.task = asyncio.Task(self._run())
+
+    async def _run(self) -> None:
+        async with self.life:
+            self.has_started.set()
+            await self.is_stopping.wait()
+
+    async def start(self) -> None:
+        """Wait until it has come to its `yield`; raises what it raises."""
+        started = asyncio.Task(self.has_started.wait())
+        try:
+            await asyncio.wait([started, self.task], return_when="FIRST_COMPLETED")
+            if self.task.done():
+                self.task.result()
+        except asyncio.CancelledError:
+            self.task.cancel()
+            await self.stop()
+            raise
+        finally:
+            started.cancel()
+
+    async def stop(self) -> None:
+        """Let it end, for 10 s; then it is cancelled, named and left behind."""
+        self.is_stopping.set()
+        await wait_at_most(LIFESPAN_GRACE, [self.task])
+        if not self.task.done():
+            self.task.cancel()
+            await wait_at_most(LAST_GRACE, [self.task])
+        if not self.task.done():
+            LOGGER.warning("%s did not end in time; it is left behind", self.name)
+        elif not self.task.cancelled():
+            self.task.result()
+
+
+LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib")})
+DEBUGGERS = frozenset({"bdb", "pdb", "pydevd", "_pydevd_bundle", "debugpy"})
+
+
+def is_users(code: types.CodeType) -> bool:
+    """Tell whether code is the user's: no library's, and not this module's."""
+    path = code.co_filename
+    is_library = path.startswith((*LIBRARIES, "<frozen")) or "-packages" in path
+    return path != __file__ and not is_library
+
+
+class Watchdog(threading.Thread):
+    """Names who holds the loop: a thread beside it that notices when it doesn't turn.
+
+    It looks at the loop's thread a few times a second. Where that isn't waiting for
+    something to happen, it asks the loop to answer in its next turn.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(name="wsappy watchdog", daemon=True)
+        self.runtime = runtime
+        self.stopped = threading.Event()
+        self.asked_at: float | None = None
+        self.silent_until: dict[object, float] = {}
+
+    def run(self) -> None:
+        """Look until the server has stopped."""
+        looked_at, used = monotonic(), time.process_time()
+        while not self.stopped.wait(BLOCKING_LOOK):
+            now, cpu = monotonic(), time.process_time()
+            # Nobody ran, or C code held the interpreter, which uses the processor.
+            is_late = now - looked_at >= BLOCKING
+            was_suspended = is_late and cpu - used < (now - looked_at) / 2
+            self.look(now, is_late, was_suspended)
+            looked_at, used = now, cpu
+
+    def look(self, now: float, is_late: bool, was_suspended: bool) -> None:
+        """Ask the loop for an answer, or say who keeps it from answering."""
+        frame = sys._current_frames().get(self.runtime.thread)
+        frames = (
+            [] if frame is None else [each for each, _ in traceback.walk_stack(frame)]
+        )
+        modules = [each.f_globals.get("__name__", "") for each in frames]
+        is_idle = modules[:1] == ["selectors"]
+        if is_idle or not DEBUGGERS.isdisjoint(modules):
+            self.asked_at = None
+        elif self.asked_at is None or was_suspended:
+            self.asked_at = now
+            self.runtime.call(self.answer)
+            if is_late and not was_suspended:
+                self.report(frames, now)
+        elif now - self.asked_at >= BLOCKING:
+            self.report(frames, now)
+
+    def answer(self) -> None:
+        """Tell, from the loop, that it turns."""
+        self.asked_at = None
+
+    def report(self, frames: list[types.FrameType], now: float) -> None:
+        """Name who holds the loop, once a minute for each place."""
+        requests = [each.f_locals.get("request") for each in frames]
+        names = [repr(each) for each in requests if isinstance(each, Request)]
+        users = [each for each in frames if is_users(each.f_code)]
+        where = f"handler {names[0]}" if names else "something"
+        place: object = where
+        if users:
+            place, line = users[0].f_code, users[0].f_lineno
+            where = f"{place.co_qualname!r} ({place.co_filename}:{line})"
+        if (names or users) and now >= self.silent_until.get(place, 0.0):
+            self.silent_until[place] = now + BLOCKING_SILENCE
+            LOGGER.warning(BLOCKED, where, BLOCKING)
+
+
+BLOCKED = "%s held the loop for over %g s; await what it waits for, or add thread=True"
+
+
 class Serving:
-    """An app that is being served; `App.serve` returns it, to be entered.
+    """An app that is being served; `App.serve` returns it, to be entered once.
 
     Attributes:
         grace: Seconds that unfinished calls get at the end.
-        connections: All that the sockets have accepted and not closed.
-        clients: Those that are let in, or being asked.
-        lives: The tasks that connections live in, from the first byte to the goodbye.
+        runtime: The loop that it lives in.
+        wires: Of the connections that the sockets have accepted, until the goodbye.
+        sessions: Of the clients that are let in, or being asked.
         is_stopping: Whether the end has begun.
     """
 
@@ -3589,22 +4130,37 @@ class Serving:
         self.options = {"compression": None, "logger": LOGGER, **options}
         # A push looks at the backlog of those alone who are over this mark.
         self.options.setdefault("write_limit", min(WRITE_LIMIT, app.max_backlog))
+        limits = {name: self.options.get(name, TIMEOUTS[name]) for name in TIMEOUTS}
+        self.open_timeout: float | None = limits["open_timeout"]
+        # All connections are looked at each eighth of the shortest of their limits.
+        self.look_every = min([each for each in limits.values() if each] or [10.0]) / 8
+        self.server_header: str | None = self.options.get("server_header", SERVER)
+        self.threads = Threads(MAX_THREADS)
         self.grace = app.grace
         self.server: websockets.Server | None = None
-        self.connections: set[Connection] = set()
-        self.clients: set[Client] = set()
-        self.lives: dict[asyncio.Task[Any], Connection] = {}
-        self.dirty: list[Connection] = []
-        self.is_stopping = False
+        self.runtime: Runtime
+        self.wires: set[ServerWire] = set()
+        self.sessions: set[Session] = set()
+        self.timer: asyncio.TimerHandle | None = None
+        self.is_entered = self.is_stopping = False
         self.stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        if self.is_entered:
+            raise RuntimeError("serving must be entered once; write app.serve() again")
+        self.is_entered = True
         app = self.app
         app.prepare()
-        app.loop, app.thread = asyncio.get_running_loop(), threading.get_ident()
         async with contextlib.AsyncExitStack() as stack:
+            self.runtime = app.groups.runtime = Runtime(self.threads)
+            stack.callback(self.threads.shutdown)
+            watchdog = Watchdog(self.runtime)
+            watchdog.start()
+            stack.callback(watchdog.stopped.set)
             if app.life is not None:
-                await stack.enter_async_context(app.life(app))
+                lifespan = Lifespan(app, app.life)
+                await lifespan.start()
+                stack.push_async_callback(lifespan.stop)
             self.server = await self.listen()
             app.servings.add(self)
             stack.callback(app.servings.discard, self)
@@ -3643,7 +4199,7 @@ class Serving:
         """Open the port; with port 0 the same one at all of the host's addresses."""
         port = self.requested_port
         try:
-            return await self.open(port or await free_port(self.host))
+            return await self.open_port(port or await free_port(self.host))
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE and not port and attempts > 1:
                 return await self.listen(attempts - 1)
@@ -3651,109 +4207,116 @@ class Serving:
             text = f"cannot listen on {self.unix or f'{self.host}:{port}'}: {reason}"
             raise ListenError(exc.errno, text) from exc
 
-    async def open(self, port: int) -> websockets.Server:
+    async def open_port(self, port: int) -> websockets.Server:
         """Open the port, the Unix socket, or the socket that was handed in."""
-        options: Any = {"handler": Connection.live, **self.options}
-        options["process_request"] = Connection.decide
-        options["create_connection"] = functools.partial(Connection, self)
+        # The library's handler never runs: a wire answers its request by itself.
+        options: Any = {"handler": bool, **self.options}
+        options["create_connection"] = functools.partial(ServerWire, self)
         if options.keys().isdisjoint(("sock", "unix")):
             options.update(host=self.host, port=port)
         return await websockets.serve(**options)
 
-    # What connections ask
+    # What wires and sessions ask
 
     def refusal(self) -> Refused | None:
         """Say why nobody is let in at all, or None."""
         if self.is_stopping:
             return Refused(503, STOPPING.message)
-        is_full = len(self.clients) >= (self.app.max_clients or math.inf)
+        is_full = len(self.sessions) >= (self.app.max_clients or math.inf)
         return Refused(503, "too many clients") if is_full else None
 
-    def keep(self, connection: Connection) -> None:
-        """Hold the task that a connection lives in, which runs now, until it ends."""
-        life: Any = asyncio.current_task()
-        self.lives[life] = connection
-        life.add_done_callback(self.lives.pop)
+    def add(self, wire: ServerWire) -> None:
+        """Look after a connection from now on, until its end and its goodbye."""
+        self.wires.add(wire)
+        if self.timer is None:
+            self._look_later()
 
-    def flush_soon(self, connection: Connection) -> None:
-        """Write what a connection has queued when this turn of the loop has ended."""
-        if not self.dirty:
-            connection.loop.call_soon(self.flush_dirty)
-        self.dirty.append(connection)
+    def discard(self, wire: ServerWire) -> None:
+        """Look no longer after a connection that is lost, and whose task has ended."""
+        if wire.phase is Phase.CLOSED and (wire.life is None or wire.life.done()):
+            self.wires.discard(wire)
 
-    def flush_dirty(self) -> None:
-        """Write what all of them have queued."""
-        dirty, self.dirty = self.dirty, []
-        for connection in dirty:
-            connection.is_dirty = False
-            connection.flush()
+    def _look_later(self) -> None:
+        self.timer = self.runtime.loop.call_later(self.look_every, self._look)
 
-    # The end: bounded by the grace and 4 s, whatever anybody does
+    def _look(self) -> None:
+        now, self.timer = self.runtime.loop.time(), None
+        for wire in list(self.wires):
+            wire.check(now)
+        if self.wires:
+            self._look_later()
+
+    # The end: bounded by the grace and 14 s, whatever anybody does
 
     async def end_calls(self) -> None:
         """Refuse what is new, end the streams, and give the other calls their grace."""
         self.is_stopping = True
-        for client in self.clients:
-            client.connection.calls.stop()
+        for calls in self._calls():
+            calls.stop()
         # Without eager tasks a call of the last read may have yet to begin.
         await asyncio.sleep(0)
-        deadline = time.monotonic() + self.grace
-        while (work := self.work()) and (left := deadline - time.monotonic()) > 0:
-            await asyncio.wait(work, timeout=left)
+        deadline = monotonic() + self.grace
+        while (work := self._work()) and (left := deadline - monotonic()) > 0:
+            await wait_at_most(left, work)
 
-    def work(self) -> list[asyncio.Future[Any]]:
+    def _calls(self) -> list[Calls]:
+        return [each.calls for each in self.sessions if each.calls is not None]
+
+    def _work(self) -> list[asyncio.Future[Any]]:
         """Return what has to end before every call has its terminal event."""
         work: list[asyncio.Future[Any]] = []
-        for client in self.clients:
-            connection, calls = client.connection, client.connection.calls
-            work += [*calls.unfinished, *calls.senders]
-            if calls.is_held and calls.waiting:
-                work += [each for each in connection.hooks if not each.done()]
+        for session in self.sessions:
+            calls = session.calls
+            if calls is not None:
+                work += [*calls.unfinished, *calls.senders]
+                if calls.is_greeting and calls.held:
+                    work += [each for each in session.hooks if not each.done()]
         return work
 
     async def cut_calls(self) -> None:
         """Answer the calls that are left, and cut them off."""
-        calls = [client.connection.calls for client in self.clients]
+        calls = self._calls()
         for each in calls:
             each.cut_off()
-        await pause([sender for each in calls for sender in each.senders], LAST_GRACE)
+        senders = [sender for each in calls for sender in each.senders]
+        await wait_at_most(LAST_GRACE, senders)
 
     async def close_clients(self) -> None:
         """Close every connection, and wait for the goodbyes."""
-        for life, connection in list(self.lives.items()):
+        for wire in list(self.wires):
             # Half a request; or an `on_connecting` that doesn't know its peer is gone.
-            is_vain = connection.request is None or connection not in self.connections
-            if is_vain and connection.response is None:
-                life.cancel()
-            connection.shut(CloseCode.GOING_AWAY, STOPPING.message)
-        steps = [(False, CLOSE_GRACE), (True, GOODBYE_GRACE + LAST_GRACE)]
-        for is_last, seconds in steps:
-            await pause(self.lives, seconds)
-            for life, connection in self.lives.items():
-                connection.transport.abort()
-                if is_last or connection.response is None:
-                    life.cancel()
-        await pause(self.lives, LAST_GRACE)
-        for connection in self.lives.values():
-            path = connection.request and connection.request.path.partition("?")[0]
+            is_vain = wire.life is None or wire.phase is Phase.CLOSED
+            if is_vain and wire.response is None:
+                wire.give_up()
+            wire.shut(CloseCode.GOING_AWAY, STOPPING.message)
+        for is_last, seconds in (
+            (False, CLOSE_GRACE),
+            (True, GOODBYE_GRACE + LAST_GRACE),
+        ):
+            await wait_at_most(seconds, self._lives())
+            for wire in list(self.wires):
+                wire.transport.abort()
+                if wire.life is not None and (is_last or wire.response is None):
+                    wire.life.cancel()
+        await wait_at_most(LAST_GRACE, self._lives())
+        for wire in [each for each in self.wires if each.life is not None]:
+            path = wire.opening.target.partition("?")[0]
             text = "a hook of a client at %r did not end in time; it is left behind"
             LOGGER.warning(text, path)
 
+    def _lives(self) -> list[asyncio.Future[Any]]:
+        return [wire.life for wire in self.wires if wire.life is not None]
+
     async def close_sockets(self, server: websockets.Server) -> None:
         """Close the sockets; what came in meanwhile is aborted."""
-        for connection in self.connections:
-            connection.transport.abort()
+        for wire in list(self.wires):
+            wire.transport.abort()
+        if self.timer is not None:
+            self.timer.cancel()
         # The library counts the first call only, and waits without a limit.
         server.close(close_connections=False)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(server.wait_closed(), LAST_GRACE)
-
-
-async def pause(work: abc.Iterable[asyncio.Future[Any]], seconds: float) -> None:
-    """Wait for *work* to end, but no longer than that."""
-    tasks = list(work)
-    if tasks:
-        await asyncio.wait(tasks, timeout=seconds)
 
 
 async def free_port(host: str) -> int:
@@ -3767,7 +4330,8 @@ async def free_port(host: str) -> int:
 def run_serving(serving: Serving) -> None:
     """Serve in a loop of its own until a signal; tasks that won't end can't hold it."""
     loop = asyncio.new_event_loop()
-    loop.set_default_executor(THREADS)
+    # For `asyncio.to_thread`.
+    loop.set_default_executor(serving.threads)
     main = loop.create_task(serve_until_cancelled(serving))
 
     def on_signal(*_: object) -> None:
@@ -3803,122 +4367,17 @@ def end_loop(loop: asyncio.AbstractEventLoop) -> None:
     tasks = [task for task in asyncio.all_tasks(loop) if not task.cancelling()]
     for task in tasks:
         task.cancel()
-    loop.run_until_complete(pause(tasks, LAST_GRACE))
+    loop.run_until_complete(wait_at_most(LAST_GRACE, tasks))
     for task in [each for each in tasks if not each.done()]:
         LOGGER.warning("%r did not end in time; it is left behind", task)
     generators = loop.create_task(loop.shutdown_asyncgens())
-    loop.run_until_complete(pause([generators], LAST_GRACE))
+    loop.run_until_complete(wait_at_most(LAST_GRACE, [generators]))
     loop.close()
 
 
-# --- 8. The classic API ------------------------------------------------------
-
-
-def adopt_generators(owner: object) -> None:
-    """Let the methods that are plain generators be awaited, as in wsappy 0.1.3."""
-    for _, function in inspect.getmembers(owner, inspect.isgeneratorfunction):
-        types.coroutine(function)
-
-
-def handler_method(function: Function) -> Function:
-    """Mark a method of a classic handler: `async def`, a plain generator, or `def`.
-
-    It answers only what it sends itself; an exception adds `error`.
-    """
-    if inspect.isgeneratorfunction(function):
-        types.coroutine(function)
-    mark_method(function, None, is_classic=True)
-    return function
-
-
-class Handler:
-    """The methods of one module, as wsappy 0.1.3 had them."""
-
-    def get_module_name(self) -> str:
-        """Return the name of the class in lower case, less `Handler`."""
-        return module_name_of(type(self))
-
-    def send_message(
-        self, client: Client, request_id: str | int | None, event: str, /, **data: JSON
-    ) -> Any:
-        """Queue an event of this module, with `method` null."""
-        module = self.get_module_name()
-        return client.send_message(request_id, module, None, event, **data)
-
-
-@dataclass(eq=False, repr=False)
-class Server:
-    """The server of wsappy 0.1.3, on the same table as `App`.
-
-    Args:
-        request_factory: `Request`, or a subclass.
-        client_factories: A class of clients for each path; or, for each path, the class
-            with the handlers of that path.
-        handlers: Handlers for all the paths, by the name of their module.
-        json_encoder: A subclass of `json.JSONEncoder`.
-        json_decoder: A subclass of `json.JSONDecoder`.
-
-    Attributes:
-        app: The `App` underneath.
-        serving: What `run` started, None before.
-    """
-
-    request_factory: type[Request]
-    client_factories: Mapping[str, Any]
-    handlers: Mapping[str, Any] | None = None
-    _: KW_ONLY
-    json_encoder: type[json.JSONEncoder] = json.JSONEncoder
-    json_decoder: type[json.JSONDecoder] = json.JSONDecoder
-
-    def __post_init__(self) -> None:
-        loads = functools.partial(json.loads, cls=self.json_decoder)
-        dumps = functools.partial(json.dumps, cls=self.json_encoder)
-        self.app = App(
-            loads=orjson.loads if self.json_decoder is json.JSONDecoder else loads,
-            dumps=None if self.json_encoder is json.JSONEncoder else dumps,
-        )
-        self.app.request_class = self.request_factory
-        adopt_generators(self.request_factory)
-        self.serving: Serving | None = None
-        for name, entry in self.client_factories.items():
-            factory, own = entry if isinstance(entry, tuple) else (entry, self.handlers)
-            self._add_route("/" + name.strip("/"), factory, own or {})
-        set_loop_of_main_thread()
-
-    def _add_route(self, text: str, factory: Any, handlers: Mapping[str, Any]) -> None:
-        route = Route(parse_path(text), factory, None, server=self, handlers=handlers)
-        self.app.add_route(route)
-        for name, handler in handlers.items():
-            adopt_generators(type(handler))
-            self.app.module(name, clients=[text])(handler)
-
-    async def run(self, host: str, port: int, **options: Any) -> None:
-        """Start listening and return; the loop's owner runs it on.
-
-        Args:
-            host: Where to listen.
-            port: Where to listen; 0 for any free one.
-            **options: Those of `websockets.serve`.
-
-        Raises:
-            OSError: If the port can't be opened.
-        """
-        self.serving = self.app.serve(host, port, **options)
-        await self.serving.__aenter__()
-
-
-def set_loop_of_main_thread() -> None:
-    """Set an event loop where the main thread has none, as Python once did."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    with warnings.catch_warnings(action="error", category=DeprecationWarning):
-        try:
-            asyncio.get_event_loop()
-        except (DeprecationWarning, RuntimeError):
-            asyncio.set_event_loop(asyncio.new_event_loop())
-
-
 # --- 9. connect --------------------------------------------------------------
+
+__all__ += ["Peer", "Push", "connect"]
 
 # Seconds before the first try to reconnect, and before a later one, at most.
 FIRST_WAIT, MAX_WAIT = 0.25, 15.0
@@ -3961,7 +4420,7 @@ def refused_by(exc: websockets.InvalidStatus) -> Refused:
 
 async def run_hook(what: str, hook: Callable[..., Any], *arguments: Any) -> None:
     """Run users' code to its end; what it raises is logged."""
-    outcome = await run_to_end(operator.call, functools.partial(hook, *arguments))
+    outcome = await run_to_end(hook, *arguments)
     if type(outcome) is Failure:
         log_failure(what, outcome.exc)
 
@@ -3971,7 +4430,7 @@ class Inbox:
 
     Attributes:
         items: What waits.
-        end: What is raised behind the last item; None while more may come.
+        end: What is raised after the last item; None while more may come.
     """
 
     def __init__(self) -> None:
@@ -3994,27 +4453,41 @@ class Inbox:
         self.items.append(item)
         self.arrived.set()
 
-    def take(self, event: str, value: Any) -> None:
-        """Take an event of a stream, or how it ended."""
+    def handle(self, event: str, value: Any) -> None:
+        """Handle an event of a stream, or how it ended."""
         if event == "result":
-            self.finish(StopAsyncIteration())
+            self.close(StopAsyncIteration())
         elif event == "error":
-            self.finish(value)
+            self.close(value)
         elif event == "item" and len(self.items) < WINDOW:
             self.put(value)
         elif event == "item":
-            self.finish(Error("bad_message", "more items than were asked for"))
+            self.close(Error("bad_message", "more items than were asked for"))
 
-    def finish(self, end: Exception) -> None:
+    def close(self, end: Exception) -> None:
         self.end = end
         self.arrived.set()
 
 
-class PeerConnection(Link, websockets.ClientConnection):
+class PeerCalls(Calls):
+    """The calls of a client's connection."""
+
+    peer: Peer
+
+    def hear(self, message: dict[str, JSON]) -> None:
+        """Hand a push to the peer."""
+        self.peer.hear(self.wire, message)
+
+    def cancel_there(self, request_id: int) -> None:
+        """Cancel a call on the server; only an error would be answered."""
+        self.send_call("$", "cancel", data={"request_id": request_id})
+
+
+class PeerWire(LibraryWire, websockets.ClientConnection):
     """One connection of a `Peer`, without the library's queue and its tasks.
 
     Messages of one turn of the loop are written together. What the library reads is
-    acted on at once; calls of the server are run by `Calls`, as on a server, which is
+    handled at once; calls of the server are run by `Calls`, as on a server, which is
     trusted not to flood its clients.
 
     Attributes:
@@ -4024,43 +4497,46 @@ class PeerConnection(Link, websockets.ClientConnection):
     def __init__(
         self, peer: Peer, protocol: ClientProtocol, *args: Any, **options: Any
     ) -> None:
-        super().__init__(peer.app, protocol, *args, **options)
+        super().__init__(peer.runtime, protocol, *args, **options)
         self.peer = peer
-        self.calls = Calls(peer.app, peer.route, self)
-        self.receive = self.calls.receive
+        self.app = peer.app
+        self.params: dict[str, Any] = {}
         self.is_overrun = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether messages can be sent; not once the closing has begun."""
-        return self.protocol.state is OPEN
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes from the socket."""
-        self.is_behind_task = False
-        super().data_received(data)
+        self.close_timer: asyncio.TimerHandle | None = None
 
     def process_event(self, event: Event) -> None:
-        """Take what the library read: the handshake's response, then frames."""
+        """Handle what the library read: the handshake's response, then frames."""
         super().process_event(event)
         if not isinstance(event, Frame):
-            self.calls.is_held = False
-            self.calls.attend(Client(self.app, self, None))  # type: ignore[arg-type]
+            self._open()
 
-    def hear(self, message: dict[str, JSON]) -> None:
-        """Take a push."""
-        self.peer.hear(self, message)
+    def _open(self) -> None:
+        request: Any = self.request
+        self.opening = Opening(
+            request.path, request.headers, remote_of(self), self.id.hex
+        )
+        client, context = Client(self.app, self, None), contextvars.copy_context()
+        context.run(CURRENT.set, client.id)
+        self.calls = PeerCalls(self.app, self.peer.route, self, client, context)
+        self.calls.peer = self.peer
+        self.calls.is_greeting = False
+        self.calls.set_gate()
+        self.receive = self.calls.receive
+        self.phase = Phase.OPEN if self.protocol.state is State.OPEN else self.phase
 
-    def give_up(self, request_id: int) -> None:
-        """Cancel a call on the server; only an error would be answered."""
-        self.calls.send_call("$", "cancel", data={"request_id": request_id})
+    def halt(self) -> None:
+        """Read on: the server is trusted."""
 
     def post(self, payload: bytes) -> None:
         """Let a message wait for the end of this turn of the loop."""
-        if self.is_open:
+        if self.phase is Phase.OPEN:
             if not self.out:
                 self.loop.call_soon(self.flush)
             self.out.append(payload)
+
+    def push(self, payload: bytes) -> None:
+        """Let a message wait, too: the server is trusted to read."""
+        self.post(payload)
 
     def flush(self) -> None:
         """Write what waits."""
@@ -4069,15 +4545,24 @@ class PeerConnection(Link, websockets.ClientConnection):
             self.transport.write(masked_frames(out, self.protocol.extensions))
 
     def send_data(self) -> None:
-        """Write what waits, and behind it what the library has to say."""
+        """Write what waits, and then what the library has to say."""
         self.flush()
         super().send_data()
-        if not self.is_open:
-            self.peer.pause(self)
+        if self.phase is Phase.OPEN and self.protocol.state is not State.OPEN:
+            self.phase = Phase.CLOSING
+            self.peer.hold_calls(self)
+        if self.protocol.close_expected() and self.close_deadline is None:
+            # Nobody else ends a connection whose peer never answers the close.
+            seconds = self.close_timeout or math.inf
+            self.close_deadline = self.loop.time() + seconds
+            self.close_timer = self.loop.call_later(seconds, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """End all that waits for this connection."""
         super().connection_lost(exc)
-        self.peer.pause(self)
+        if self.close_timer is not None:
+            self.close_timer.cancel()
+        self.peer.hold_calls(self)
 
 
 class Push(NamedTuple):
@@ -4139,12 +4624,12 @@ class RemoteModule:
 def listener(
     module: str, event: str, function: Callable[..., Any]
 ) -> Callable[[JSON], Any]:
-    """Return what checks a push's data and runs *function*, which takes no request.
+    """Return what checks a push's data and runs *function*, which gets no request.
 
     Raises:
         TypeError: If the arguments can't come by name, or it yields.
     """
-    if kind_of(function, Mark(event)) == "stream":
+    if kind_of(function, Mark(event)) is Kind.STREAM:
         raise TypeError(
             f"handler {describe(function)} of pushes must not yield; write return"
         )
@@ -4165,7 +4650,7 @@ GREETED: contextvars.ContextVar[Any] = contextvars.ContextVar("GREETED", default
 class Peer:
     """The client of one address; `connect` returns it, to be entered.
 
-    What is registered before the first `await` behind the entry misses nothing.
+    What is registered before the first `await` after the entry misses nothing.
 
     Attributes:
         url: Where it connects.
@@ -4180,15 +4665,16 @@ class Peer:
         self.timeout = timeout
         self.app = App()
         self.counts = self.app.counts
-        self.route = Route(parse_path("/"), Client, None)
+        self.route = Route(parse_path("/"), bool, None)  # type: ignore[arg-type]
         self.app.table.add_route(self.route)
+        self.runtime: Runtime
         defaults = {"max_size": None, "compression": None, "logger": LOGGER}
         self._options: dict[str, Any] = {**defaults, **options}
         # A socket of the user's can be used once.
         self._reconnects = reconnect and "sock" not in options
         self._attempts = 0
-        self._connection: PeerConnection | None = None
-        self._ready: PeerConnection | None = None
+        self._connection: PeerWire | None = None
+        self._ready: PeerWire | None = None
         self._changed = asyncio.Event()
         self._end: Exception | None = None
         self._life: asyncio.Task[None] | None = None
@@ -4203,6 +4689,7 @@ class Peer:
     async def __aenter__(self) -> Self:
         if self._life is not None:
             raise RuntimeError("peer must be entered once; write connect(...) again")
+        self.runtime = Runtime(Threads(MAX_THREADS))
         self._life = asyncio.Task(self._live(await self._open()))
         self._spawn(self._listen(Peer.pushes(self)))
         return self
@@ -4271,12 +4758,13 @@ class Peer:
             limit = None if limit is None else limit - (time.monotonic() - began)
         return await connection.calls.ask(module, method, data, limit, note)
 
-    async def _connected(self) -> PeerConnection:
+    async def _connected(self) -> PeerWire:
         """Wait for a connection that calls may be sent on."""
         if self._life is None:
             raise RuntimeError("peer must be entered; write async with connect(...)")
-        greeted = self._connection
-        if greeted is not None and greeted is GREETED.get() and greeted.is_open:
+        greeted: PeerWire | None = GREETED.get()
+        is_greeting = greeted is not None and greeted.phase is Phase.OPEN
+        if greeted is not None and greeted is self._connection and is_greeting:
             return greeted
         while self._ready is None:
             if self._end is not None:
@@ -4304,16 +4792,16 @@ class Peer:
             **fields: The arguments.
 
         Raises:
-            Error: Behind the last item, what the server answers.
+            Error: After the last item, what the server answers.
             TimeoutError: If there is no connection within the peer's timeout.
-            ConnectionClosed: Behind the last item, if the connection ends.
+            ConnectionClosed: After the last item, if the connection ends.
             Refused: If the server refused to let the peer in again.
         """
         async with asyncio.timeout(self.timeout):
             connection = self._ready or await self._connected()
         calls, items, taken = connection.calls, Inbox(), 0
         request_id = calls.ask_for_events(
-            items.take, module, method, data=merge(data, fields), items=WINDOW
+            items.handle, module, method, data=merge(data, fields), items=WINDOW
         )
         more: JSON = {"request_id": request_id, "items": WINDOW // 2}
         try:
@@ -4323,7 +4811,7 @@ class Peer:
                 if taken % (WINDOW // 2) == 0:
                     calls.send_call("$", "more", data=more)
         finally:
-            calls.leave(request_id)
+            calls.forget(request_id)
 
     # Pushes
 
@@ -4348,14 +4836,14 @@ class Peer:
 
         return register
 
-    async def _listen(self, pushes: abc.AsyncIterator[Push]) -> None:
+    async def _listen(self, pushes: AsyncIterator[Push]) -> None:
         with contextlib.suppress(ConnectionClosed, Refused):
             async for push in pushes:
                 what = f"handler of push {push.module}.{push.event}"
                 for hook in self._listeners.get(push[:2], ()):
                     await run_hook(what, hook, push.data)
 
-    def pushes(self) -> abc.AsyncIterator[Push]:
+    def pushes(self) -> AsyncIterator[Push]:
         """Loop over all pushes from now on: `async for push in api.pushes()`.
 
         10,000 unread ones close the connection, which is then resumed.
@@ -4373,8 +4861,8 @@ class Peer:
         is_done = isinstance(self._end, websockets.ConnectionClosedOK)
         return StopAsyncIteration() if is_done else self._end
 
-    def hear(self, connection: PeerConnection, message: dict[str, JSON]) -> None:
-        """Take a push; what comes before handlers can be registered waits."""
+    def hear(self, connection: Any, message: dict[str, JSON]) -> None:
+        """Handle a push; what comes before handlers can be registered waits."""
         push = push_of(message)
         if self._early is not None:
             self._early.append((connection, message))
@@ -4495,9 +4983,9 @@ class Peer:
         self._greetings.append(function)
         return function
 
-    async def _open(self) -> PeerConnection:
+    async def _open(self) -> PeerWire:
         """Connect once; raises OSError or Refused."""
-        make: Any = functools.partial(PeerConnection, self)
+        make: Any = functools.partial(PeerWire, self)
         try:
             connection: Any = await websockets.connect(
                 self.url, create_connection=make, **self._options
@@ -4509,7 +4997,7 @@ class Peer:
         self._connection = connection
         return connection  # type: ignore[no-any-return]
 
-    async def _live(self, connection: PeerConnection) -> None:
+    async def _live(self, connection: PeerWire) -> None:
         """Keep the peer connected until it has to stay away."""
         try:
             while True:
@@ -4528,16 +5016,16 @@ class Peer:
             self._end = self._end or connection.protocol.close_exc
             self._changed.set()
             for reader in self._readers:
-                reader.finish(self._end_of_pushes())
+                reader.close(self._end_of_pushes())
 
-    async def _stay(self, connection: PeerConnection) -> None:
+    async def _stay(self, connection: PeerWire) -> None:
         """Be connected until the connection ends, and all that ran on it."""
         greeting = asyncio.Task(self._greet(connection))
         await connection.wait_closed()
         greeting.cancel()
-        await pause([greeting, *connection.calls.abandon()], CANCEL_GRACE)
+        await wait_at_most(CANCEL_GRACE, [greeting, *connection.calls.abandon()])
 
-    async def _greet(self, connection: PeerConnection) -> None:
+    async def _greet(self, connection: PeerWire) -> None:
         """Log in and join the groups again, then let the calls go."""
         GREETED.set(connection)
         early, self._early = self._early or (), None
@@ -4548,17 +5036,17 @@ class Peer:
         joined = [group for group, each in self._positions.items() if each.is_joined]
         for group in joined:
             await self._rejoin(group)
-        if connection.is_open:
+        if connection.phase is Phase.OPEN:
             self._ready = connection
             self._changed.set()
 
-    def pause(self, connection: PeerConnection) -> None:
+    def hold_calls(self, connection: PeerWire) -> None:
         """Let calls wait, now that their connection is ending."""
         if self._ready is connection:
             self._ready = None
             self._changed.clear()
 
-    async def _reopen(self) -> PeerConnection:
+    async def _reopen(self) -> PeerWire:
         """Try until the server lets the peer in; raises Refused where it never will."""
         self._connection = None
         while True:
@@ -4590,7 +5078,8 @@ class Peer:
         tasks = self._tasks - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
-        await pause(tasks, CANCEL_GRACE)
+        await wait_at_most(CANCEL_GRACE, tasks)
+        self.runtime.threads.shutdown()
 
 
 def connect(
@@ -4620,11 +5109,54 @@ def connect(
     return Peer(url, reconnect, timeout, options)
 
 
+# What serves apps to their test clients, in each loop.
+SHARED: weakref.WeakKeyDictionary[Any, dict[App, SharedServing]]
+SHARED = weakref.WeakKeyDictionary()
+
+
+class SharedServing:
+    """What serves an app to its test clients in one loop.
+
+    Attributes:
+        count: How many clients there are.
+        serving: What the first of them started, for the last one to stop.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.count = 0
+        self.lock = asyncio.Lock()
+        self.serving: Serving
+
+    @classmethod
+    def of(cls, app: App) -> SharedServing:
+        """Return what serves an app in this loop."""
+        here = SHARED.setdefault(asyncio.get_running_loop(), {})
+        return here.setdefault(app, cls(app))
+
+    async def start(self) -> Serving:
+        """Return what serves the app; the first client starts it."""
+        async with self.lock:
+            if not self.count:
+                self.serving = self.app.serve("127.0.0.1", 0)
+                self.serving.grace = 0
+                await self.serving.__aenter__()
+            self.count += 1
+            return self.serving
+
+    async def stop(self) -> None:
+        """Stop what serves the app, after the last client."""
+        async with self.lock:
+            self.count -= 1
+            if not self.count:
+                await self.serving.__aexit__()
+
+
 class TestedPeer(Peer):
     """The client of `App.test_client`: a `Peer` whose every wait has a limit.
 
     Attributes:
-        unread: The pushes that `push_received` has not taken.
+        unread: The pushes that `push_received` has not returned.
     """
 
     __test__ = False
@@ -4638,9 +5170,10 @@ class TestedPeer(Peer):
         self._came = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        self.url = (await self.tested.share()).url(self.path)
+        shared = SharedServing.of(self.tested)
+        self.url = (await shared.start()).url(self.path)
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(self.tested.unshare)
+            stack.push_async_callback(shared.stop)
             async with self.limit(f"the connection to {self.path}", self.timeout):
                 await super().__aenter__()
             self._stack = stack.pop_all()
@@ -4650,7 +5183,7 @@ class TestedPeer(Peer):
         async with self._stack:
             await self.close()
 
-    def hear(self, connection: PeerConnection, message: dict[str, JSON]) -> None:
+    def hear(self, connection: Any, message: dict[str, JSON]) -> None:
         """Keep a push for `push_received`."""
         if self._early is None:
             self.unread.append(push_of(message))
@@ -4658,7 +5191,7 @@ class TestedPeer(Peer):
         super().hear(connection, message)
 
     @contextlib.asynccontextmanager
-    async def limit(self, what: str, seconds: float | None) -> abc.AsyncIterator[None]:
+    async def limit(self, what: str, seconds: float | None) -> AsyncIterator[None]:
         """Raise a TimeoutError that says what came instead."""
         try:
             async with asyncio.timeout(seconds):
@@ -4685,12 +5218,12 @@ class TestedPeer(Peer):
             async for item in self._limited(items, what):
                 yield item
 
-    def pushes(self) -> abc.AsyncIterator[Push]:
+    def pushes(self) -> AsyncIterator[Push]:
         """Loop over all pushes from now on, as `Peer.pushes` does."""
         return self._limited(super().pushes(), "a push")
 
     async def _limited(
-        self, items: abc.AsyncIterator[Any], what: str
+        self, items: AsyncIterator[Any], what: str
     ) -> AsyncGenerator[Any, None]:
         while True:
             async with self.limit(what, self.timeout):
@@ -4700,7 +5233,7 @@ class TestedPeer(Peer):
             yield item
 
     async def push_received(self, module: str, event: str) -> Push:
-        """Wait for a push and take it; others stay.
+        """Wait for a push and return it; others stay.
 
         Raises:
             TimeoutError: If it doesn't come in time.
@@ -4718,8 +5251,8 @@ class TestedPeer(Peer):
         """Prove that nothing came before the answer to a `$ ping`.
 
         Raises:
-            AssertionError: If a push came that `push_received` has not taken, or a call
-                or a stream of this client is unfinished.
+            AssertionError: If a push came that `push_received` has not returned, or a
+                call or a stream of this client is unfinished.
         """
         await self.call("$", "ping")
         connection = self._connection
@@ -4729,3 +5262,173 @@ class TestedPeer(Peer):
                 f"nothing must have come: got the pushes {self.unread!r}, and the "
                 f"calls {calls!r} are unfinished"
             )
+
+
+# --- 10. The classic API -----------------------------------------------------
+
+__all__ += ["Handler", "Server", "handler_method"]
+# Names of the parameters of a `send_message` written for wsappy 0.1.3.
+SEND_PARAMETERS = frozenset({"self", "request_id", "module", "method", "event"})
+
+
+def adopt_generators(owner: object) -> None:
+    """Let the methods that are plain generators be awaited, as in wsappy 0.1.3."""
+    for _, function in inspect.getmembers(owner, inspect.isgeneratorfunction):
+        types.coroutine(function)
+
+
+def overrides_of(clients: Any, requests: type[Request] = Request) -> Overrides | None:
+    """Return what sends for classes of clients and of requests; None for the plain way.
+
+    Their methods that are plain generators can be awaited from now on.
+    """
+    adopt_generators(clients)
+    adopt_generators(requests)
+    own = getattr(clients, "send_message", Client.send_message)
+    tells, responds = own is not Client.send_message, requests.response
+    if not tells and requests is Request:
+        return None
+    is_plain = not tells and responds is Request.response
+    return Overrides(
+        functools.partial(make_request, requests),
+        None if is_plain else emit_by_response,
+        tell_by_override if tells else None,
+    )
+
+
+def make_request(kind: type[Request], *parts: Any) -> Request:
+    """Make a request; its attributes are set before its `__init__` runs."""
+    request = kind.__new__(kind)
+    Request.__init__(request, *parts)
+    if kind.__init__ is not Request.__init__:
+        outcome = run(kind.__init__, request, *parts)
+        if type(outcome) is Failure:
+            log_failure(f"{kind.__name__}.__init__", outcome.exc)
+    return request
+
+
+def tell_by_override(client: Client, *parts: Any) -> Any:
+    """Queue an event through an override of `send_message`, where it fits."""
+    data = parts[-1]
+    # The override may be of 2018, and have named parameters only.
+    if isinstance(data, dict) and not data.keys() & SEND_PARAMETERS:
+        return client.send_message(*parts[:-1], **data)
+    return client._say(*parts)
+
+
+async def emit_by_response(request: Request, event: str, data: JSON) -> None:
+    """Send an event of the framework's through an own `response` or `send_message`."""
+    stage, has_answered = request._stage, request._has_answered
+    # This event is the framework's own word, even for a call that was cut off.
+    request._stage, request._has_answered = Stage.OPEN, False
+    if isinstance(data, dict) and all(type(key) is str for key in data):
+        respond = functools.partial(request.response, event, **data)
+    else:
+        respond = functools.partial(request.response, event, data)
+    outcome = await run_to_end(respond)
+    request._has_answered = has_answered
+    if stage is Stage.CUT:
+        request._stage = stage
+    if type(outcome) is Failure:
+        request.client.connection.calls.send_internal(request, data, outcome.exc)
+
+
+App.overrides_of = staticmethod(overrides_of)
+
+
+def handler_method(function: Function) -> Function:
+    """Mark a method of a classic handler: `async def`, a plain generator, or `def`.
+
+    It answers only what it sends itself; an exception adds `error`.
+    """
+    if inspect.isgeneratorfunction(function):
+        types.coroutine(function)
+    mark_method(function, None, answers_itself=True)
+    return function
+
+
+class Handler:
+    """The methods of one module, as wsappy 0.1.3 had them."""
+
+    def get_module_name(self) -> str:
+        """Return the name of the class in lower case, less `Handler`."""
+        return module_name_of(type(self))
+
+    def send_message(
+        self, client: Client, request_id: str | int | None, event: str, /, **data: JSON
+    ) -> Any:
+        """Queue an event of this module, with `method` null."""
+        module = self.get_module_name()
+        return client.send_message(request_id, module, None, event, **data)
+
+
+@dataclass(eq=False, repr=False)
+class Server:
+    """The server of wsappy 0.1.3, on the same table as `App`.
+
+    Args:
+        request_factory: `Request`, or a subclass.
+        client_factories: A class of clients for each path; or, for each path, the class
+            with the handlers of that path.
+        handlers: Handlers for all the paths, by the name of their module.
+        json_encoder: A subclass of `json.JSONEncoder`.
+        json_decoder: A subclass of `json.JSONDecoder`.
+
+    Attributes:
+        app: The `App` underneath.
+        serving: What `run` started, None before.
+    """
+
+    request_factory: type[Request]
+    client_factories: Mapping[str, Any]
+    handlers: Mapping[str, Any] | None = None
+    _: KW_ONLY
+    json_encoder: type[json.JSONEncoder] = json.JSONEncoder
+    json_decoder: type[json.JSONDecoder] = json.JSONDecoder
+
+    def __post_init__(self) -> None:
+        loads = functools.partial(json.loads, cls=self.json_decoder)
+        dumps = functools.partial(json.dumps, cls=self.json_encoder)
+        self.app = App(
+            loads=orjson.loads if self.json_decoder is json.JSONDecoder else loads,
+            dumps=None if self.json_encoder is json.JSONEncoder else dumps,
+        )
+        self.serving: Serving | None = None
+        for name, entry in self.client_factories.items():
+            factory, own = entry if isinstance(entry, tuple) else (entry, self.handlers)
+            self._add_route("/" + name.strip("/"), factory, own or {})
+        set_loop_of_main_thread()
+
+    def _add_route(self, text: str, factory: Any, handlers: Mapping[str, Any]) -> None:
+        make = functools.partial(make_client, factory, self, handlers)
+        overrides = overrides_of(factory, self.request_factory)
+        route = Route(parse_path(text), make, None, overrides=overrides)
+        self.app.table.add_route(route)
+        for name, handler in handlers.items():
+            adopt_generators(type(handler))
+            self.app.module(name, clients=[text])(handler)
+
+    async def run(self, host: str, port: int, **options: Any) -> None:
+        """Start listening and return; the loop's owner runs it on.
+
+        Args:
+            host: Where to listen.
+            port: Where to listen; 0 for any free one.
+            **options: Those of `websockets.serve`.
+
+        Raises:
+            OSError: If the port can't be opened.
+        """
+        self.serving = self.app.serve(host, port, **options)
+        await self.serving.__aenter__()
+
+
+def set_loop_of_main_thread() -> None:
+    """Set an event loop where the main thread has none, as Python once did."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    with warnings.catch_warnings(action="error", category=DeprecationWarning):
+        try:
+            asyncio.get_event_loop()
+        except (DeprecationWarning, RuntimeError):
+            asyncio.set_event_loop(asyncio.new_event_loop())
