@@ -697,16 +697,20 @@ class Kind(enum.Enum):
     THREAD = "a `def` in a worker thread"
 
 
+# At hand by name: looking a member up in its class takes 90 ns on 3.11.
+INLINE, TASK, STREAM, THREAD = Kind
+
+
 def kind_of(function: Callable[..., Any], mark: Mark) -> Kind:
     """Return how a handler runs."""
     code = getattr(layers_of(function)[-1], "__code__", None)
     # A plain generator that `types.coroutine` has marked can be awaited.
     is_coroutine = code is not None and code.co_flags & inspect.CO_ITERABLE_COROUTINE
     if is_coroutine or inspect.iscoroutinefunction(function):
-        return Kind.TASK
+        return TASK
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        return Kind.STREAM
-    return Kind.THREAD if mark.in_thread else Kind.INLINE
+        return STREAM
+    return THREAD if mark.in_thread else INLINE
 
 
 class Method:
@@ -733,7 +737,7 @@ class Method:
         self.function = function
         self.kind = kind_of(function, mark)
         self.answers_itself = mark.answers_itself
-        is_endless = self.kind is Kind.STREAM and mark.timeout is ...
+        is_endless = self.kind is STREAM and mark.timeout is ...
         self.timeout = None if is_endless else mark.timeout
         parameters = list(inspect.signature(function).parameters.values())
         self._check(mark, parameters)
@@ -752,9 +756,9 @@ class Method:
     def _check(self, mark: Mark, parameters: list[inspect.Parameter]) -> None:
         """Refuse a handler that can't run as it is marked, or be called by names."""
         who = f"handler {describe(self.function)}"
-        if mark.in_thread and self.kind is not Kind.THREAD:
+        if mark.in_thread and self.kind is not THREAD:
             raise TypeError(f"{who} has thread=True, but is no plain def; leave it out")
-        if mark.timeout is not ... and self.kind is Kind.INLINE:
+        if mark.timeout is not ... and self.kind is INLINE:
             raise TypeError(f"{who} is a def with a timeout; add async or thread=True")
         if not parameters or parameters[0].kind > parameters[0].POSITIONAL_OR_KEYWORD:
             raise TypeError(f"{who} takes no request; write it as the first parameter")
@@ -1012,7 +1016,7 @@ class Runtime:
         self.thread = threading.get_ident()
         self.threads = threads
         self.waiting: collections.deque[Callable[[], None]] = collections.deque()
-        self.turns = self.pushed_turn = 0
+        self.turns, self.pushed_turn = 1, 0
         self.deadline = 0.0
         self.unwritten: list[ServerWire] = []
 
@@ -1025,17 +1029,16 @@ class Runtime:
             with contextlib.suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(action, *arguments)
 
-    def turn(self) -> int:
-        """Return the number of the loop's turn."""
+    def begin_turn(self) -> float:
+        """Return when this turn of the loop is over, in the seconds of `monotonic`."""
         if not self.deadline:
             self.deadline = monotonic() + TURN
             self.loop.call_soon(self._end_turn)
-        return self.turns
+        return self.deadline
 
     def is_turn_over(self) -> bool:
         """Tell whether all that may be done in this turn is done."""
-        self.turn()
-        return monotonic() >= self.deadline
+        return monotonic() >= (self.deadline or self.begin_turn())
 
     def _end_turn(self) -> None:
         self.turns += 1
@@ -1048,8 +1051,7 @@ class Runtime:
         self.waiting.append(go_on)
 
     def _share_turn(self) -> None:
-        self.turn()
-        end, share = self.deadline, TURN / min(len(self.waiting), 16)
+        end, share = self.begin_turn(), TURN / min(len(self.waiting), 16)
         # Round robin: each goes on for its share, and queues up again for more.
         while self.waiting:
             self.deadline = monotonic() + share
@@ -1063,7 +1065,8 @@ class Runtime:
 
     def is_first_push(self) -> bool:
         """Tell whether no other push to a group came in this turn of the loop."""
-        pushed, self.pushed_turn = self.pushed_turn, self.turn() + 1
+        self.begin_turn()
+        pushed, self.pushed_turn = self.pushed_turn, self.turns
         return pushed != self.pushed_turn
 
     def flush_soon(self, wire: ServerWire) -> None:
@@ -1086,6 +1089,10 @@ class Phase(enum.Enum):
     OPEN = "messages go both ways"
     CLOSING = "the closing handshake is under way: nothing more is sent"
     CLOSED = "the connection is gone"
+
+
+# At hand by name: looking a member up in its class takes 90 ns on 3.11.
+OPENING, OPEN, CLOSING, CLOSED = Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -1130,7 +1137,7 @@ class Wire(abc.ABC):
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.phase = Phase.OPENING
+        self.phase = OPENING
         self.receive: Callable[[bytes, bool], None] = ignore_message
         self.session: Session | None = None
 
@@ -1278,9 +1285,12 @@ class Intake(enum.Enum):
     """What a lane does with bytes."""
 
     EARLY = "they wait: the handshake is under way"
-    ON = "it reads them"
+    READING = "it reads them"
     HALTED = "they wait until it goes on"
     LEFT = "the library has them all, to fail on them"
+
+
+EARLY, READING, HALTED, LEFT = Intake
 
 
 class Lane:
@@ -1306,7 +1316,7 @@ class Lane:
     def __init__(self, wire: ServerWire) -> None:
         self.wire = wire
         self.runtime = wire.runtime
-        self.intake = Intake.EARLY
+        self.intake = EARLY
         self.rest = bytearray()
         self.needed = self.halts = 0
         self.whole_frames = NO_FRAMES
@@ -1315,12 +1325,12 @@ class Lane:
     def feed(self, data: bytes) -> None:
         """Read bytes of the socket, or let them wait."""
         runtime = self.runtime
-        if self.intake is Intake.ON and not self.rest:
+        if self.intake is READING and not self.rest:
             if runtime.deadline and runtime.is_turn_over():
                 self.halt(data)
             else:
                 self.read(data)
-        elif self.intake is Intake.LEFT:
+        elif self.intake is LEFT:
             self.wire.give(data)
         else:
             self.rest += data
@@ -1329,7 +1339,7 @@ class Lane:
 
     def read_rest(self) -> None:
         """Read what waits, unless reading is halted."""
-        if self.rest and self.intake is Intake.ON:
+        if self.rest and self.intake is READING:
             data = bytes(self.rest)
             self.rest.clear()
             self.read(data)
@@ -1356,7 +1366,7 @@ class Lane:
                 break
             position = end
             # After every message: one read may hold 2,300 calls.
-            if self.intake is Intake.HALTED or runtime.is_turn_over():
+            if self.intake is HALTED or runtime.is_turn_over():
                 self.halt(data[position:])
                 break
         wire.is_collecting = False
@@ -1372,7 +1382,7 @@ class Lane:
         size = len(data)
         frame = measure(data, position)
         if not self._is_regular(frame):
-            self.intake = Intake.LEFT
+            self.intake = LEFT
             self.wire.give(data[position:])
             return size
         end = position + frame.size
@@ -1414,23 +1424,23 @@ class Lane:
         """Let the rest of a read wait for a later turn of the loop."""
         self.rest += rest
         self.needed = 0
-        if self.intake is Intake.ON:
+        if self.intake is READING:
             # Or each turn would read more than it handles.
             self.stop()
             self.runtime.wait(self.go_on)
 
     def stop(self) -> None:
         """Read nothing until `go_on`."""
-        if self.intake in (Intake.ON, Intake.HALTED):
-            self.intake = Intake.HALTED
+        if self.intake in (READING, HALTED):
+            self.intake = HALTED
             self.halts += 1
             self.wire.transport.pause_reading()
 
     def go_on(self) -> None:
         """Read on, unless the client is behind, or the lane is held."""
-        if self.intake is not Intake.HALTED or self.wire.paused or self.is_held:
+        if self.intake is not HALTED or self.wire.paused or self.is_held:
             return
-        self.intake = Intake.ON
+        self.intake = READING
         self.wire.transport.resume_reading()
         self.read_rest()
 
@@ -1439,7 +1449,7 @@ class Lane:
         protocol = self.wire.protocol
         limits = protocol.max_message_size, protocol.max_fragment_size
         is_fast = (
-            self.wire.phase is Phase.OPEN
+            self.wire.phase is OPEN
             and self.wire.is_plain
             and protocol.current_size is None
             # Frames of up to 125 bytes aren't measured.
@@ -1543,7 +1553,7 @@ class LibraryWire(LibraryConnection, Wire):
     def connection_lost(self, exc: Exception | None) -> None:
         """End all that waits for this connection."""
         super().connection_lost(exc)
-        self.phase = Phase.CLOSED
+        self.phase = CLOSED
         self.out.clear()
 
 
@@ -1605,7 +1615,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         session: Any = self.session
         try:
             if self._send_response(await self._decide(session)):
-                self.lane.intake, self.phase = Intake.ON, Phase.OPEN
+                self.lane.intake, self.phase = READING, OPEN
                 self.due = self.loop.time() + (self.ping_interval or math.inf)
                 self._follow()
                 session.greet()
@@ -1661,7 +1671,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count how it ended, and let its client go."""
-        was_open = self.phase is not Phase.OPENING
+        was_open = self.phase is not OPENING
         super().connection_lost(exc)
         self._follow()
         self.lane.rest.clear()
@@ -1692,7 +1702,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
     def data_received(self, data: bytes) -> None:
         """Hand bytes of the socket to the lane."""
         self.bytes_in += len(data)
-        if self.lane.intake is Intake.EARLY:
+        if self.lane.intake is EARLY:
             self._read_early(data)
         else:
             self.lane.feed(data)
@@ -1738,7 +1748,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
 
     def post(self, payload: bytes) -> None:
         """Let an answer wait for the end of this read, or of this turn of the loop."""
-        if self.phase is not Phase.OPEN:
+        if self.phase is not OPEN:
             return
         size = len(payload)
         if not self.is_plain:
@@ -1775,14 +1785,15 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
 
         What waits since an earlier turn counts; of this turn's, more is allowed.
         """
-        seen, self.paused_turn = self.paused_turn, self.runtime.turn()
+        self.runtime.begin_turn()
+        seen, self.paused_turn = self.paused_turn, self.runtime.turns
         times = MAX_BURST if seen == self.paused_turn else 1
         backlog = self.transport.get_write_buffer_size() + self.out_size
         return backlog > times * self.serving.app.max_backlog
 
     def _drop(self) -> None:
         """Close a client that reads too slowly, and abort it a second later."""
-        if self.phase is Phase.OPEN:
+        if self.phase is OPEN:
             self.serving.app.counts["slow_clients_dropped"] += 1
             self.shut(4508, "it reads too slowly")
             self.loop.call_later(SLOW_GRACE, self.transport.abort)
@@ -1823,12 +1834,12 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
     def _follow(self) -> None:
         """Follow the library's state, after anything that it did."""
         protocol = self.protocol
-        if self.phase is Phase.OPEN and protocol.state is not State.OPEN:
-            self.phase = Phase.CLOSING
+        if self.phase is OPEN and protocol.state is not State.OPEN:
+            self.phase = CLOSING
         if protocol.close_expected() and self.close_deadline is None:
             # Nobody else ends a connection whose peer never answers the close.
             self.close_deadline = self.loop.time() + (self.close_timeout or math.inf)
-        is_open = self.phase is Phase.OPEN
+        is_open = self.phase is OPEN
         self.is_clear = is_open and self.is_plain and not self.is_fragmenting
         self.lane.set_frames()
 
@@ -1837,16 +1848,17 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         super().pause_writing()
         self.serving.app.counts["pauses"] += 1
         self.lane.stop()
-        self.paused_turn = self.runtime.turn()
+        self.runtime.begin_turn()
+        self.paused_turn = self.runtime.turns
         self.taken_at = self.loop.time()
 
     def resume_writing(self) -> None:
         """Go on with what waited for a client that was behind."""
         super().resume_writing()
-        if self.close_deadline is not None and self.phase is Phase.OPENING:
+        if self.close_deadline is not None and self.phase is OPENING:
             # A page that is being read has all the time that it takes.
             self.close_deadline = self.loop.time() + (self.close_timeout or math.inf)
-        if self.phase is Phase.OPEN and self.session is not None:
+        if self.phase is OPEN and self.session is not None:
             self.session.go_on()
         self.lane.go_on()
 
@@ -1879,7 +1891,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             if now >= self.due:
                 self.due = math.inf
                 self.give_up()
-        elif self.paused and self.ping_timeout and self.phase is not Phase.CLOSING:
+        elif self.paused and self.ping_timeout and self.phase is not CLOSING:
             self._check_stall(now, self.ping_timeout)
         elif self.close_deadline is not None:
             if now >= self.close_deadline:
@@ -1917,7 +1929,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             self.awaited, self.due = None, now + (self.ping_interval or math.inf)
         if now < self.due:
             return
-        is_heard = self.lane.intake is Intake.ON
+        is_heard = self.lane.intake is READING
         if self.awaited is None and self.ping_interval is not None:
             self.pinged_halts = self.lane.halts if is_heard else -1
             self.awaited, self.due = self._ping(), now + (self.ping_timeout or math.inf)
@@ -1952,9 +1964,13 @@ def remote_of(connection: LibraryConnection) -> tuple[str, int] | None:
 class Stage(enum.Enum):
     """Where a call stands; only the loop's thread moves it on."""
 
-    OPEN = "it has had no terminal event"
-    ENDED = "its terminal event was sent"
+    PENDING = "it has had no terminal event"
+    ANSWERED = "its terminal event was sent"
     CUT = "the framework ended it: what its handler still says is dropped"
+
+
+# At hand by name: looking a member up in its class takes 90 ns on 3.11.
+PENDING, ANSWERED, CUT = Stage
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -1974,7 +1990,7 @@ class Request:
     data: dict[str, JSON]
     client: Client
     id: str | int | None
-    _stage: Stage = field(init=False, default=Stage.OPEN)
+    _stage: Stage = field(init=False, default=PENDING)
     # A worker thread knows it at once, before the loop hears of it.
     _has_answered: bool = field(init=False, default=False)
     _size: int = field(init=False, default=0)
@@ -2005,7 +2021,7 @@ class Request:
             TypeError: If the data can't be written as JSON.
         """
         data = merge(data, fields)
-        if self._stage is Stage.ENDED or self._has_answered:
+        if self._stage is ANSWERED or self._has_answered:
             raise RuntimeError(
                 f"call {self!r} has ended, but {event!r} is sent; send nothing after "
                 f"'result' or 'error'"
@@ -2015,7 +2031,7 @@ class Request:
                 f"data of an error must have code and message: got {data!r}; raise "
                 f"Error('not_found', 'no item 7')"
             )
-        if self._stage is Stage.CUT:
+        if self._stage is CUT:
             return Sent(None)
         answer: Sent = self.client.connection.calls.respond(self, event, data)
         return answer
@@ -2131,7 +2147,7 @@ class Calls:
         request = new_request()
         request.client, request.module, request.method = self.client, module, name
         request.data, request.id = data, request_id
-        request._stage, request._has_answered = Stage.OPEN, False
+        request._stage, request._has_answered = PENDING, False
         request._credit = request._task = request._timer = None
         request._size = len(payload)
         self.bad_messages = 0
@@ -2206,7 +2222,7 @@ class Calls:
     def _is_free(self) -> bool:
         """Tell whether a call may begin as far as those before it are concerned."""
         is_behind = self.route.is_ordered and self.unfinished
-        return not (is_behind or self.is_greeting or self.wire.phase is not Phase.OPEN)
+        return not (is_behind or self.is_greeting or self.wire.phase is not OPEN)
 
     def _hold(self, request: Request) -> None:
         limit, size = self.wire.max_size, self.held_size + request._size
@@ -2246,29 +2262,34 @@ class Calls:
     def begin(self, request: Request, method: Method | None) -> None:
         """Begin a call: a `def` in this very step, everything else as a task."""
         request._method = method
-        is_limited = self.unfinished and request.module != "$"
-        if is_limited and len(self.unfinished) >= self.app.max_in_flight:
-            self.send_error(request, OVERLOADED)
-        elif self.wraps and request.module != "$":
-            self._start(request, self.client.process_message, self.context.copy())
-        elif method is not None and method.kind is not Kind.INLINE:
+        if request.module != "$":
+            if self.unfinished and len(self.unfinished) >= self.app.max_in_flight:
+                self.send_error(request, OVERLOADED)
+                return
+            if self.wraps:
+                self._start(request, self.client.process_message, self.context.copy())
+                return
+        if method is None:
+            self.send_error(request, UNKNOWN_METHOD)
+        elif method.kind is not INLINE:
             self._start(request, self.run, self.context.copy())
         elif self.beginning:
             # After the tasks of the same read, which have yet to begin.
             self.loop.call_soon(self._begin_late, request, method)
             self.wire.halt()
         else:
-            self._run_inline(request)
+            self._run_inline(request, method)
 
-    def _begin_late(self, request: Request, method: Method | None) -> None:
-        if self.wire.phase is Phase.OPEN:
+    def _begin_late(self, request: Request, method: Method) -> None:
+        if self.wire.phase is OPEN:
             self.begin(request, method)
 
-    def _run_inline(self, request: Request) -> None:
+    def _run_inline(self, request: Request, method: Method) -> None:
         context = self.context.copy()
         outcome: Any
         try:
-            outcome = context.run(self.run, request)
+            arguments = method.bind(request.data)
+            outcome = context.run(method.function, request, **arguments)
         except STOPS:
             raise
         except BaseException as exc:  # noqa: BLE001
@@ -2305,7 +2326,7 @@ class Calls:
         try:
             outcome = await run_to_end(function, request)
             disarm(request)
-            if self.wire.paused and request._stage is not Stage.CUT:
+            if self.wire.paused and request._stage is not CUT:
                 # Unfinished until the client has read some, as its answer is.
                 await self.wire.writable()
             self.conclude(request, outcome)
@@ -2335,9 +2356,9 @@ class Calls:
             raise Error(*UNKNOWN_METHOD.args)
         request._method = method
         arguments = method.bind(request.data)
-        if method.kind is Kind.STREAM:
+        if method.kind is STREAM:
             return self._send_items(request, method, arguments)
-        if method.kind is Kind.THREAD:
+        if method.kind is THREAD:
             return self._run_in_thread(request, method, arguments)
         return method.function(request, **arguments)
 
@@ -2347,21 +2368,21 @@ class Calls:
         """Send what a stream yields; its `finally` blocks run however it ends."""
         if self.is_stopping:
             raise Error(*STOPPING.args, retry=True)
-        self.runtime.turn()
+        self.runtime.begin_turn()
         items = method.function(request, **arguments)
         if not inspect.isasyncgen(items):
             items = as_async(items)
         async with contextlib.aclosing(items):
             async for item in items:
                 await request._spend()
-                if request._stage is not Stage.OPEN:
+                if request._stage is not PENDING:
                     return
                 self.emit(request, "item", item)
                 if self.wire.paused:
                     await self.wire.writable()
                 elif self.runtime.is_turn_over():
                     await asyncio.sleep(0)
-                    self.runtime.turn()
+                    self.runtime.begin_turn()
 
     async def _run_in_thread(
         self, request: Request, method: Method, arguments: dict[str, Any]
@@ -2392,11 +2413,11 @@ class Calls:
         """End a call: send the terminal event that its outcome asks for."""
         if type(outcome) is Failure:
             self._conclude_failure(request, outcome.exc)
-        elif request._stage is Stage.ENDED:
+        elif request._stage is ANSWERED:
             if outcome is not None:
                 text = "what handler %r returned after it had answered is dropped"
                 LOGGER.warning(text, request)
-        elif request._stage is Stage.CUT or (
+        elif request._stage is CUT or (
             request._method is not None and request._method.answers_itself
         ):
             return
@@ -2404,9 +2425,9 @@ class Calls:
             self.emit(request, "result", {} if outcome is None else outcome)
 
     def _conclude_failure(self, request: Request, exc: BaseException) -> None:
-        if request._stage is not Stage.CUT:
+        if request._stage is not CUT:
             error = self.error_of(request, exc)
-            if request._stage is Stage.OPEN:
+            if request._stage is PENDING:
                 self.send_error(request, error)
             else:
                 text = "handler %r raised after it had answered: %r"
@@ -2455,7 +2476,7 @@ class Calls:
                 self.send_internal(request, data, exc)
                 return
         if event in TERMINAL:
-            request._stage = Stage.ENDED
+            request._stage = ANSWERED
         self.wire.post(payload)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -2472,7 +2493,7 @@ class Calls:
             type(data).__name__,
             exc,
         )
-        request._stage = Stage.ENDED
+        request._stage = ANSWERED
         self.app.labels["errors"][INTERNAL.code] += 1
         error = message_of(*names_of(request), "error", INTERNAL.as_data())
         # The standard library writes every name and id that a client can send.
@@ -2500,17 +2521,17 @@ class Calls:
         return Sent(None)
 
     def _say(self, request: Request, event: str, payload: bytes) -> None:
-        if request._stage is Stage.OPEN:
+        if request._stage is PENDING:
             if event in TERMINAL:
-                request._stage = Stage.ENDED
+                request._stage = ANSWERED
             self.wire.push(payload)
 
     def _tell(self, request: Request, event: str, data: JSON) -> Any:
         stage, tell = request._stage, self.overrides.tell
-        if stage is not Stage.OPEN or tell is None:
+        if stage is not PENDING or tell is None:
             return Sent(None)
         if event in TERMINAL:
-            request._stage = Stage.ENDED
+            request._stage = ANSWERED
         try:
             return tell(self.client, *names_of(request), event, data)
         except BaseException:
@@ -2595,11 +2616,11 @@ class Calls:
 
     def cut(self, request: Request, error: Error | None) -> None:
         """End an unfinished call: answer it at once, and cancel its task."""
-        if request._stage is Stage.OPEN and error is not None:
+        if request._stage is PENDING and error is not None:
             self.send_error(request, error)
-        was_cut, request._stage = request._stage is Stage.CUT, Stage.CUT
+        was_cut, request._stage = request._stage is CUT, CUT
         method, task = request._method, request._task
-        if was_cut and method is not None and method.kind is Kind.THREAD:
+        if was_cut and method is not None and method.kind is THREAD:
             # It was told, and can't be stopped; telling it again would lose it.
             return
         task.cancel()  # type: ignore[union-attr]
@@ -2618,7 +2639,7 @@ class Calls:
         begun = [
             request
             for request in self.unfinished.values()
-            if request.id == request_id and request._stage is Stage.OPEN
+            if request.id == request_id and request._stage is PENDING
         ]
         for request in begun:
             self.cut(request, CANCELLED)
@@ -2629,7 +2650,7 @@ class Calls:
         self.is_stopping = True
         self.set_gate()
         for request in list(self.unfinished.values()):
-            if request._method is not None and request._method.kind is Kind.STREAM:
+            if request._method is not None and request._method.kind is STREAM:
                 self.cut(request, STOPPING)
 
     def cut_off(self) -> None:
@@ -2841,7 +2862,7 @@ class Client:
         """Queue an event; before the connection is open, at its opening, in order."""
         payload = self.app.codec.write(message_of(*parts))
         wire: Wire = self.connection
-        if wire.phase is Phase.OPENING and wire.session is not None:
+        if wire.phase is OPENING and wire.session is not None:
             wire.session.when_open(functools.partial(wire.push, payload))
             return Sent(None)
         return wire.queue(payload)
@@ -2876,7 +2897,7 @@ class Client:
         """
         self._check_open("called", "call it in on_connected")
         wire: Wire = self.connection
-        if wire.phase is not Phase.OPEN:
+        if wire.phase is not OPEN:
             await wire.wait_closed()
             raise wire.close_exc
         return await wire.calls.ask(module, method, merge(data, fields), timeout)
@@ -2921,7 +2942,7 @@ class Client:
             await self.connection.wait_closed()
 
     def _check_open(self, what: str, remedy: str) -> None:
-        if self.connection.phase is Phase.OPENING:
+        if self.connection.phase is OPENING:
             raise RuntimeError(f"client must be open to be {what}; {remedy}")
 
 
@@ -3180,7 +3201,7 @@ class Session:
 
     def when_open(self, action: Callable[[], object]) -> None:
         """Act now; before the connection is open, at its opening, in order."""
-        if self.wire.phase is Phase.OPENING or self.at_open:
+        if self.wire.phase is OPENING or self.at_open:
             self.at_open.append(action)
         else:
             self.wire.runtime.call(action)
@@ -3197,7 +3218,7 @@ class Session:
         if type(outcome) is not Failure:
             return outcome
         error, phase = outcome.exc, self.wire.phase
-        is_gone = phase in (Phase.CLOSING, Phase.CLOSED)
+        is_gone = phase in (CLOSING, CLOSED)
         if isinstance(error, Refused) or (
             isinstance(error, ConnectionClosed) and is_gone
         ):
@@ -3958,7 +3979,7 @@ class App(Marking):
         sessions = [session for each in servings for session in list(each.sessions)]
         counts = collections.Counter(dict(self.counts))
         for wire in wires:
-            if wire.phase is not Phase.CLOSED:
+            if wire.phase is not CLOSED:
                 counts.update(wire.traffic())
         calls = [session.calls for session in sessions if session.calls is not None]
         return {
@@ -4233,7 +4254,7 @@ class Serving:
 
     def discard(self, wire: ServerWire) -> None:
         """Look no longer after a connection that is lost, and whose task has ended."""
-        if wire.phase is Phase.CLOSED and (wire.life is None or wire.life.done()):
+        if wire.phase is CLOSED and (wire.life is None or wire.life.done()):
             self.wires.discard(wire)
 
     def _look_later(self) -> None:
@@ -4285,7 +4306,7 @@ class Serving:
         """Close every connection, and wait for the goodbyes."""
         for wire in list(self.wires):
             # Half a request; or an `on_connecting` that doesn't know its peer is gone.
-            is_vain = wire.life is None or wire.phase is Phase.CLOSED
+            is_vain = wire.life is None or wire.phase is CLOSED
             if is_vain and wire.response is None:
                 wire.give_up()
             wire.shut(CloseCode.GOING_AWAY, STOPPING.message)
@@ -4522,14 +4543,14 @@ class PeerWire(LibraryWire, websockets.ClientConnection):
         self.calls.is_greeting = False
         self.calls.set_gate()
         self.receive = self.calls.receive
-        self.phase = Phase.OPEN if self.protocol.state is State.OPEN else self.phase
+        self.phase = OPEN if self.protocol.state is State.OPEN else self.phase
 
     def halt(self) -> None:
         """Read on: the server is trusted."""
 
     def post(self, payload: bytes) -> None:
         """Let a message wait for the end of this turn of the loop."""
-        if self.phase is Phase.OPEN:
+        if self.phase is OPEN:
             if not self.out:
                 self.loop.call_soon(self.flush)
             self.out.append(payload)
@@ -4548,8 +4569,8 @@ class PeerWire(LibraryWire, websockets.ClientConnection):
         """Write what waits, and then what the library has to say."""
         self.flush()
         super().send_data()
-        if self.phase is Phase.OPEN and self.protocol.state is not State.OPEN:
-            self.phase = Phase.CLOSING
+        if self.phase is OPEN and self.protocol.state is not State.OPEN:
+            self.phase = CLOSING
             self.peer.hold_calls(self)
         if self.protocol.close_expected() and self.close_deadline is None:
             # Nobody else ends a connection whose peer never answers the close.
@@ -4629,7 +4650,7 @@ def listener(
     Raises:
         TypeError: If the arguments can't come by name, or it yields.
     """
-    if kind_of(function, Mark(event)) is Kind.STREAM:
+    if kind_of(function, Mark(event)) is STREAM:
         raise TypeError(
             f"handler {describe(function)} of pushes must not yield; write return"
         )
@@ -4763,7 +4784,7 @@ class Peer:
         if self._life is None:
             raise RuntimeError("peer must be entered; write async with connect(...)")
         greeted: PeerWire | None = GREETED.get()
-        is_greeting = greeted is not None and greeted.phase is Phase.OPEN
+        is_greeting = greeted is not None and greeted.phase is OPEN
         if greeted is not None and greeted is self._connection and is_greeting:
             return greeted
         while self._ready is None:
@@ -5036,7 +5057,7 @@ class Peer:
         joined = [group for group, each in self._positions.items() if each.is_joined]
         for group in joined:
             await self._rejoin(group)
-        if connection.phase is Phase.OPEN:
+        if connection.phase is OPEN:
             self._ready = connection
             self._changed.set()
 
@@ -5320,14 +5341,14 @@ async def emit_by_response(request: Request, event: str, data: JSON) -> None:
     """Send an event of the framework's through an own `response` or `send_message`."""
     stage, has_answered = request._stage, request._has_answered
     # This event is the framework's own word, even for a call that was cut off.
-    request._stage, request._has_answered = Stage.OPEN, False
+    request._stage, request._has_answered = PENDING, False
     if isinstance(data, dict) and all(type(key) is str for key in data):
         respond = functools.partial(request.response, event, **data)
     else:
         respond = functools.partial(request.response, event, data)
     outcome = await run_to_end(respond)
     request._has_answered = has_answered
-    if stage is Stage.CUT:
+    if stage is CUT:
         request._stage = stage
     if type(outcome) is Failure:
         request.client.connection.calls.send_internal(request, data, outcome.exc)
