@@ -2627,7 +2627,7 @@ class TestTimeouts:
         app = make_app()
 
         @app.module("m")
-        @app.method(thread=True, timeout=0.001)
+        @app.method(thread=True, timeout=0.2)
         def work(request: Request) -> bool:
             began.set()
             return gate.wait(LIMIT)
