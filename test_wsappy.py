@@ -1465,6 +1465,10 @@ class CallsWire(wsappy.Wire):
     async def wait_closed(self) -> None:
         """Be gone."""
 
+    async def written(self) -> None:
+        """Wait for the transport, which has written all."""
+        self.posted.append("written")
+
     async def writable(self) -> None:
         """Wait until the client has caught up, which it does at once."""
         self.paused = False
@@ -1539,12 +1543,14 @@ class CallsWire(wsappy.Wire):
         return self.posted
 
 
-def calls_wire(*handlers: Callable[..., Any], **options: Any) -> CallsWire:
+def calls_wire(
+    *handlers: Callable[..., Any], max_size: int | None = 1000, **options: Any
+) -> CallsWire:
     """Make an open wire whose module `m` has the handlers."""
     app = make_app(**options)
     for handler in handlers:
         app.module("m")(handler if wsappy.mark_of(handler) else app.method(handler))
-    return CallsWire(app).open()
+    return CallsWire(app, max_size=max_size).open()
 
 
 def calls_event(method: str, event: str, data: Any, request_id: Any = 1) -> Any:
@@ -1596,6 +1602,17 @@ CALLS_STOPPING = {"message": "the server is stopping", "retry": True}
 
 def echo(request: Request, value: Any = None) -> Any:
     """Return the value."""
+    return value
+
+
+async def sleep_on(request: Request, value: Any = None) -> None:
+    """Never end, with a value."""
+    await asyncio.get_running_loop().create_future()
+
+
+async def echo_later(request: Request, value: Any = None) -> Any:
+    """Return the value in another turn."""
+    await asyncio.sleep(0)
     return value
 
 
@@ -1802,6 +1819,124 @@ class TestFindingMethods:
         assert answer == calls_event(
             "echo", "error", {"code": "overloaded", **CALLS_OVERLOADED}
         )
+
+
+class TestBytesInFlight:
+    """`max_in_flight_bytes`: the messages of held and unfinished calls."""
+
+    async def test_one_call_too_large(self) -> None:
+        """A call with which there are too many bytes is `overloaded`."""
+        wire = calls_wire(sleep_on, max_in_flight_bytes=1000, max_size=None)
+
+        wire.call("m.sleep_on", 1, value="x" * 600)
+        wire.call("m.sleep_on", 2, value="x" * 600)
+        (answer,) = await wire.sent(1)
+
+        assert answer["request_id"] == 2
+        assert answer["data"] == {"code": "overloaded", **CALLS_OVERLOADED}
+
+    async def test_one_always_runs(self) -> None:
+        """A call of whatever size runs where it is alone."""
+        wire = calls_wire(echo_later, max_in_flight_bytes=10, max_size=None)
+
+        wire.call("m.echo_later", 1, value="x" * 600)
+
+        assert await wire.settled() == [
+            calls_event("echo_later", "result", "x" * 600),
+        ]
+
+    async def test_held_calls(self) -> None:
+        """Calls that are held count, too."""
+        wire = calls_wire(echo, max_in_flight_bytes=1000, max_size=None)
+        wire.hold()
+
+        wire.call("m.echo", 1, value="x" * 600)
+        answer = wire.call("m.echo", 2, value="x" * 600)
+
+        assert error_of(answer)[0] == "overloaded"
+
+    @pytest.mark.parametrize("end", ["result", "cancel held", "cancel begun"])
+    async def test_end(self, end: str) -> None:
+        """What has ended counts no longer."""
+        wire = calls_wire(echo_later, max_in_flight_bytes=1000, max_size=None)
+        if end == "cancel held":
+            wire.hold()
+
+        wire.call("m.echo_later", 1, value="x" * 600)
+        if end != "result":
+            wire.call("$.cancel", None, request_id=1)
+        await wire.settled()
+        wire.open()
+        wire.call("m.echo_later", 2, value="x" * 600)
+
+        assert (await wire.settled())[-1] == (
+            calls_event("echo_later", "result", "x" * 600, 2)
+        )
+
+
+class TestReady:
+    """`request.ready`: what a stream computes after it is fresh."""
+
+    async def test_credit_and_transport(self) -> None:
+        """It waits until the caller has credit, then for the transport."""
+        computed: list[int] = []
+
+        async def watch(request: Request) -> AsyncIterator[int]:
+            for number in range(3):
+                await request.ready()
+                computed.append(number)
+                yield number
+
+        wire = calls_wire(watch)
+        message = {"module": "m", "method": "watch", "request_id": 1, "items": 1}
+        wire.read(message)
+
+        posted = list(await wire.sent(2))
+        await turns()
+        before = list(computed)
+        wire.call("$.more", None, request_id=1, items=1)
+        await turns()
+
+        assert posted == ["written", calls_event("watch", "item", 0)]
+        assert (before, computed) == ([0], [0, 1])
+
+    async def test_without_credit(self) -> None:
+        """A caller that gives no credit is waited for by the transport alone."""
+
+        async def watch(request: Request) -> AsyncIterator[int]:
+            await request.ready()
+            yield 1
+
+        wire = calls_wire(watch)
+
+        wire.call("m.watch")
+
+        assert await wire.settled() == [
+            "written",
+            calls_event("watch", "item", 1),
+            calls_event("watch", "result", {}),
+        ]
+
+    async def test_slow_reader(self) -> None:
+        """A slow reader sees the newest value, and nothing waits for it."""
+        app, numbers = wire_app(), itertools.count()
+
+        @app.module("e")
+        @app.method
+        async def watch(request: Request) -> AsyncIterator[Any]:
+            while True:
+                await request.ready()
+                yield next(numbers), "x" * 2**16
+
+        async with wired(app) as wire:
+            wire.stop_reading()
+            wire.send(wire_call("watch"))
+            await wire_until(lambda: wire.is_behind)
+            await turns()
+            assert wire.waiting_bytes < 2**17
+
+            wire.read_on()
+            assert [(await wire.answer())["data"][0] for _ in range(20)] == [*range(20)]
 
 
 class TestAnswers:
@@ -2826,6 +2961,54 @@ class TestCancel:
         answer = wire.call("$.nothing")
 
         assert error_of(answer) == ("unknown_method", "no such module or method")
+
+
+class TestExceptionGroups:
+    """What a TaskGroup raises."""
+
+    @pytest.mark.parametrize("depth", [1, 2])
+    async def test_group_of_one(self, depth: int) -> None:
+        """An `Error` in a group of one is that error."""
+
+        async def work(request: Request) -> None:
+            exc: Exception = Error("gone", "no more")
+            for _ in range(depth):
+                exc = ExceptionGroup("of one", [exc])
+            raise exc
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [calls_error("work", "gone", "no more")]
+
+    async def test_error_function(self) -> None:
+        """`@app.error` applies to what is in a group of one."""
+        app = make_app()
+
+        @app.error(KeyError)
+        def missing(request: Request, exc: KeyError) -> Error:
+            return Error("not_found", str(exc))
+
+        @app.module("m")
+        @app.method
+        def work(request: Request) -> None:
+            raise ExceptionGroup("of one", [KeyError("x")])
+
+        wire = CallsWire(app).open()
+
+        assert error_of(wire.call("m.work")) == ("not_found", "'x'")
+
+    async def test_group_of_two(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A group of two is `internal`: nobody can say which one is meant."""
+
+        def work(request: Request) -> None:
+            raise ExceptionGroup("of two", [Error("a"), Error("b")])
+
+        wire = calls_wire(work)
+
+        assert error_of(wire.call("m.work")) == ("internal", "internal error")
+        assert caplog.messages == ["handler 'm.work' failed"]
 
 
 class TestErrorFunctions:
@@ -4790,7 +4973,7 @@ class TestSlowReaders:
             assert not wire.is_behind
 
     async def test_gone_while_waiting(self) -> None:
-        """A push that waits returns when its client is gone."""
+        """A push that waits raises ConnectionClosed when its client is gone."""
         async with wired(wire_app()) as wire:
             client = wire.client
             wire.stop_reading()
@@ -4801,7 +4984,8 @@ class TestSlowReaders:
             wire.connection.transport.abort()
 
             async with asyncio.timeout(LIMIT):
-                assert await push == "done"
+                with pytest.raises(ConnectionClosed):
+                    await push
 
 
 async def wire_wait(sent: wsappy.Sent) -> str:
@@ -6475,6 +6659,92 @@ class TestRawMessages:
 # --- 6. Clients and groups ---------------------------------------------------
 
 
+class TestLogOfClients:
+    """Each client that comes, is refused or goes is a line at INFO."""
+
+    @staticmethod
+    def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+        """Return the lines of wsappy itself."""
+        records = [each for each in caplog.records if each.name == "wsappy"]
+        return [
+            re.sub(r"[0-9a-f]{32}|127\.0\.0\.1:\d+", "?", each.getMessage())
+            for each in records
+            if each.funcName in ("greet", "note_end")
+        ]
+
+    @pytest.mark.parametrize(
+        ("close", "end"),
+        [
+            (wire_close(1000), "closed by the client with 1000"),
+            (wire_close(4123), "closed by the client with 4123"),
+            (b"", "closed by nobody with 1006"),
+            (wire_call("leave"), "closed by the server with 4001"),
+        ],
+    )
+    async def test_end(
+        self, close: bytes, end: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The lines name the client, the close code, and who closed."""
+        caplog.set_level(logging.INFO, "wsappy")
+        app = wire_app()
+
+        @app.module("e")
+        @app.method
+        async def leave(request: Request) -> None:
+            await request.client.close(4001)
+
+        async with wired(app, path="/api?token=secret") as wire:
+            wire.send(close or wire_call())
+            await wire.frame()
+            if not close:
+                wire.reset()
+            wire.send(wire_close(4001))
+            await wire.ended()
+            wire.writer.close()
+            await wire_until(lambda: wire.is_gone)
+
+        assert self.lines(caplog) == [
+            "<api ? at '/api' from ?> came",
+            f"<api ? at '/api' from ?> went: {end}",
+        ]
+
+    @pytest.mark.parametrize(
+        ("path", "headers", "status"),
+        [
+            ("/none", {}, 404),
+            ("/none", {"Origin": "http://localhost"}, 404),
+            ("/closed", {}, 403),
+            ("/api", {"Origin": "http://other"}, 403),
+        ],
+    )
+    async def test_refused(
+        self,
+        path: str,
+        headers: Any,
+        status: int,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A client that is refused is named by its path and address."""
+        caplog.set_level(logging.INFO, "wsappy")
+        app = make_app()
+
+        @app.client("/closed")
+        def closed(client: Client) -> None:
+            raise Refused(403)
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            request = request_by_hand(f"{path}?token=secret", **UPGRADE, **headers)
+            async with dialled(serving, request) as wire:
+                await wire.head()
+                wire.send(wire_close())
+                await wire.ended()
+
+        (line,) = self.lines(caplog)
+        assert re.sub(r"\(.*?\)", "?", line) == (
+            f"refused a client at {path!r} from ?: {status}"
+        )
+
+
 class TestClientAttributes:
     """What a client knows of its connection."""
 
@@ -6776,19 +7046,36 @@ class TestPush:
         assert events == [{"a": 1, "seen": True}, [1], {"module": "x"}]
 
     async def test_to_a_client_that_is_gone(self) -> None:
-        """A push to a client that is gone is dropped."""
+        """A push to a client that is gone is dropped; awaiting it says so."""
         app, told = App(), Told()
 
         @app.client("/api")
         async def api(client: Client) -> AsyncIterator[None]:
+            told(f"{client.is_open}")
             yield
-            await client.push("chat", "goodbye")
-            told("pushed")
+            client.push("chat", "goodbye")
+            with contextlib.suppress(ConnectionClosed):
+                await client.push("chat", "goodbye")
+                told("pushed")
+            told(f"{client.is_open}")
+            told("done")
 
         async with talking(app):
             pass
 
-        assert await told.until("pushed") == ["pushed"]
+        assert await told.until("done") == ["False", "False", "done"]
+
+    async def test_open_client(self) -> None:
+        """`is_open` tells whether a client can be reached."""
+        app = make_app()
+
+        @app.module("a")
+        @app.method
+        def b(request: Request) -> bool:
+            return request.client.is_open
+
+        async with talking(app) as talk:
+            assert result_of(await talk.call("a.b")) is True
 
 
 class TestCallToTheClient:
@@ -8547,6 +8834,27 @@ async def connect_soon(url: str) -> ClientConnection:
 
 class TestRun:
     """`App.run` serves until a signal, in a loop of its own."""
+
+    def test_loop_factory(self) -> None:
+        """`loop_factory` makes the loop."""
+        loops: list[Any] = []
+        made: list[Any] = []
+
+        def make() -> asyncio.AbstractEventLoop:
+            made.append(asyncio.new_event_loop())
+            return made[0]  # type: ignore[no-any-return]
+
+        app = make_app()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            loops.append(asyncio.get_running_loop())
+            os.kill(os.getpid(), signal.SIGINT)
+            yield
+
+        app.run("127.0.0.1", 0, loop_factory=make)
+
+        assert loops == made
 
     def test_signal(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Start-up prints one line for each route; SIGTERM ends it, politely."""
@@ -13572,7 +13880,10 @@ class TestStopUnderLoad:
         assert [sorted(dict(each)) for each in ends] == [[0, 1, 2, 3]] * 50
         assert [len(each) for each in ends] == [4] * 50
         assert {dict(each)[1] for each in ends} == {"error"}
-        assert (process.returncode, rest) == (0, "")
+        assert (process.returncode, rest) == (
+            0,
+            "200 calls are unfinished and get 0.5 s; a second signal leaves at once\n",
+        )
 
     async def test_time(self) -> None:
         """It takes the grace and 4 s at most, whatever is there that won't end."""

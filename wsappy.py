@@ -86,7 +86,17 @@ from collections.abc import (
 )
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    Self,
+    TypeVar,
+    overload,
+)
 
 # The one place where the oldest versions stand, beside `install_requires`.
 REQUIREMENTS = "python -m pip install 'orjson>=3.10' 'websockets>=17,<18'"
@@ -156,6 +166,13 @@ STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 monotonic = time.monotonic
 Target = TypeVar("Target")
+if TYPE_CHECKING:
+    # With a default: `Request` alone is `Request[Client]`.
+    from typing_extensions import TypeVar as DefaultTypeVar
+
+    ClientT = DefaultTypeVar("ClientT", bound="Client", default="Client")
+else:
+    ClientT = TypeVar("ClientT")
 Function = TypeVar("Function", bound=Callable[..., Any])
 JSON = Any
 # None means every route.
@@ -1173,6 +1190,17 @@ class Wire(abc.ABC):
     async def writable(self) -> None:
         """Wait while the other side is behind; return at once when it is gone."""
 
+    async def reachable(self) -> None:
+        """Wait while the other side is behind; ConnectionClosed if it is gone."""
+        await self.writable()
+        if self.phase is not OPEN:
+            await self.wait_closed()
+            raise self.close_exc
+
+    @abc.abstractmethod
+    async def written(self) -> None:
+        """Wait until all that was sent has left this process, or the peer is gone."""
+
     @abc.abstractmethod
     def halt(self) -> None:
         """Read no further in this turn of the loop."""
@@ -1210,7 +1238,8 @@ def ignore_message(payload: bytes, is_text: bool) -> None:
 class Sent:
     """What `push` and `response` return: awaiting it waits while the client is behind.
 
-    The message was queued already. Works with `await` and with `yield from`.
+    The message was queued already. Works with `await` and with `yield from`; raises
+    `ConnectionClosed` where the client is gone.
     """
 
     __slots__ = ("wire",)
@@ -1219,8 +1248,9 @@ class Sent:
         self.wire = wire
 
     def __await__(self) -> Generator[Any, Any, None]:
-        if self.wire is not None and self.wire.paused:
-            yield from self.wire.writable().__await__()
+        wire = self.wire
+        if wire is not None and (wire.paused or wire.phase is not OPEN):
+            yield from wire.reachable().__await__()
 
     __iter__ = __await__
 
@@ -1531,6 +1561,17 @@ class LibraryWire(LibraryConnection, Wire):
             while self.paused:
                 await self.drain()
 
+    async def written(self) -> None:
+        """Wait until all that was sent has left this process, or the peer is gone."""
+        self.flush()
+        # Everything that waits is too much now, until nothing does.
+        self.transport.set_write_buffer_limits(0)
+        try:
+            await self.writable()
+        finally:
+            limits = self.write_limit_high, self.write_limit_low
+            self.transport.set_write_buffer_limits(*limits)
+
     def shut(self, code: int, reason: str = "") -> None:
         """Begin the closing handshake; what was posted goes out before it."""
         if self.protocol.state is not State.OPEN:
@@ -1581,7 +1622,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.lane = Lane(self)
         self.is_plain = True
         self.is_clear = self.is_collecting = self.is_fragmenting = False
-        self.out_size = self.bytes_in = self.written = self.taken = 0
+        self.out_size = self.bytes_in = self.bytes_out = self.taken = 0
         self.head_tail = b""
         self.life: asyncio.Task[None] | None = None
         self.lost: asyncio.Future[None] = self.loop.create_future()
@@ -1623,7 +1664,8 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             await self.lost
         finally:
             self.transport.abort()
-            session.count_refusal(self.response and self.response.status_code)
+            status = self.response and self.response.status_code
+            session.note_end(status, self._describe_end())
             await session.depart()
             self.life = None
             self.serving.discard(self)
@@ -1684,18 +1726,29 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             self.lost.set_result(None)
         self.serving.discard(self)
 
-    def _close_label(self) -> str:
-        """Return the close code; what a peer makes up is one label."""
+    @property
+    def _end(self) -> tuple[int, bool | None]:
+        """The close code, and whether the client closed; None for a loss."""
         protocol = self.protocol
         close = protocol.close_sent or protocol.close_rcvd
         code = close.code if close else CloseCode.ABNORMAL_CLOSURE
-        is_made_up = protocol.close_rcvd_then_sent and code not in CLOSE_LABELS
-        return "other" if is_made_up else str(int(code))
+        return int(code), protocol.close_rcvd_then_sent
+
+    def _describe_end(self) -> str:
+        code, by_client = self._end
+        who = {True: "by the client", False: "by the server", None: "by nobody"}
+        return f"closed {who[by_client]} with {code}"
+
+    def _close_label(self) -> str:
+        """Return the close code; what a peer makes up is one label."""
+        code, by_client = self._end
+        is_made_up = by_client and code not in CLOSE_LABELS
+        return "other" if is_made_up else str(code)
 
     def traffic(self) -> dict[str, int]:
         """Return what this connection counts by itself, because it is cheaper."""
         calls = self.session.received if self.session is not None else 0
-        return {"calls": calls, "bytes_in": self.bytes_in, "bytes_out": self.written}
+        return {"calls": calls, "bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
 
     # From bytes to messages
 
@@ -1775,7 +1828,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
     def deliver(self, payload: bytes, frame: bytes | None) -> None:
         """Send a push to a group; where nothing waits its frame is written at once."""
         if frame is not None and self.is_clear and not (self.out or self.paused):
-            self.written += len(frame)
+            self.bytes_out += len(frame)
             self.transport.write(frame)
         else:
             self.push(payload)
@@ -1805,7 +1858,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         out, self.out, self.out_size = self.out, [], 0
         if self.is_plain:
             data = out[0] if len(out) == 1 else b"".join(out)
-            self.written += len(data)
+            self.bytes_out += len(data)
             self.transport.write(data)
             return
         protocol = self.protocol
@@ -1814,7 +1867,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             # Not `send_text`, which refuses once the library's close waits in `later`.
             protocol.send_frame(Frame(Opcode.TEXT, payload))
         protocol.writes += later
-        self.written += sum(map(len, protocol.writes))
+        self.bytes_out += sum(map(len, protocol.writes))
         super().send_data()
 
     def send_data(self) -> None:
@@ -1823,7 +1876,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         # An extension must encode messages in the order in which they are written.
         if self.is_plain or protocol.state is not State.OPEN:
             self.flush()
-        self.written += sum(map(len, protocol.writes))
+        self.bytes_out += sum(map(len, protocol.writes))
         super().send_data()
         was_fragmenting = self.is_fragmenting
         self.is_fragmenting = protocol.expect_continuation_frame
@@ -1911,7 +1964,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         What counts is what it accepts, not how much waits: one that reads slowly stays.
         """
         waiting = self.transport.get_write_buffer_size()
-        taken = self.written - waiting - unacknowledged(self.transport)
+        taken = self.bytes_out - waiting - unacknowledged(self.transport)
         if taken != self.taken:
             self.taken, self.taken_at = taken, now
         elif now - self.taken_at >= limit:
@@ -1974,11 +2027,11 @@ PENDING, ANSWERED, CUT = Stage
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class Request:
+class Request(Generic[ClientT]):
     """One call, as its handler gets it.
 
     Attributes:
-        client: The `Client` that called.
+        client: The client that called; a `User` for a `Request[User]`.
         module: Name of the module.
         method: Name of the method.
         data: The arguments as they came, a dict.
@@ -1988,7 +2041,7 @@ class Request:
     module: str
     method: str
     data: dict[str, JSON]
-    client: Client
+    client: ClientT
     id: str | int | None
     _stage: Stage = field(init=False, default=PENDING)
     # A worker thread knows it at once, before the loop hears of it.
@@ -2033,16 +2086,24 @@ class Request:
             )
         if self._stage is CUT:
             return Sent(None)
-        answer: Sent = self.client.connection.calls.respond(self, event, data)
+        calls: Calls = self.client.connection.calls
+        answer: Sent = calls.respond(self, event, data)
         return answer
 
-    async def _spend(self) -> None:
-        """Wait for the credit of one item, where the caller gives any."""
+    async def ready(self) -> None:
+        """Wait, in a stream, until the caller wants another item and has the last one.
+
+        It waits for credit (protocol, section 4), and until the transport has written
+        what was sent: what is computed after it is as fresh as can be.
+        """
+        await self._credited()
+        await self.client.connection.written()
+
+    async def _credited(self) -> None:
+        """Wait for the credit of an item, where the caller gives any."""
         while self._credit == 0:
             self._more = asyncio.get_running_loop().create_future()
             await self._more
-        if self._credit is not None:
-            self._credit -= 1
 
     def _earn(self, items: int) -> None:
         if self._credit is not None:
@@ -2079,6 +2140,7 @@ class Calls:
     Attributes:
         received: How many calls came.
         unfinished: Calls that are tasks; a thread counts until it returns.
+        load: Bytes of the messages of calls that are held or unfinished.
         held: Calls that haven't begun: `on_connected` runs, or the route is ordered.
         beginning: Tasks that have yet to run their first line, before Python 3.12.
         asked: The unfinished calls to the other side, by id: what gets their events.
@@ -2110,7 +2172,7 @@ class Calls:
         self.unfinished: dict[asyncio.Task[None], Request] = {}
         self.senders: set[asyncio.Task[None]] = set()
         self.held: collections.deque[Request] = collections.deque()
-        self.held_size = 0
+        self.held_size = self.load = 0
         self.asked: dict[JSON, Callable[[str, Any], None]] = {}
         self.last_id = 0
         self.is_greeting, self.is_stopping, self.is_gated = True, False, True
@@ -2226,13 +2288,20 @@ class Calls:
 
     def _hold(self, request: Request) -> None:
         limit, size = self.wire.max_size, self.held_size + request._size
-        is_full = limit is not None and size > limit
-        if is_full or len(self.unfinished) + len(self.held) >= self.app.max_in_flight:
+        if self._is_full(request) or (limit is not None and size > limit):
             self.send_error(request, OVERLOADED)
             return
         self.held_size = size
+        self.load += request._size
         self.held.append(request)
         self.is_gated = True
+
+    def _is_full(self, request: Request) -> bool:
+        """Tell whether one more call is too much; one always may run."""
+        count, load = len(self.unfinished) + len(self.held), self.load + request._size
+        return count >= self.app.max_in_flight or (
+            count > 0 and load > self.app.max_in_flight_bytes
+        )
 
     def release(self) -> None:
         """Begin the held calls that need wait no longer, as far as the turn allows."""
@@ -2240,10 +2309,14 @@ class Calls:
             if self.beginning or self.runtime.is_turn_over():
                 self.runtime.wait(self.release)
                 return
-            request = self.held.popleft()
-            self.held_size -= request._size
-            self._begin(request)
+            self._begin(self._unhold(self.held[0]))
         self.set_gate()
+
+    def _unhold(self, request: Request) -> Request:
+        self.held.remove(request)
+        self.held_size -= request._size
+        self.load -= request._size
+        return request
 
     def set_gate(self) -> None:
         """Work out again whether a plain call may begin at once."""
@@ -2263,7 +2336,7 @@ class Calls:
         """Begin a call: a `def` in this very step, everything else as a task."""
         request._method = method
         if request.module != "$":
-            if self.unfinished and len(self.unfinished) >= self.app.max_in_flight:
+            if self.unfinished and self._is_full(request):
                 self.send_error(request, OVERLOADED)
                 return
             if self.wraps:
@@ -2307,6 +2380,7 @@ class Calls:
     ) -> None:
         """Begin a call as a task."""
         self.beginning += LAZY_TASKS
+        self.load += request._size
         work = self._perform(request, function)
         task = asyncio.Task(work, loop=self.loop, context=context, **TASK_OPTIONS)
         if task.done():
@@ -2338,6 +2412,7 @@ class Calls:
 
     def _finish(self, request: Request) -> None:
         disarm(request)
+        self.load -= request._size
         self.unfinished.pop(request._task, None)  # type: ignore[arg-type]
         if self.held:
             self.runtime.wait(self.release)
@@ -2374,7 +2449,9 @@ class Calls:
             items = as_async(items)
         async with contextlib.aclosing(items):
             async for item in items:
-                await request._spend()
+                if request._credit is not None:
+                    await request._credited()
+                    request._credit -= 1
                 if request._stage is not PENDING:
                     return
                 self.emit(request, "item", item)
@@ -2437,6 +2514,9 @@ class Calls:
 
     def error_of(self, request: Request, exc: BaseException) -> Error:
         """Turn what a handler raised into an `Error`; what isn't expected is logged."""
+        while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+            # That of a TaskGroup, say, of which one task has failed.
+            exc = exc.exceptions[0]
         if isinstance(exc, Error):
             return exc
         for kind in type(exc).__mro__:
@@ -2499,7 +2579,7 @@ class Calls:
         # The standard library writes every name and id that a client can send.
         self.wire.post(json.dumps(error).encode())
 
-    def respond(self, request: Request, event: str, data: JSON) -> Any:
+    def respond(self, request: Request[Any], event: str, data: JSON) -> Any:
         """Queue an event that a handler sends; from a worker thread, in the loop.
 
         Whether the call has ended meanwhile is decided there, in `_say` and `_tell`.
@@ -2633,9 +2713,7 @@ class Calls:
         """Cut every unfinished call of that id; tell whether there was one."""
         held = [each for each in self.held if each.id == request_id]
         for request in held:
-            self.held.remove(request)
-            self.held_size -= request._size
-            self.send_error(request, CANCELLED)
+            self.send_error(self._unhold(request), CANCELLED)
         begun = [
             request
             for request in self.unfinished.values()
@@ -2656,7 +2734,7 @@ class Calls:
     def cut_off(self) -> None:
         """Answer every call that is left, now that the server's grace has ended."""
         while self.held:
-            self.send_error(self.held.popleft(), STOPPING)
+            self.send_error(self._unhold(self.held[0]), STOPPING)
         for request in list(self.unfinished.values()):
             self.cut(request, STOPPING)
 
@@ -2822,6 +2900,16 @@ class Client:
     async def on_disconnected(self) -> None:
         """Clean up: runs once, after the client's calls have ended."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether messages can be sent to it."""
+        wire: Wire = self.connection
+        return wire.phase is OPEN
+
+    def __repr__(self) -> str:
+        address = self.remote and "{}:{}".format(*self.remote)
+        return f"<{type(self).__name__} {self.id} at {self.path!r} from {address}>"
+
     def send_message(
         self,
         request_id: str | int | None,
@@ -2898,8 +2986,7 @@ class Client:
         self._check_open("called", "call it in on_connected")
         wire: Wire = self.connection
         if wire.phase is not OPEN:
-            await wire.wait_closed()
-            raise wire.close_exc
+            await wire.reachable()
         return await wire.calls.ask(module, method, merge(data, fields), timeout)
 
     def join(self, group: str) -> None:
@@ -3139,12 +3226,17 @@ class Session:
         has_origin = "Origin" in self.wire.opening.headers
         return None if has_origin else answer_of(refused)
 
-    def count_refusal(self, status: int | None) -> None:
-        """Count the HTTP status that the client was refused with, if it was."""
+    def note_end(self, status: int | None, end: str) -> None:
+        """Count and log the end of a client, or the HTTP status that refused it."""
         if self.refused is not None and status == 101:
             status = self.refused.status
-        if status is not None and status >= 400:
+        if self.client is not None and self.life is Life.HERE:
+            LOGGER.info("%r went: %s", self.client, end)
+        elif status is not None and status >= 400:
             self.app.labels["refused"][str(status)] += 1
+            opening = self.wire.opening
+            path, address = split_query(opening.target)[0], opening.remote
+            LOGGER.info("refused a client at %r from %s: %d", path, address, status)
 
     # From the opening to the goodbye
 
@@ -3157,6 +3249,7 @@ class Session:
             self._shut_out(self.refused or FAILED)
             return
         client: Any = self.client
+        LOGGER.info("%r came", client)
         self.wire.receive = self.calls.receive  # type: ignore[union-attr]
         if has_own(client, "on_message"):
             self.raw = RawMessages(self, client)
@@ -3695,6 +3788,8 @@ class App(Marking):
             list such as `["https://example.org"]`, or "*" for everywhere.
         timeout: Seconds for one call, streams excepted; None for no limit.
         max_in_flight: Unfinished calls of one client; one more is `overloaded`.
+        max_in_flight_bytes: Bytes of the messages of one client whose calls are held or
+            unfinished; one more is `overloaded`, but one call always runs.
         max_backlog: Bytes that may wait for one client from one turn of the loop to the
             next when it is pushed to; with more it is closed with 4508.
         max_clients: Clients at a time; one more gets HTTP 503. None for no limit.
@@ -3713,6 +3808,7 @@ class App(Marking):
     origins: str | Sequence[str] | None = None
     timeout: float | None = None
     max_in_flight: int = 100
+    max_in_flight_bytes: int = 2**23
     max_backlog: int = 2**20
     max_clients: int | None = None
     grace: float = 10.0
@@ -3724,7 +3820,7 @@ class App(Marking):
 
     def __post_init__(self) -> None:
         check_origins(self.origins)
-        for name in (*LEAST, "max_backlog", "grace"):
+        for name in (*LEAST, "max_in_flight_bytes", "max_backlog", "grace"):
             check_number(name, getattr(self, name))
         self.codec = Codec(self.loads, self.dumps)
         self.table = Table()
@@ -3914,12 +4010,20 @@ class App(Marking):
         place = {"unix": True, "path": unix} if unix else {}
         return Serving(self, host, port, {**place, **options})
 
-    def run(self, host: str = "localhost", port: int = 8008, **options: Any) -> None:
+    def run(
+        self,
+        host: str = "localhost",
+        port: int = 8008,
+        *,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+        **options: Any,
+    ) -> None:
         """Serve until SIGINT or SIGTERM; a second signal leaves at once with 130.
 
         Args:
             host: Where to listen.
             port: Where to listen; 0 for any free one.
+            loop_factory: Makes the loop: `uvloop.new_event_loop`, say.
             **options: Those of `serve`.
 
         Raises:
@@ -3932,7 +4036,8 @@ class App(Marking):
         if asyncio._get_running_loop() is not None or not is_main:
             must = "run must be called in the main thread and outside of a loop"
             raise RuntimeError(f"{must}; write async with app.serve(host, port)")
-        run_serving(self.serve(host, port, **options))
+        make_loop = loop_factory or asyncio.new_event_loop
+        run_serving(self.serve(host, port, **options), make_loop)
 
     # What the sections above ask
 
@@ -4348,9 +4453,11 @@ async def free_port(host: str) -> int:
         return int(probe.sockets[0].getsockname()[1])
 
 
-def run_serving(serving: Serving) -> None:
+def run_serving(
+    serving: Serving, make_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
     """Serve in a loop of its own until a signal; tasks that won't end can't hold it."""
-    loop = asyncio.new_event_loop()
+    loop = make_loop()
     # For `asyncio.to_thread`.
     loop.set_default_executor(serving.threads)
     main = loop.create_task(serve_until_cancelled(serving))
@@ -4379,7 +4486,13 @@ async def serve_until_cancelled(serving: Serving) -> None:
             print(serving.url(route.path.text, serving.host), flush=True)  # noqa: T201
         # The lifespan may have swallowed a cancellation.
         if not main.cancelling():
-            await asyncio.Event().wait()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        if count := serving.app.stats()["unfinished"]:
+            text = (
+                "%d calls are unfinished and get %g s; a second signal leaves at once"
+            )
+            LOGGER.warning(text, count, serving.grace)
 
 
 def end_loop(loop: asyncio.AbstractEventLoop) -> None:
