@@ -2963,6 +2963,239 @@ class TestCancel:
         assert error_of(answer) == ("unknown_method", "no such module or method")
 
 
+def is_allowed(request: Request) -> bool:
+    """Let every call in."""
+    return True
+
+
+def is_denied(request: Request) -> bool:
+    """Let no call in."""
+    return False
+
+
+async def is_allowed_later(request: Request) -> bool:
+    """Let every call in, in another turn."""
+    await asyncio.sleep(0)
+    return True
+
+
+async def is_denied_later(request: Request) -> bool:
+    """Let no call in, in another turn."""
+    await asyncio.sleep(0)
+    return False
+
+
+def guard_of(verdict: Any) -> Any:
+    """Return a guard that returns something, or raises it."""
+
+    def guard(request: Request) -> Any:
+        if isinstance(verdict, BaseException):
+            raise verdict
+        return verdict
+
+    return guard
+
+
+GUARDED_KINDS = ("plain", "task", "items", "threaded")
+
+
+def guarded(allow: Any, kind: str = "plain", module_allow: Any = None) -> CallsWire:
+    """Make a wire whose module `m` has a guarded method `work`."""
+    app = make_app()
+
+    def plain(request: Request, x: int = 0) -> int:
+        return x
+
+    async def task(request: Request, x: int = 0) -> int:
+        return x
+
+    def items(request: Request, x: int = 0) -> Iterator[int]:
+        yield x
+
+    def threaded(request: Request, x: int = 0) -> int:
+        return x
+
+    functions = {"plain": plain, "task": task, "items": items, "threaded": threaded}
+    module = app.module("m", allow=module_allow)
+    is_thread = kind == "threaded"
+    module.method("work", thread=is_thread, allow=allow)(functions[kind])
+    return CallsWire(app).open()
+
+
+class TestGuards:
+    """`allow` decides whether a call may run."""
+
+    @pytest.mark.parametrize("kind", GUARDED_KINDS)
+    @pytest.mark.parametrize("guard", [is_allowed, is_allowed_later])
+    async def test_true(self, guard: Any, kind: str) -> None:
+        """True lets the call in, whatever its kind."""
+        wire = guarded(guard, kind)
+
+        wire.call("m.work", x=5)
+
+        posted = await wire.settled()
+        expected: Any = (
+            [("item", 5), ("result", {})] if kind == "items" else [("result", 5)]
+        )
+        assert [(each["event"], each["data"]) for each in posted] == expected
+
+    @pytest.mark.parametrize("kind", GUARDED_KINDS)
+    @pytest.mark.parametrize("guard", [is_denied, is_denied_later])
+    async def test_false(self, guard: Any, kind: str) -> None:
+        """False is `forbidden`, before the arguments are checked."""
+        wire = guarded(guard, kind)
+
+        wire.call("m.work", x="no int")
+
+        assert await wire.settled() == [calls_error("work", "forbidden", "not allowed")]
+
+    async def test_plain_function(self) -> None:
+        """A `def` behind guards that needn't be awaited runs in the same step."""
+        wire = guarded([is_allowed, is_allowed])
+
+        assert result_of(wire.call("m.work", x=5)) == 5
+
+    async def test_arguments(self) -> None:
+        """The arguments are checked after the guards."""
+        wire = guarded([is_allowed, is_allowed_later])
+
+        wire.call("m.work", x="no int")
+
+        (answer,) = await wire.settled()
+        assert error_of(answer) == ("bad_data", "x: expected an integer")
+
+    async def test_error(self) -> None:
+        """An `Error` that a guard raises is the answer."""
+        wire = guarded(guard_of(Error("unauthorized", "log in first")))
+
+        answer = wire.call("m.work")
+
+        assert error_of(answer) == ("unauthorized", "log in first")
+
+    @pytest.mark.parametrize("verdict", [None, 1, "yes", [True], np.True_])
+    async def test_no_bool(
+        self, verdict: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Anything else that it returns is `internal`, and never in."""
+        guard = guard_of(verdict)
+        wire = guarded(guard)
+
+        answer = wire.call("m.work")
+
+        assert error_of(answer) == ("internal", "internal error")
+        assert caplog.messages == [
+            f"guard {describe(guard)} must return True or False: got {verdict!r}"
+        ]
+
+    @pytest.mark.parametrize(
+        "exc", [KeyError("x"), Refused(403), asyncio.CancelledError(), StopIteration()]
+    )
+    async def test_exception(
+        self, exc: BaseException, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Anything else that it raises is `internal`, and logged."""
+        guard = guard_of(exc)
+        wire = guarded(guard)
+
+        answer = wire.call("m.work")
+
+        assert error_of(answer) == ("internal", "internal error")
+        assert caplog.messages == [f"guard {describe(guard)} failed"]
+
+    async def test_error_function(self) -> None:
+        """`@app.error` is for handlers: what a guard raises stays `internal`."""
+        wire = guarded(guard_of(KeyError("x")))
+        wire.app.error(KeyError)(lambda request, exc: Error("not_found"))
+
+        assert error_of(wire.call("m.work"))[0] == "internal"
+
+    async def test_order(self) -> None:
+        """The module's guards come before the method's, in order."""
+        asked: list[str] = []
+
+        def noting(name: str) -> Any:
+            def guard(request: Request) -> bool:
+                asked.append(name)
+                return name != "c"
+
+            return guard
+
+        wire = guarded([noting("c"), noting("d")], "plain", [noting("a"), noting("b")])
+
+        wire.call("m.work")
+
+        assert asked == ["a", "b", "c"]
+
+    async def test_request(self) -> None:
+        """A guard sees the call: who makes it, and its data."""
+        seen: list[Any] = []
+
+        def guard(request: Request) -> bool:
+            seen.append((request.client, request.module, request.data))
+            return True
+
+        wire = guarded(guard)
+
+        wire.call("m.work", x=5)
+
+        assert seen == [(wire.client, "m", {"x": 5})]
+
+    async def test_behind_process_message(self) -> None:
+        """Behind an overridden `process_message` the guards decide as well."""
+        app = App()
+
+        @app.client("/api")
+        class Wrapped(Client):
+            async def process_message(self, request: Request) -> Any:
+                return await super().process_message(request)
+
+        app.module("m", allow=is_denied)(app.method(echo))
+        wire = CallsWire(app).open()
+
+        wire.call("m.echo")
+
+        assert await wire.settled() == [calls_error("echo", "forbidden", "not allowed")]
+
+    async def test_cancelled_guard(self) -> None:
+        """A call that waits for its guard can be cancelled."""
+        wire = guarded(asleep)
+
+        wire.call("m.work", "w1")
+        await asyncio.sleep(0)
+        wire.call("$.cancel", None, request_id="w1")
+
+        (answer,) = await wire.settled()
+        assert error_of(answer)[0] == "cancelled"
+
+    def test_one_allow_for_a_module(self) -> None:
+        """A module's name has the same guards wherever it is registered."""
+        app = make_app()
+        app.module("m", allow=is_allowed)(app.method("a")(lambda request: None))
+        app.module("m", allow=[is_allowed])(app.method("b")(lambda request: None))
+
+        with pytest.raises(ValueError, match="must have one allow") as caught:
+            app.module("m")(app.method("c")(lambda request: None))
+
+        assert str(caught.value) == (
+            f"module 'm' must have one allow: got [] and [{describe(is_allowed)!r}]; "
+            f"write the same for both"
+        )
+
+    @pytest.mark.parametrize("allow", [5, "admin", lambda: True, lambda a, b: True])
+    @pytest.mark.parametrize("register", ["module", "method"])
+    def test_no_guard(self, allow: Any, register: str) -> None:
+        """What can't be called with a request is no guard."""
+        app = make_app()
+
+        with pytest.raises(TypeError) as caught:
+            getattr(app, register)("m", allow=[is_allowed, allow])
+
+        assert str(caught.value) == (
+            f"allow must be a function of the request: got {describe(allow)}; write "
+            f"def may(request): return True"
+        )
+
+
 class TestExceptionGroups:
     """What a TaskGroup raises."""
 

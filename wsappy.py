@@ -689,12 +689,53 @@ def expected(accepted: frozenset[type]) -> str:
     return "expected " + " or ".join(names)
 
 
+Guards = tuple[Callable[..., Any], ...]
+
+
+def guards_of(allow: Any) -> Guards:
+    """Return the guards of an option `allow`: None, a function, or several in a list.
+
+    Raises:
+        TypeError: If one of them can't be called with a request.
+    """
+    allow = () if allow is None else allow
+    guards = tuple(allow) if isinstance(allow, list | tuple) else (allow,)
+    for guard in guards:
+        signature = run(inspect.signature, guard)
+        if type(signature) is Failure or type(run(signature.bind, None)) is Failure:
+            must = f"allow must be a function of the request: got {describe(guard)}"
+            raise TypeError(f"{must}; write def may(request): return True")
+    return guards
+
+
+def judge(guard: Callable[..., Any], verdict: Any) -> None:
+    """Let a call in where its guard said True.
+
+    Raises:
+        Error: `forbidden` for False; what the guard raised; `internal` for all else.
+    """
+    if verdict is True:
+        return
+    if verdict is False:
+        raise Error("forbidden", "not allowed")
+    exc = verdict.exc if type(verdict) is Failure else None
+    if isinstance(exc, Error):
+        raise exc
+    if exc is None:
+        must = "guard %s must return True or False: got %r"
+        LOGGER.error(must, describe(guard), verdict)
+    else:
+        log_failure(f"guard {describe(guard)}", exc)
+    raise Error(*INTERNAL.args)
+
+
 @dataclass(slots=True)
 class Mark:
     """What `@app.method` leaves on a function.
 
     Attributes:
         answers_itself: Whether only what it sends itself is an answer.
+        guards: What decides whether a call may run.
         is_owned: Whether it belongs to a module.
     """
 
@@ -702,6 +743,7 @@ class Mark:
     timeout: float | types.EllipsisType | None = ...
     in_thread: bool = False
     answers_itself: bool = False
+    guards: Guards = ()
     is_owned: bool = False
 
 
@@ -743,13 +785,22 @@ class Method:
         takes_rest: Whether it has `**kwargs`.
         reserved: Keys of data that Python would take for parameters that aren't theirs.
         types: The exact JSON types of each argument; none where pydantic decides.
+        module_guards: Those of its module, which every method of that name has.
+        guards: What decides whether a call may run, in order.
         validators: How pydantic checks arguments; filled by `prepare`.
         paths: The routes it is limited to, by their shapes; None for every one.
     """
 
     def __init__(
-        self, module: str, function: Any, mark: Mark, clients: Paths = None
+        self,
+        module: str,
+        function: Any,
+        mark: Mark,
+        clients: Paths = None,
+        module_guards: Guards = (),
     ) -> None:
+        self.module_guards = module_guards
+        self.guards = module_guards + mark.guards
         self.names = (module, mark.name)
         self.function = function
         self.kind = kind_of(function, mark)
@@ -881,12 +932,14 @@ class Table:
         routes: The routes by the shapes of their paths.
         literals: Those without parameters, by their decoded paths.
         methods: All methods, in the order of registration.
+        guards: Those of each module.
     """
 
     def __init__(self) -> None:
         self.routes: dict[str, Route] = {}
         self.literals: dict[str, Route] = {}
         self.methods: list[Method] = []
+        self.guards: dict[str, Guards] = {}
 
     def add_route(self, route: Route) -> None:
         """Add a route; raises ValueError for a path that can't be told from another."""
@@ -908,6 +961,11 @@ class Table:
                     f"{describe(other.function)}: both are {str(method)!r}; write "
                     f"another name, or clients=[...] for both"
                 )
+        name, guards = method.names[0], method.module_guards
+        if self.guards.setdefault(name, guards) != guards:
+            both = [[*map(describe, each)] for each in (guards, self.guards[name])]
+            must = f"module {name!r} must have one allow: got {both[0]} and {both[1]}"
+            raise ValueError(f"{must}; write the same for both")
         self.methods.append(method)
         for route in self.routes.values():
             route.offer(method)
@@ -2361,8 +2419,11 @@ class Calls:
         context = self.context.copy()
         outcome: Any
         try:
-            arguments = method.bind(request.data)
-            outcome = context.run(method.function, request, **arguments)
+            if method.guards:
+                outcome = context.run(self.run, request)
+            else:
+                arguments = method.bind(request.data)
+                outcome = context.run(method.function, request, **arguments)
         except STOPS:
             raise
         except BaseException as exc:  # noqa: BLE001
@@ -2430,12 +2491,29 @@ class Calls:
         if method is None:
             raise Error(*UNKNOWN_METHOD.args)
         request._method = method
+        return self._run_guarded(request, method, method.guards)
+
+    def _run_guarded(self, request: Request, method: Method, guards: Guards) -> Any:
+        """Run a handler if the guards that are left let the call in."""
+        for place, guard in enumerate(guards):
+            verdict = run(guard, request)
+            if inspect.isawaitable(verdict):
+                return self._run_later(request, method, guards[place:], verdict)
+            judge(guard, verdict)
         arguments = method.bind(request.data)
         if method.kind is STREAM:
             return self._send_items(request, method, arguments)
         if method.kind is THREAD:
             return self._run_in_thread(request, method, arguments)
         return method.function(request, **arguments)
+
+    async def _run_later(
+        self, request: Request, method: Method, guards: Guards, verdict: Any
+    ) -> Any:
+        """Run a handler after a guard that has to be awaited."""
+        judge(guards[0], await run_to_end(lambda: verdict))
+        result = self._run_guarded(request, method, guards[1:])
+        return await result if inspect.isawaitable(result) else result
 
     async def _send_items(
         self, request: Request, method: Method, arguments: dict[str, Any]
@@ -3528,6 +3606,7 @@ LAST_GRACE = 0.1
 # The dots stand for the app's own value.
 Timeout = float | types.EllipsisType | None
 Origins = str | Sequence[str] | types.EllipsisType | None
+Allow = Callable[..., Any] | Sequence[Callable[..., Any]] | None
 
 
 def check_number(name: str, value: Any) -> None:
@@ -3604,11 +3683,21 @@ class Marking:
 
     @overload
     def method(
-        self, name: str | None = None, *, timeout: Timeout = ..., thread: bool = False
+        self,
+        name: str | None = None,
+        *,
+        timeout: Timeout = ...,
+        thread: bool = False,
+        allow: Allow = None,
     ) -> Callable[[Function], Function]: ...
 
     def method(
-        self, name: Any = None, *, timeout: Any = ..., thread: bool = False
+        self,
+        name: Any = None,
+        *,
+        timeout: Any = ...,
+        thread: bool = False,
+        allow: Allow = None,
     ) -> Any:
         """Mark a function as a handler; a `Module` registers it, too.
 
@@ -3616,16 +3705,18 @@ class Marking:
             name: Name of the method; the default is the function's.
             timeout: Seconds for one call, None for no limit; the default is the app's.
             thread: Whether a `def` runs in a worker thread.
+            allow: A guard, `def` or `async def may(request) -> bool`, or several.
 
         Raises:
-            TypeError: If it isn't a function.
+            TypeError: If it isn't a function, or a guard isn't one.
             ValueError: If the name starts with `$`, or the timeout isn't positive.
         """
         if name is not None and not isinstance(name, str):
-            return self.method(timeout=timeout, thread=thread)(name)
+            return self.method(timeout=timeout, thread=thread, allow=allow)(name)
+        guards = guards_of(allow)
 
         def register(function: Any) -> Any:
-            options = {"timeout": timeout, "in_thread": thread}
+            options = {"timeout": timeout, "in_thread": thread, "guards": guards}
             self._add(function, mark_method(function, name, **options))
             return function
 
@@ -3645,19 +3736,23 @@ class Module(Marking):
     Args:
         name: Name of the module; None means that of the class it decorates.
         clients: Paths of the routes where it can be called; None for every route.
+        allow: A guard, `def` or `async def may(request) -> bool`, or several in a list;
+            it decides when a call starts, before those of the method.
 
     Raises:
-        TypeError: If *name* is no string, or *clients* a single path.
+        TypeError: If *name* is no string, *clients* a single path, *allow* no guard.
         ValueError: If *name* starts with `$`.
     """
 
-    def __init__(self, name: str | None, *, clients: Paths = None) -> None:
+    def __init__(
+        self, name: str | None, *, clients: Paths = None, allow: Allow = None
+    ) -> None:
         if name is not None:
             check_name("module", name)
         if isinstance(clients, str):
             must = f"clients must be a list of paths: got {clients!r}"
             raise TypeError(f"{must}; write [{clients!r}]")
-        self.name, self.clients = name, clients
+        self.name, self.clients, self.guards = name, clients, guards_of(allow)
         self.methods: list[Method] = []
         self.apps: list[App] = []
         self.checks = []
@@ -3679,7 +3774,7 @@ class Module(Marking):
         if name is None:
             who = f"module of handler {describe(function)}"
             raise TypeError(f"{who} must have a name; write @app.module('name')")
-        method = Method(name, function, mark, self.clients)
+        method = Method(name, function, mark, self.clients, self.guards)
         for app in self.apps:
             app.table.add_method(method)
         self.methods.append(method)
@@ -3872,28 +3967,39 @@ class App(Marking):
         return register
 
     @overload
-    def module(self, name: str | None = None, *, clients: Paths = None) -> Module: ...
+    def module(
+        self, name: str | None = None, *, clients: Paths = None, allow: Allow = None
+    ) -> Module: ...
 
     @overload
-    def module(self, name: Target, *, clients: Paths = None) -> Target: ...
+    def module(
+        self, name: Target, *, clients: Paths = None, allow: Allow = None
+    ) -> Target: ...
 
-    def module(self, name: Any = None, *, clients: Paths = None) -> Any:
+    def module(
+        self, name: Any = None, *, clients: Paths = None, allow: Allow = None
+    ) -> Any:
         """Register a class, an instance or a marked function as a module.
 
         Args:
             name: Name of the module; the default is the class's, less `Handler`, in
                 lower case.
             clients: Paths of the routes where it can be called; None for every route.
+            allow: A guard, `def` or `async def may(request) -> bool`, or several in a
+                list: True lets a call in, False is `forbidden`, an `Error` that it
+                raises is the answer. It belongs to the name: all registrations of one
+                module have the same.
 
         Returns:
             A `Module`, which decorates; or whose `method` does.
 
         Raises:
             TypeError: If the class has no marked method, or a function no name.
-            ValueError: If one of its methods is registered already.
+            ValueError: If one of its methods is registered already, or its name with
+                another *allow*.
         """
         is_name = name is None or isinstance(name, str)
-        module = Module(name if is_name else None, clients=clients)
+        module = Module(name if is_name else None, clients=clients, allow=allow)
         self.include(module)
         return module if is_name else module(name)
 
