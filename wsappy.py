@@ -2750,7 +2750,14 @@ class Calls:
             note: Gets the result before the next message of the same read is read.
         """
         answer = self.loop.create_future()
-        handle = functools.partial(settle_answer, answer, note)
+
+        def handle(event: str, value: Any) -> None:
+            if event == "result" and not answer.done():
+                note(value)
+                answer.set_result(value)
+            elif event == "error" and not answer.done():
+                answer.set_exception(value)
+
         request_id = self.ask_for_events(handle, module, method, data=data)
         # A timer of its own: `asyncio.timeout` for each call takes twice as long.
         seconds = math.inf if timeout is None else timeout
@@ -2850,22 +2857,6 @@ async def as_async(items: Generator[Any, Any, Any]) -> AsyncIterator[Any]:
     with contextlib.closing(items):
         for item in items:
             yield item
-
-
-def settle_answer(
-    answer: asyncio.Future[JSON],
-    note: Callable[[JSON], object],
-    event: str,
-    value: Any,
-) -> None:
-    """Handle an event of a call to the other side that has one answer."""
-    if answer.done():
-        return
-    if event == "result":
-        note(value)
-        answer.set_result(value)
-    elif event == "error":
-        answer.set_exception(value)
 
 
 def cancel_call(request: Request, request_id: str | int) -> JSON:
@@ -4343,6 +4334,15 @@ class Watchdog(threading.Thread):
 BLOCKED = "%s held the loop for over %g s; await what it waits for, or add thread=True"
 
 
+class Service(enum.Enum):
+    """Where the life of a serving stands; it goes one way."""
+
+    NEW = "it waits to be entered"
+    RUNNING = "clients come in"
+    STOPPING = "nobody new comes in, and calls get their grace"
+    OVER = "all that it opened is closed"
+
+
 class Serving:
     """An app that is being served; `App.serve` returns it, to be entered once.
 
@@ -4351,7 +4351,7 @@ class Serving:
         runtime: The loop that it lives in.
         wires: Of the connections that the sockets have accepted, until the goodbye.
         sessions: Of the clients that are let in, or being asked.
-        is_stopping: Whether the end has begun.
+        service: Where its life stands.
     """
 
     def __init__(self, app: App, host: str, port: int, options: dict[str, Any]) -> None:
@@ -4374,13 +4374,13 @@ class Serving:
         self.wires: set[ServerWire] = set()
         self.sessions: set[Session] = set()
         self.timer: asyncio.TimerHandle | None = None
-        self.is_entered = self.is_stopping = False
+        self.service = Service.NEW
         self.stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        if self.is_entered:
+        if self.service is not Service.NEW:
             raise RuntimeError("serving must be entered once; write app.serve() again")
-        self.is_entered = True
+        self.service = Service.RUNNING
         app = self.app
         app.prepare()
         async with contextlib.AsyncExitStack() as stack:
@@ -4405,6 +4405,11 @@ class Serving:
 
     async def __aexit__(self, *_: object) -> None:
         await self.stack.aclose()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the end has begun."""
+        return self.service in (Service.STOPPING, Service.OVER)
 
     @property
     def port(self) -> int:
@@ -4459,6 +4464,10 @@ class Serving:
 
     def add(self, wire: ServerWire) -> None:
         """Look after a connection from now on, until its end and its goodbye."""
+        if self.service is Service.OVER:
+            # It was accepted in the last turn.
+            wire.transport.abort()
+            return
         self.wires.add(wire)
         if self.timer is None:
             self._look_later()
@@ -4482,7 +4491,7 @@ class Serving:
 
     async def end_calls(self) -> None:
         """Refuse what is new, end the streams, and give the other calls their grace."""
-        self.is_stopping = True
+        self.service = Service.STOPPING
         for calls in self._calls():
             calls.stop()
         # Without eager tasks a call of the last read may have yet to begin.
@@ -4541,6 +4550,7 @@ class Serving:
 
     async def close_sockets(self, server: websockets.Server) -> None:
         """Close the sockets; what came in meanwhile is aborted."""
+        self.service = Service.OVER
         for wire in list(self.wires):
             wire.transport.abort()
         if self.timer is not None:
