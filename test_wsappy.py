@@ -8510,6 +8510,33 @@ class TestServe:
 
         assert (url[:6], answer["event"]) == ("wss://", "error")
 
+    async def test_tls_that_is_late(self, tmp_path: pathlib.Path) -> None:
+        """A handshake of TLS that ends after the stop has ended meets a closed door."""
+        files = [tmp_path / "key.pem", tmp_path / "cert.pem"]
+        make_certificate(*files)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(files[1], files[0])
+        trust = ssl.create_default_context(cafile=files[1])
+        begun, go_on = threading.Event(), threading.Event()
+
+        def visit(port: int) -> bytes:
+            with socket.create_connection(("localhost", port)) as sock:
+                begun.set()
+                go_on.wait(LIMIT)
+                sock.settimeout(LIMIT)
+                with trust.wrap_socket(sock, server_hostname="localhost") as secure:
+                    return secure.recv(1)
+
+        async with make_app().serve("127.0.0.1", 0, ssl=context) as serving:
+            visiting = asyncio.create_task(asyncio.to_thread(visit, serving.port))
+            await asyncio.to_thread(begun.wait, LIMIT)
+            await turns()
+        go_on.set()
+        async with asyncio.timeout(LIMIT):
+            (outcome,) = await asyncio.gather(visiting, return_exceptions=True)
+
+        assert outcome == b"" or isinstance(outcome, OSError)
+
     async def test_before_it_is_entered(self) -> None:
         """The port is known once serving has been entered."""
         serving = make_app().serve("localhost", 0)
