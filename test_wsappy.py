@@ -2286,7 +2286,7 @@ class TestKinds:
     ) -> None:
         """Calls start in the order in which they arrive, without eager tasks too."""
         if is_as_python_3_11:
-            monkeypatch.setattr(wsappy, "HAS_EAGER_TASKS", False)
+            monkeypatch.setattr(wsappy, "LAZY_TASKS", 1)
             monkeypatch.setattr(wsappy, "TASK_OPTIONS", {})
         started: list[str] = []
 
@@ -2303,6 +2303,38 @@ class TestKinds:
         await wire.sent(2)
 
         assert started == ["first", "second"]
+
+    @pytest.mark.parametrize("is_as_python_3_11", [False, True])
+    async def test_order_of_a_mixed_read(
+        self, is_as_python_3_11: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Calls of all kinds in one read start in the order in which they arrive."""
+        if is_as_python_3_11:
+            monkeypatch.setattr(wsappy, "LAZY_TASKS", 1)
+            monkeypatch.setattr(wsappy, "TASK_OPTIONS", {})
+        app, started = wire_app(), list[Any]()
+        module = app.module("m")
+
+        @module.method
+        def plain(request: Request) -> None:
+            started.append(request.id)
+
+        @module.method
+        async def task(request: Request) -> None:
+            started.append(request.id)
+
+        kinds = ["task", "plain", "task", "plain", "plain", "task", "task", "plain"]
+        calls = [
+            {"module": "m", "method": kind, "data": {}, "request_id": number}
+            for number, kind in enumerate(kinds)
+        ]
+
+        async with wired(app) as wire:
+            wire.send(*[wire_frame(json.dumps(each).encode()) for each in calls])
+            for _ in calls:
+                await wire.answer()
+
+        assert started == [*range(8)]
 
     async def test_side_by_side(self) -> None:
         """A slow call doesn't hold the next one back."""
@@ -3529,6 +3561,24 @@ class TestOwnClasses:
         app.client("/api")(client)
         app.module("m")(app.method(handler))
         return CallsWire(app, request=request).open()
+
+    async def test_cancelled_while_response_waits(self) -> None:
+        """A `response` that waits says the one end of a cancelled call."""
+
+        class Own(Request):
+            async def response(self, *args: Any, **fields: Any) -> None:  # type: ignore[override]
+                await asyncio.sleep(0)
+                await super(Own, self).response(*args, **fields)
+
+        wire = self.wire(Own, handler=asleep)
+        wire.call("m.asleep", 1)
+        await turns()
+
+        wire.call("$.cancel", 2, request_id=1)
+        await wire.settled()
+
+        events = [(each["request_id"], each["event"]) for each in wire.posted]
+        assert events == [(1, "error"), (2, "result")]
 
     async def test_init_of_a_request(self) -> None:
         """All attributes are set before `__init__` runs."""
@@ -5322,6 +5372,26 @@ class TestKeepalive:
             wire.send(wire_frame(payload, FIN | PONG))
 
             await wire_until(lambda: not wire.is_pinged)
+
+    async def test_beside_a_long_goodbye(self) -> None:
+        """A goodbye that takes long keeps no other peer from being looked at."""
+        app = wire_app()
+        limits = {"ping_interval": 0.02, "ping_timeout": 0.02}
+        is_free = asyncio.Event()
+
+        @app.client("/slow")
+        async def slow(client: Client) -> AsyncIterator[None]:
+            yield
+            await is_free.wait()
+
+        async with wired(app, path="/slow", serve=limits) as gone:
+            gone.reset()
+            async with dialled(gone.serving, wire_request()) as wire:
+                await wire.head()
+                first, _ = await wire.frame()
+                assert first == FIN | PING
+                assert await wire.closed() == (1011, "keepalive ping timeout")
+                is_free.set()
 
     async def test_close_without_echo(self) -> None:
         """A peer that never answers a close is aborted after `close_timeout`."""

@@ -1127,8 +1127,8 @@ class Runtime:
 
     def _share_turn(self) -> None:
         end, share = self.begin_turn(), TURN / min(len(self.waiting), 16)
-        # Round robin: each goes on for its share, and queues up again for more.
-        while self.waiting:
+        # Round robin: each goes on for its share, and may queue up again for more.
+        for _ in range(len(self.waiting)):
             self.deadline = monotonic() + share
             self.waiting[0]()
             self.waiting.popleft()
@@ -2002,6 +2002,9 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             if now >= self.due:
                 self.due = math.inf
                 self.give_up()
+        elif self.phase is CLOSED:
+            # Its goodbye takes what it takes.
+            return
         elif self.paused and self.ping_timeout and self.phase is not CLOSING:
             self._check_stall(now, self.ping_timeout)
         elif self.close_deadline is not None:
@@ -2104,6 +2107,8 @@ class Request(Generic[ClientT]):
     _stage: Stage = field(init=False, default=PENDING)
     # A worker thread knows it at once, before the loop hears of it.
     _has_answered: bool = field(init=False, default=False)
+    # A terminal event of the framework's that `response` may send, whatever the stage.
+    _last_word: str | None = field(init=False, default=None)
     _size: int = field(init=False, default=0)
     _method: Method | None = field(init=False, default=None)
     _task: asyncio.Task[None] | None = field(init=False, default=None)
@@ -2132,7 +2137,8 @@ class Request(Generic[ClientT]):
             TypeError: If the data can't be written as JSON.
         """
         data = merge(data, fields)
-        if self._stage is ANSWERED or self._has_answered:
+        is_free = self._last_word == event
+        if not is_free and (self._stage is ANSWERED or self._has_answered):
             raise RuntimeError(
                 f"call {self!r} has ended, but {event!r} is sent; send nothing after "
                 f"'result' or 'error'"
@@ -2142,7 +2148,7 @@ class Request(Generic[ClientT]):
                 f"data of an error must have code and message: got {data!r}; raise "
                 f"Error('not_found', 'no item 7')"
             )
-        if self._stage is CUT:
+        if self._stage is CUT and not is_free:
             return Sent(None)
         calls: Calls = self.client.connection.calls
         answer: Sent = calls.respond(self, event, data)
@@ -2268,6 +2274,7 @@ class Calls:
         request.client, request.module, request.method = self.client, module, name
         request.data, request.id = data, request_id
         request._stage, request._has_answered = PENDING, False
+        request._last_word = None
         request._credit = request._task = request._timer = None
         request._size = len(payload)
         self.bad_messages = 0
@@ -2413,7 +2420,7 @@ class Calls:
 
     def _begin_late(self, request: Request, method: Method) -> None:
         if self.wire.phase is OPEN:
-            self.begin(request, method)
+            self._run_inline(request, method)
 
     def _run_inline(self, request: Request, method: Method) -> None:
         context = self.context.copy()
@@ -2679,16 +2686,17 @@ class Calls:
         return Sent(None)
 
     def _say(self, request: Request, event: str, payload: bytes) -> None:
-        if request._stage is PENDING:
-            if event in TERMINAL:
+        if request._stage is PENDING or request._last_word == event:
+            if event in TERMINAL and request._stage is PENDING:
                 request._stage = ANSWERED
             self.wire.push(payload)
 
     def _tell(self, request: Request, event: str, data: JSON) -> Any:
         stage, tell = request._stage, self.overrides.tell
-        if stage is not PENDING or tell is None:
+        is_free = stage is PENDING or request._last_word == event
+        if not is_free or tell is None:
             return Sent(None)
-        if event in TERMINAL:
+        if event in TERMINAL and stage is PENDING:
             request._stage = ANSWERED
         try:
             return tell(self.client, *names_of(request), event, data)
@@ -4482,10 +4490,10 @@ class Serving:
 
     def _look(self) -> None:
         now, self.timer = self.runtime.loop.time(), None
-        for wire in list(self.wires):
-            wire.check(now)
         if self.wires:
             self._look_later()
+        for wire in list(self.wires):
+            wire.check(now)
 
     # The end: bounded by the grace and 14 s, whatever anybody does
 
@@ -5568,17 +5576,17 @@ def tell_by_override(client: Client, *parts: Any) -> Any:
 
 async def emit_by_response(request: Request, event: str, data: JSON) -> None:
     """Send an event of the framework's through an own `response` or `send_message`."""
-    stage, has_answered = request._stage, request._has_answered
-    # This event is the framework's own word, even for a call that was cut off.
-    request._stage, request._has_answered = PENDING, False
+    if event in TERMINAL:
+        request._last_word = event
     if isinstance(data, dict) and all(type(key) is str for key in data):
         respond = functools.partial(request.response, event, **data)
     else:
         respond = functools.partial(request.response, event, data)
     outcome = await run_to_end(respond)
-    request._has_answered = has_answered
-    if stage is CUT:
-        request._stage = stage
+    if event in TERMINAL:
+        request._last_word = None
+        if request._stage is PENDING:
+            request._stage = ANSWERED
     if type(outcome) is Failure:
         request.client.connection.calls.send_internal(request, data, outcome.exc)
 
