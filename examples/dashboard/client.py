@@ -9,6 +9,7 @@ It prints:
     bob reads: 20 degrees
     ada aims at 25
     ada reads: 25 degrees
+    bob reads: 25 degrees
     ada aims at 20
     ada reads: 20 degrees
 """
@@ -37,20 +38,21 @@ async def main(url: str = "ws://localhost:8008/api") -> None:
     except Refused as exc:
         print("a stranger:", exc)
 
-    header = {"Authorization": "Bearer tulip"}
     async with (
         connect(f"{url}?token=daisy") as bob,
-        connect(url, additional_headers=header) as ada,
+        connect(url, additional_headers={"Authorization": "Bearer tulip"}) as ada,
     ):
         try:
             await bob.call("dashboard", "aim", degrees=40)
         except Error as exc:
             print("bob:", exc)
 
-        async for now in bob.stream("dashboard", "watch", interval=0.01):
+        async for now in bob.stream("dashboard", "watch", interval=0.01, window=1):
             print("bob reads:", now["degrees"], "degrees")
-            break
-        await aim(ada, 25)
+            if now["degrees"] == 25:
+                break
+            # Meanwhile it gets warmer. With window=1 he misses what was in between.
+            await aim(ada, 25)
         await aim(ada, 20)
 
 
