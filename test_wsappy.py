@@ -12492,6 +12492,16 @@ def example_process(*command: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
+def example_conversation(folder: str) -> tuple[str, str]:
+    """Run the commands of an example; return what its client prints, and should."""
+    with example_process(f"examples/{folder}/server.py", "0") as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        with example_process(f"examples/{folder}/client.py", url) as client:
+            said = client.communicate(timeout=LIMIT)[0]
+    return said, example_output(example_module(f"{folder}/client.py"))
+
+
 class ExampleNetwork:
     """What tests of examples share: the examples' clients would go through a proxy."""
 
@@ -12511,13 +12521,9 @@ class TestSimpleExample(ExampleNetwork):
 
     def test_commands(self) -> None:
         """The commands in the docstrings start the server and hold the conversation."""
-        with example_process("examples/simple/server.py", "0") as server:
-            assert server.stdout is not None
-            url = server.stdout.readline().strip()
-            with example_process("examples/simple/client.py", url) as client:
-                said = client.communicate(timeout=LIMIT)[0]
+        said, shown = example_conversation("simple")
 
-        assert said == example_output(example_module("simple/client.py"))
+        assert said == shown
 
     def test_stop(self) -> None:
         """Ctrl+C ends the server with exit code 0, and nothing more is printed."""
@@ -12600,6 +12606,228 @@ class TestOtherExamples(ExampleNetwork):
             answer = await talk.call("files.delete", file="novel.txt")
 
         assert error_of(answer) == ("not_found", "no file 'novel.txt'")
+
+
+class TestDashboardExample(ExampleNetwork):
+    """`examples/dashboard`: figures that change, at each viewer's own interval."""
+
+    def test_commands(self) -> None:
+        """The client, run as its docstring says, prints what is shown there."""
+        said, shown = example_conversation("dashboard")
+
+        assert said == shown
+
+    @pytest.mark.parametrize(
+        ("query", "headers"),
+        [
+            ("", {}),
+            ("?token=nettle", {}),
+            ("", {"Authorization": "Bearer nettle"}),
+            ("", {"Authorization": "Bearer tul\xed\xadp"}),
+        ],
+    )
+    async def test_stranger(self, query: str, headers: dict[str, str]) -> None:
+        """Whoever has no known token, in query or header, is refused with 401."""
+        app = example_module("dashboard/server.py").app
+
+        with pytest.raises(websockets.InvalidStatus) as caught:
+            async with talking(app, f"/api{query}", additional_headers=headers):
+                pass
+
+        response = caught.value.response
+        assert (response.status_code, response.body) == (401, b"unknown token")
+
+    async def test_guard(self) -> None:
+        """A viewer may not set the temperature, and it stays."""
+        app = example_module("dashboard/server.py").app
+
+        async with talking(app, "/api?token=daisy") as talk:
+            answer = await talk.call("dashboard.aim", degrees=40)
+            item = await talk.call("dashboard.watch", 2, interval=1)
+
+        assert error_of(answer) == ("forbidden", "not allowed")
+        assert item["data"] == {"degrees": 20, "target": 20}
+
+    async def test_intervals(self) -> None:
+        """Each viewer has an interval of its own, on one connection too."""
+        app = example_module("dashboard/server.py").app
+
+        async with talking(app, "/api?token=daisy") as talk:
+            hourly = await talk.call("dashboard.watch", "hourly", interval=3600)
+            first = await talk.call("dashboard.watch", "quick", interval=0)
+            ids = [(await talk.receive())["request_id"] for _ in range(5)]
+
+        assert (hourly["request_id"], first["request_id"]) == ("hourly", "quick")
+        assert ids == ["quick"] * 5
+
+    async def test_slow_viewer(self) -> None:
+        """Whoever reads slowly gets the newest figures next, and no older ones."""
+        app = example_module("dashboard/server.py").app
+        watch = {"module": "dashboard", "method": "watch", "data": {"interval": 0}}
+        more = {"module": "$", "method": "more"}
+
+        async with talking(app, "/api?token=tulip") as talk:
+            await talk.send({**watch, "request_id": "slow", "items": 1})
+            old = await talk.receive()
+            await talk.call("dashboard.aim", degrees=25)
+            await talk.send({**watch, "request_id": "quick"})
+            messages = [await talk.receive()]
+            while messages[-1]["data"]["degrees"] < 25:
+                messages.append(await talk.receive())
+            await talk.send({**more, "data": {"request_id": "slow", "items": 1}})
+            while (new := await talk.receive())["request_id"] != "slow":
+                pass
+
+        assert {message["request_id"] for message in messages} == {"quick"}
+        assert (old["data"]["degrees"], new["data"]["degrees"]) == (20, 25)
+
+    async def test_stop(self) -> None:
+        """What heats the greenhouse ends with the server."""
+        app = example_module("dashboard/server.py").app
+
+        async with app.serve("127.0.0.1", 0):
+            names = [str(task.get_coro()) for task in asyncio.all_tasks()]
+        await turns()
+
+        assert any("heat" in name for name in names)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+class TestTokensExample(ExampleNetwork):
+    """`examples/tokens`: answers word by word, for those who have logged in."""
+
+    @staticmethod
+    def logged_in(server: ModuleType) -> Any:
+        """Serve the example, and connect with a token of ada's."""
+        token = server.login(ABSENT, "ada", "tulip")
+        headers = {"Authorization": f"Bearer {token}"}
+        return talking(server.app, additional_headers=headers)
+
+    def test_commands(self) -> None:
+        """The client, run as its docstring says, prints what is shown there."""
+        said, shown = example_conversation("tokens")
+
+        assert said == shown
+
+    @pytest.mark.parametrize(
+        ("name", "password"), [("ada", "daisy"), ("bob", "tulip"), ("bob", "")]
+    )
+    async def test_wrong_password(self, name: str, password: str) -> None:
+        """A login with another name or password is `unauthorized`."""
+        data = {"name": name, "password": password}
+        call = {"module": "user", "method": "login", "data": data, "request_id": 1}
+
+        async with talking(example_module("tokens/server.py").app) as talk:
+            await talk.send(call)
+            answer = await talk.receive()
+
+        assert error_of(answer) == ("unauthorized", "wrong name or password")
+
+    async def test_without_token(self) -> None:
+        """Whoever hasn't logged in is let in, and can't ask."""
+        app = example_module("tokens/server.py").app
+
+        async with talking(app) as talk:
+            answer = await talk.call("model.answer", prompt="hi")
+
+        said = "log in, and connect with the token"
+        assert error_of(answer) == ("unauthorized", said)
+
+    @pytest.mark.parametrize(
+        ("seconds", "change", "reason"),
+        [
+            (60, ("ada", "bob"), b"this token is not ours"),
+            (60, (".", ""), b"this token is not ours"),
+            (60, (".", "\xed\xad."), b"this token is not ours"),
+            (0, ("", ""), b"this token has expired"),
+        ],
+    )
+    async def test_bad_token(
+        self, seconds: int, change: tuple[str, str], reason: bytes
+    ) -> None:
+        """A token that is forged, cut, odd or old is refused with 401."""
+        server = example_module("tokens/server.py")
+        token = server.login(ABSENT, "ada", "tulip", seconds).replace(*change)
+        headers = {"Authorization": f"Bearer {token}"}
+
+        with pytest.raises(websockets.InvalidStatus) as caught:
+            async with talking(server.app, additional_headers=headers):
+                pass
+
+        response = caught.value.response
+        assert (response.status_code, response.body) == (401, reason)
+
+    async def test_expired_meanwhile(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where the token expires during a connection, the next prompt is refused."""
+        server = example_module("tokens/server.py")
+        later = types.SimpleNamespace(time=lambda: time.time() + 3600)
+
+        async with self.logged_in(server) as talk:
+            monkeypatch.setattr(server, "time", later)
+            answer = await talk.call("model.answer", prompt="hi")
+
+        assert error_of(answer)[0] == "unauthorized"
+
+    async def test_longest_life(self) -> None:
+        """No token is good for more than an hour."""
+        token = example_module("tokens/server.py").login(ABSENT, "ada", "tulip", 10**9)
+
+        assert int(token.split(".")[1]) <= time.time() + 3600
+
+    async def test_words(self) -> None:
+        """The answer comes word by word, and its end is noticed."""
+        async with self.logged_in(example_module("tokens/server.py")) as talk:
+            await talk.send(self.prompt("hello there"))
+            said = [await talk.receive() for _ in range(6)]
+
+        assert [(each["event"], each["data"]) for each in said] == [
+            *(("item", word) for word in ["ada", "said:", "hello", "there"]),
+            ("ended", {"complete": True}),
+            ("result", {}),
+        ]
+
+    async def test_failure(self) -> None:
+        """An answer may fail in the middle; the words before stand."""
+        async with self.logged_in(example_module("tokens/server.py")) as talk:
+            await talk.send(self.prompt("a unicorn came"))
+            said = [await talk.receive() for _ in range(5)]
+
+        assert [each["data"] for each in said[:4]] == [
+            *("ada", "said:", "a"),
+            {"complete": False},
+        ]
+        text = "nothing is known about a unicorn"
+        assert error_of(said[4]) == ("no_answer", text)
+
+    async def test_side_by_side(self) -> None:
+        """A short answer doesn't wait for the end of a long one."""
+        async with self.logged_in(example_module("tokens/server.py")) as talk:
+            await talk.send(self.prompt("la " * 1000, "long"))
+            await talk.receive()
+            await talk.send(self.prompt("hi", "short"))
+            while (message := await talk.receive())["event"] != "result":
+                pass
+
+        assert message["request_id"] == "short"
+
+    async def test_stop(self) -> None:
+        """The server notices that a client stops an answer."""
+        async with self.logged_in(example_module("tokens/server.py")) as talk:
+            await talk.send(self.prompt("la " * 1000))
+            await talk.receive()
+            cancel = {"module": "$", "method": "cancel", "data": {"request_id": 1}}
+            await talk.send(cancel)
+            while (message := await talk.receive())["event"] == "item":
+                pass
+            ended = message if message["event"] == "ended" else await talk.receive()
+
+        assert ended["data"] == {"complete": False}
+
+    @staticmethod
+    def prompt(text: str, request_id: Any = 1) -> dict[str, Any]:
+        """Return the call for an answer."""
+        call = {"module": "model", "method": "answer", "data": {"prompt": text}}
+        return {**call, "request_id": request_id}
 
 
 class TestMetricsExample:
