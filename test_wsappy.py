@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import concurrent.futures
 import configparser
 import contextlib
 import contextvars
@@ -57,7 +58,7 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import serve
 from websockets.datastructures import Headers
-from websockets.exceptions import InvalidURI
+from websockets.exceptions import ConnectionClosedError, InvalidURI
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.utils import apply_mask
@@ -3438,6 +3439,759 @@ class TestStopping:
         await wire.settled()
 
         assert steps == ["begun", "cancelled"]
+
+
+class Own(BaseException):
+    """An exception that no `except Exception` catches."""
+
+
+# What a handler or a hook may raise of its own making.
+RAISED: dict[str, Callable[[], BaseException]] = {
+    "BaseException": Own,
+    "CancelledError": asyncio.CancelledError,
+    "CancelledError of futures": concurrent.futures.CancelledError,
+    "ConnectionClosed": lambda: ConnectionClosedError(None, None),
+    "GeneratorExit": GeneratorExit,
+    "group": lambda: BaseExceptionGroup("two", [Own(), asyncio.CancelledError()]),
+    "RecursionError": RecursionError,
+    "Refused": lambda: Refused(403),
+    "StopAsyncIteration": StopAsyncIteration,
+    "StopIteration": StopIteration,
+    "TimeoutError": TimeoutError,
+}
+
+
+def raising(function: Any, **options: Any) -> Any:
+    """Make a method `raising` of a function."""
+    return App().method("raising", **options)(function)
+
+
+def raising_handlers(make: Callable[[], BaseException]) -> dict[str, Any]:
+    """Return methods of every kind that raise, by kind; streams after an item."""
+
+    def plain(request: Request) -> None:
+        raise make()
+
+    async def task(request: Request) -> None:
+        raise make()
+
+    async def later(request: Request) -> None:
+        await asyncio.sleep(0)
+        raise make()
+
+    def awaitable(request: Request) -> Awaitable[None]:
+        return CallsLater(later(request))
+
+    def generator(request: Request) -> Iterator[int]:
+        yield 1
+        raise make()
+
+    async def stream(request: Request) -> AsyncIterator[int]:
+        yield 1
+        await asyncio.sleep(0)
+        raise make()
+
+    def thread(request: Request) -> None:
+        raise make()
+
+    kinds = (plain, task, later, awaitable, generator, stream, thread)
+    return {each.__name__: raising(each, thread=each is thread) for each in kinds}
+
+
+RAISING_KINDS = [*raising_handlers(Own)]
+
+
+class Wrapping(Client):
+    """A client whose calls are wrapped."""
+
+    async def process_message(self, request: Request) -> Any:
+        """Run the call as it is."""
+        return await super().process_message(request)
+
+
+def raising_wire(handler: Any, factory: Any = None, on_error: Any = None) -> CallsWire:
+    """Make a wire with a method `raising`, beside `m.echo` and `m.asleep`."""
+    app = App()
+    app.client("/api")(factory or (lambda client: None))
+    if on_error is not None:
+        app.error(KeyError)(on_error)
+    for each in (handler, app.method(echo), app.method(asleep)):
+        app.module("m")(each)
+    return CallsWire(app).open()
+
+
+def ends_of(messages: list[Any]) -> list[tuple[Any, str]]:
+    """Return id, and code or event, of each terminal event; nothing may follow one."""
+    ends: list[tuple[Any, str]] = []
+    for message in messages:
+        assert message["request_id"] not in dict(ends), message
+        if message["event"] in {"result", "error"}:
+            end = message["data"].get("code", "result")
+            ends.append((message["request_id"], end))
+    return ends
+
+
+class TestWhatHandlersRaise:
+    """Whatever a handler raises of its own making is `internal`, and logged."""
+
+    @staticmethod
+    async def check(wire: CallsWire, caplog: pytest.LogCaptureFixture) -> None:
+        """Call `m.raising` while another call waits; both calls must have one end."""
+        wire.call("m.asleep", "other")
+        wire.call("m.raising", "raising")
+        await wire_until(lambda: ends_of(wire.posted))
+        assert ends_of(wire.posted) == [("raising", "internal")]
+        assert wire.posted[-1]["data"]["message"] == "internal error"
+
+        wire.call("m.echo", "next")
+        wire.call("$.cancel", "cancel", request_id="other")
+        await wire.settled()
+        last = caplog.records[-1]
+
+        assert sorted(ends_of(wire.posted)) == [
+            ("cancel", "result"),
+            ("next", "result"),
+            ("other", "cancelled"),
+            ("raising", "internal"),
+        ]
+        assert {each.levelno for each in caplog.records} == {logging.ERROR}
+        assert last.message == "handler 'm.raising' failed"
+        assert last.exc_info is not None
+
+    @pytest.mark.parametrize("name", RAISED)
+    @pytest.mark.parametrize("kind", RAISING_KINDS)
+    async def test_kind_of_handler(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A handler of any kind may raise anything."""
+        handler = raising_handlers(RAISED[name])[kind]
+
+        await self.check(raising_wire(handler), caplog)
+
+        assert len(caplog.records) == 1
+
+    @pytest.mark.parametrize("name", RAISED)
+    @pytest.mark.parametrize("kind", RAISING_KINDS)
+    async def test_behind_process_message(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It comes out of an overridden process_message in the same way."""
+        handler = raising_handlers(RAISED[name])[kind]
+
+        await self.check(raising_wire(handler, Wrapping), caplog)
+
+        assert len(caplog.records) == 1
+
+    @pytest.mark.parametrize("name", RAISED)
+    async def test_process_message(
+        self, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An overridden process_message may raise anything itself."""
+
+        class Failing(Client):
+            async def process_message(self, request: Request) -> Any:
+                if request.method == "raising":
+                    raise RAISED[name]()
+                return await super().process_message(request)
+
+        handler = raising_handlers(Own)["plain"]
+
+        await self.check(raising_wire(handler, Failing), caplog)
+
+        assert len(caplog.records) == 1
+
+    @pytest.mark.parametrize("name", RAISED)
+    async def test_error_function(
+        self, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A function of `@app.error` may raise anything, too."""
+
+        def missing(request: Request, exc: KeyError) -> Error:
+            raise RAISED[name]()
+
+        handler = raising_handlers(KeyError)["plain"]
+
+        await self.check(raising_wire(handler, on_error=missing), caplog)
+
+        assert [each.message for each in caplog.records][1:] == [
+            "handler 'm.raising' failed"
+        ]
+
+    @pytest.mark.parametrize("kind", ["def", "async def"])
+    async def test_result_of_a_cancelled_task(
+        self, kind: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The result of a task that was cancelled raises CancelledError: `internal`."""
+        task = asyncio.create_task(asyncio.sleep(LIMIT))
+        task.cancel()
+        await asyncio.wait([task])
+
+        def read(request: Request) -> Any:
+            return task.result()
+
+        async def read_async(request: Request) -> Any:
+            return task.result()
+
+        handler = raising(read if kind == "def" else read_async)
+
+        await self.check(raising_wire(handler), caplog)
+
+    async def test_await_of_a_cancelled_task(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A task that was cancelled by another one is no cancellation of the call."""
+        task = asyncio.create_task(asyncio.sleep(LIMIT))
+
+        async def wait(request: Request) -> None:
+            asyncio.get_running_loop().call_soon(task.cancel)
+            await task
+
+        await self.check(raising_wire(raising(wait)), caplog)
+
+    async def test_group_of_tasks(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A group whose task fails cancels the handler, and takes that back."""
+
+        async def fail() -> None:
+            raise Own
+
+        async def work(request: Request) -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail())
+                await asyncio.sleep(LIMIT)
+
+        await self.check(raising_wire(raising(work)), caplog)
+
+    async def test_time_limit_of_its_own(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A time limit of the handler's own raises TimeoutError: `internal`."""
+
+        async def work(request: Request) -> None:
+            async with asyncio.timeout(0):
+                await asyncio.sleep(LIMIT)
+
+        await self.check(raising_wire(raising(work)), caplog)
+
+
+def cancel_myself() -> None:
+    """Cancel the task that this runs in."""
+    task: Any = asyncio.current_task()
+    task.cancel()
+
+
+class TestHandlerThatCancelsItself:
+    """A handler that cancels its own task has one terminal event all the same."""
+
+    @staticmethod
+    def handlers() -> dict[str, Any]:
+        """Return handlers that cancel themselves and await, by kind."""
+
+        async def task(request: Request) -> None:
+            cancel_myself()
+            await asyncio.sleep(0)
+
+        async def late(request: Request) -> None:
+            await asyncio.sleep(0)
+            await task(request)
+
+        def awaitable(request: Request) -> Awaitable[None]:
+            return CallsLater(task(request))
+
+        async def stream(request: Request) -> AsyncIterator[int]:
+            yield 1
+            await task(request)
+
+        async def twice(request: Request) -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task(request)
+            await task(request)
+
+        return {each.__name__: each for each in (task, late, awaitable, stream, twice)}
+
+    @pytest.mark.parametrize("factory", [None, Wrapping], ids=["plain", "wrapped"])
+    @pytest.mark.parametrize("kind", ["task", "late", "awaitable", "stream", "twice"])
+    async def test_then_awaits(
+        self, kind: str, factory: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A handler that cancels itself and awaits is `internal`, and logged."""
+        wire = raising_wire(raising(self.handlers()[kind]), factory)
+
+        wire.call("m.raising")
+        wire.call("m.echo", 2)
+        await wire.settled()
+
+        assert sorted(ends_of(wire.posted)) == [(1, "internal"), (2, "result")]
+        assert caplog.messages == ["handler 'm.raising' failed"]
+
+    @pytest.mark.parametrize("factory", [None, Wrapping], ids=["plain", "wrapped"])
+    async def test_then_goes_on(self, factory: Any) -> None:
+        """One that swallows it has the result that it returns."""
+
+        async def work(request: Request) -> str:
+            cancel_myself()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+            return "done"
+
+        wire = raising_wire(raising(work), factory)
+
+        wire.call("m.raising")
+
+        assert await wire.settled() == [calls_event("raising", "result", "done")]
+
+    @pytest.mark.parametrize("is_behind", [False, True])
+    async def test_then_returns(self, is_behind: bool) -> None:
+        """One that returns at once has one end, also where its client is behind."""
+
+        async def work(request: Request) -> None:
+            cancel_myself()
+
+        wire = raising_wire(raising(work))
+        if is_behind:
+            wire.fall_behind()
+
+        wire.call("m.raising")
+        await wire.settled()
+
+        messages = [each for each in wire.posted if each != "writable"]
+        assert [each for each, _ in ends_of(messages)] == [1]
+
+    async def test_after_its_answer(self) -> None:
+        """One that has answered before gets no second end."""
+
+        async def work(request: Request) -> None:
+            request.response("result", 5)
+            cancel_myself()
+            await asyncio.sleep(0)
+
+        wire = raising_wire(raising(work))
+
+        wire.call("m.raising")
+
+        assert await wire.settled() == [calls_event("raising", "result", 5)]
+
+    async def test_cancelled_by_the_application(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A handler that the application cancels is `internal`: nobody asked for it."""
+        tasks: list[Any] = []
+
+        async def work(request: Request) -> None:
+            tasks.append(asyncio.current_task())
+            await asleep(request)
+
+        wire = raising_wire(raising(work))
+        wire.call("m.raising")
+        await asyncio.sleep(0)
+
+        tasks[0].cancel()
+        await wire.settled()
+
+        assert ends_of(wire.posted) == [(1, "internal")]
+        assert caplog.messages == ["handler 'm.raising' failed"]
+
+
+class Gates:
+    """What a handler in a thread waits for, and who waits for it."""
+
+    def __init__(self) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+        self.seen: list[Any] = []
+
+    async def until_begun(self) -> None:
+        """Wait until the thread has begun."""
+        assert await asyncio.to_thread(self.began.wait, LIMIT)
+
+    def wait(self) -> None:
+        """Tell that the thread has begun, and wait."""
+        self.began.set()
+        assert self.go_on.wait(LIMIT)
+
+
+class TestThreads:
+    """Handlers in worker threads keep the order of a call's events."""
+
+    @staticmethod
+    def chatter(limit: float | None, ends: list[threading.Event]) -> CallsWire:
+        """Make a wire whose `m.chatter` sends events all the time, until it may end."""
+        app = make_app(max_in_flight=1000)
+
+        @app.module("m")
+        @app.method(thread=True, timeout=limit)
+        def chatter(request: Request, at: int, end: str) -> Any:
+            request.response("note")
+            while not ends[at].is_set():
+                request.response("note")
+            if end == "own":
+                request.response("result", "own")
+            if end == "fails":
+                raise Own
+            return object() if end == "unwritable" else None
+
+        return CallsWire(app).open()
+
+    @pytest.mark.parametrize("end", ["own", "fails", "unwritable", "returns"])
+    @pytest.mark.parametrize("limit", [None, 0.001])
+    async def test_no_event_after_the_end(
+        self, end: str, limit: float | None, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Calls that are cancelled, or time out, while they send: one end, the last."""
+        rounds, width = 10, 4
+        ends = [threading.Event() for _ in range(rounds * width)]
+        wire = self.chatter(limit, ends)
+
+        for first in range(0, rounds * width, width):
+            batch = range(first, first + width)
+            for at in batch:
+                wire.call("m.chatter", at, at=at, end=end)
+            await wire_until(lambda: wire.posted)
+            for at in batch:
+                # Every other one ends by itself, at about the same time.
+                if at % 2:
+                    ends[at].set()
+                wire.call("$.cancel", None, request_id=at)
+                ends[at].set()
+            await wire.settled()
+
+        assert sorted(at for at, _ in ends_of(wire.posted)) == [*range(rounds * width)]
+
+    async def test_answer_and_timeout_at_once(self) -> None:
+        """Calls that answer by themselves as they time out have one end, the last."""
+        app = make_app(max_in_flight=1000)
+
+        @app.module("m")
+        @app.method(thread=True, timeout=0.001)
+        def work(request: Request, laps: int) -> None:
+            for _ in range(laps):
+                request.response("note")
+            request.response("result")
+
+        wire = CallsWire(app).open()
+
+        for each in range(100):
+            wire.call("m.work", each, laps=each)
+        await wire.settled()
+
+        assert sorted(at for at, _ in ends_of(wire.posted)) == [*range(100)]
+
+    @pytest.mark.parametrize("answer", ["returned", "result", "error", "note"])
+    async def test_unwritable_answer_and_timeout(
+        self, answer: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A timeout that falls while an unwritable answer is written is the end."""
+        gates, (thread, loops) = Gates(), (threading.get_ident(), [0])
+
+        def dumps(value: Any) -> bytes:
+            data = value["data"]
+            if data in ("bad", {"code": "odd", "message": "bad"}):
+                if threading.get_ident() == thread:
+                    loops[0] += 1
+                else:
+                    gates.wait()
+                raise TypeError("bad")
+            return json.dumps(value).encode()
+
+        app = make_app(dumps=dumps)
+
+        @app.module("m")
+        @app.method(thread=True, timeout=0.05)
+        def work(request: Request) -> Any:
+            if answer == "returned":
+                gates.wait()
+                return "bad"
+            if answer == "error":
+                request.response("error", code="odd", message="bad")
+            return request.response(answer, "bad")
+
+        wire = CallsWire(app).open()
+
+        wire.call("m.work")
+        await gates.until_begun()
+        await wire.sent(1)
+        gates.go_on.set()
+        await wire.settled()
+
+        assert ends_of(wire.posted) == [(1, "timeout")]
+        assert loops == [0]
+
+    @pytest.mark.parametrize("answer", ["returned", "result", "error", "note"])
+    async def test_unwritable_answer(
+        self, answer: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An answer that can't be written is `internal`, once."""
+        app = make_app()
+
+        @app.module("m")
+        @app.method(thread=True)
+        def work(request: Request) -> Any:
+            if answer == "returned":
+                return object()
+            if answer == "error":
+                request.response("error", code="odd", message=object())
+            return request.response(answer, object())
+
+        wire = CallsWire(app).open()
+
+        wire.call("m.work")
+        await wire.settled()
+
+        assert ends_of(wire.posted) == [(1, "internal")]
+        assert len(caplog.records) == 1
+
+    @pytest.mark.parametrize("event", ["result", "error"])
+    @pytest.mark.parametrize("second", ["note", "result", "error"])
+    async def test_response_after_its_own_answer(self, event: str, second: str) -> None:
+        """After its own answer a further response raises in the worker, at once."""
+        gates = Gates()
+        fields = {"code": "odd", "message": "not today"}
+
+        @App().method(thread=True)
+        def work(request: Request) -> None:
+            gates.wait()
+            request.response(event, fields)
+            try:
+                request.response(second, fields)
+            except RuntimeError as exc:
+                gates.seen.append(str(exc))
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+        await gates.until_begun()
+        gates.go_on.set()
+        await wire.settled()
+
+        assert wire.posted == [calls_event("work", event, fields)]
+        assert gates.seen == [
+            f"call 'm.work' has ended, but {second!r} is sent; send nothing after "
+            f"'result' or 'error'"
+        ]
+
+    async def test_value_after_its_own_answer(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What it still returns is dropped, with a warning."""
+
+        @App().method(thread=True)
+        def work(request: Request) -> int:
+            request.response("result", 1)
+            return 2
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [calls_event("work", "result", 1)]
+        assert caplog.messages == [
+            "what handler 'm.work' returned after it had answered is dropped"
+        ]
+
+    async def test_response_after_a_timeout(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What it says after its timeout is dropped, and no error: it can't know."""
+        gates = Gates()
+
+        @App().method(thread=True, timeout=0.01)
+        def work(request: Request) -> int:
+            gates.wait()
+            request.response("note")
+            request.response("result", 1)
+            gates.seen.append("said")
+            return 2
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+        await wire.sent(1)
+        gates.go_on.set()
+        await wire.settled()
+
+        assert ends_of(wire.posted) == [(1, "timeout")]
+        assert (gates.seen, caplog.messages) == (["said"], [])
+
+
+FORKED = """
+import asyncio, os, signal, sys
+from wsappy import App
+
+def make_app():
+    app = App()
+    app.client("/api")(lambda client: None)
+
+    @app.module("m")
+    @app.method(thread=True)
+    def work(request, value: int):
+        return value
+
+    return app
+
+app = make_app()
+
+async def visit(app, value):
+    async with app.test_client("/api") as api:
+        calls = [api.call("m", "work", value=value) for _ in range(8)]
+        assert await asyncio.gather(*calls) == [value] * 8
+        if "inside" in sys.argv and value == 1:
+            fork()
+
+def fork():
+    if os.fork() == 0:
+        signal.alarm(8)
+        asyncio._set_running_loop(None)
+        asyncio.run(visit(app if "same" in sys.argv else make_app(), 2))
+        print("answered", flush=True)
+        os._exit(0)
+    print(os.wait()[1], flush=True)
+
+asyncio.run(visit(app, 1))
+if "inside" not in sys.argv:
+    fork()
+"""
+
+
+class TestForkedProcess:
+    """Worker threads in the child of a process that has used some."""
+
+    @pytest.mark.parametrize("when", ["inside", "afterwards"])
+    @pytest.mark.parametrize("which", ["same", "new"])
+    async def test_child(self, when: str, which: str) -> None:
+        """The child serves an app, and its `thread=True` handlers answer."""
+        command = [sys.executable, "-W", "ignore", "-c", FORKED, when, which]
+
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=2 * LIMIT
+        )
+
+        assert (done.stdout.split(), done.stderr) == (["answered", "0"], "")
+
+
+VALUE: contextvars.ContextVar[str] = contextvars.ContextVar("VALUE", default="none")
+
+
+class TestContextOfCalls:
+    """Each call runs in a copy of its connection's context."""
+
+    @staticmethod
+    def setters() -> dict[str, Any]:
+        """Return handlers of every kind that set the variable and read it again."""
+
+        def plain(request: Request) -> str:
+            VALUE.set("plain")
+            return VALUE.get()
+
+        async def task(request: Request) -> str:
+            VALUE.set("task")
+            await asyncio.sleep(0)
+            return VALUE.get()
+
+        def awaitable(request: Request) -> Awaitable[str]:
+            VALUE.set("awaitable")
+            return calls_later(VALUE.get())
+
+        def generator(request: Request) -> Iterator[str]:
+            VALUE.set("generator")
+            yield VALUE.get()
+            yield VALUE.get()
+
+        async def stream(request: Request) -> AsyncIterator[str]:
+            VALUE.set("stream")
+            yield VALUE.get()
+            await asyncio.sleep(0)
+            yield VALUE.get()
+
+        def thread(request: Request) -> str:
+            VALUE.set("thread")
+            return VALUE.get()
+
+        kinds = (plain, task, awaitable, generator, stream, thread)
+        return {
+            each.__name__: App().method(thread=each is thread)(each) for each in kinds
+        }
+
+    @staticmethod
+    def readers() -> dict[str, Any]:
+        """Return handlers of every kind that read the variable."""
+
+        def read_plain(request: Request) -> str:
+            return VALUE.get()
+
+        async def read_task(request: Request) -> str:
+            return VALUE.get()
+
+        def read_stream(request: Request) -> Iterator[str]:
+            yield VALUE.get()
+
+        def read_thread(request: Request) -> str:
+            return VALUE.get()
+
+        kinds = (read_plain, read_task, read_stream, read_thread)
+        return {
+            each.__name__: App().method(thread=each is read_thread)(each)
+            for each in kinds
+        }
+
+    @pytest.mark.parametrize("factory", [None, Wrapping], ids=["plain", "wrapped"])
+    @pytest.mark.parametrize(
+        "kind", ["plain", "task", "awaitable", "generator", "stream", "thread"]
+    )
+    async def test_later_calls(self, kind: str, factory: Any) -> None:
+        """What a handler of any kind sets it sees itself, and no later call does."""
+        app = App()
+        app.client("/api")(factory or (lambda client: None))
+        for handler in [self.setters()[kind], *self.readers().values()]:
+            app.module("m")(handler)
+        wire = CallsWire(app).open()
+
+        wire.call(f"m.{kind}", "set")
+        await wire.settled()
+        for name in self.readers():
+            wire.call(f"m.{name}", name)
+        await wire.settled()
+
+        values = {
+            (each["request_id"], each["data"]) for each in wire.posted if each["data"]
+        }
+        assert values == {("set", kind), *((name, "none") for name in self.readers())}
+        assert VALUE.get() == "none"
+
+    async def test_calls_of_one_read(self) -> None:
+        """Calls that run side by side see nothing of each other."""
+
+        async def work(request: Request, value: str) -> str:
+            before = VALUE.get()
+            VALUE.set(value)
+            await asyncio.sleep(0)
+            return f"{before} {VALUE.get()}"
+
+        wire = calls_wire(work)
+
+        for each in "ab":
+            wire.call("m.work", each, value=each)
+        await wire.settled()
+
+        answers = sorted(each["data"] for each in wire.posted)
+        assert answers == ["none a", "none b"]
+
+    async def test_task_of_a_handler(self) -> None:
+        """A task that a handler started keeps its copy, after the call has ended."""
+        gate, tasks = asyncio.Event(), list[asyncio.Task[str]]()
+
+        async def look() -> str:
+            await gate.wait()
+            return VALUE.get()
+
+        def work(request: Request, value: str) -> None:
+            VALUE.set(value)
+            tasks.append(asyncio.get_running_loop().create_task(look()))
+
+        wire = calls_wire(work)
+
+        for each in "ab":
+            wire.call("m.work", value=each)
+        gate.set()
+
+        assert await asyncio.gather(*tasks) == ["a", "b"]
 
 
 # --- 5. Connections ----------------------------------------------------------
