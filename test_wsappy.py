@@ -7226,6 +7226,382 @@ class TestRawMessages:
         assert steps.index("turn after a") < steps.index("j")
 
 
+class Waving(Client):
+    """A client that tells when it leaves."""
+
+    told: Told
+
+    async def on_disconnected(self) -> None:
+        """Tell."""
+        self.told("gone")
+
+
+def raising_clients(make: Callable[[], BaseException]) -> dict[str, Any]:
+    """Return what an app may have as client, by kind, each of which keeps all out."""
+
+    def function(client: Client) -> None:
+        raise make()
+
+    async def async_function(client: Client) -> None:
+        await asyncio.sleep(0)
+        raise make()
+
+    async def generator(client: Client) -> AsyncIterator[None]:
+        raise make()
+        yield
+
+    class InInit(Client):
+        def __init__(self, *parts: Any) -> None:
+            raise make()
+
+    class Connecting(Client):
+        async def on_connecting(self, **params: Any) -> None:
+            await asyncio.sleep(0)
+            raise make()
+
+    class PlainConnecting(Client):
+        def on_connecting(self, **params: Any) -> Any:
+            raise make()
+
+    kinds = (function, async_function, generator, InInit, Connecting, PlainConnecting)
+    return {each.__name__: each for each in kinds}
+
+
+RAISED_BY_HOOKS = [each for each in RAISED if each != "Refused"]
+RAISED_BY_GOODBYES = [each for each in RAISED_BY_HOOKS if each != "ConnectionClosed"]
+
+
+class TestWhatHooksRaise:
+    """Whatever a hook raises of its own making is a bug: logged, and no more."""
+
+    @pytest.mark.parametrize("name", RAISED_BY_HOOKS)
+    @pytest.mark.parametrize("kind", raising_clients(Own))
+    async def test_on_connecting(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What keeps a client out is HTTP 500; a browser is closed with 1011."""
+        app = App()
+        app.client("/api")(raising_clients(RAISED[name])[kind])
+
+        async with asyncio.timeout(LIMIT):
+            answer = await shake_by_hand(app)
+            closed = await close_of_browser(app)
+
+        assert answer == (500, "internal error")
+        assert closed == (1011, "internal error")
+        assert caplog.messages == ["on_connecting failed"] * 2
+        assert app.stats()["clients"] == 0
+
+    @pytest.mark.parametrize("name", RAISED_BY_HOOKS)
+    @pytest.mark.parametrize("hook", ["on_connected", "on_message"])
+    @pytest.mark.parametrize("is_async", [True, False])
+    async def test_open_connection(
+        self, is_async: bool, hook: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """on_connected and on_message end the connection with 1011."""
+
+        def plain(client: Client, *message: Any) -> None:
+            raise RAISED[name]()
+
+        async def task(client: Client, *message: Any) -> None:
+            await asyncio.sleep(0)
+            raise RAISED[name]()
+
+        app, told = App(), Told()
+        attributes = {"told": told, hook: task if is_async else plain}
+        app.client("/api")(type("Failing", (Waving,), attributes))
+
+        async with talking(app) as talk:
+            with contextlib.suppress(ConnectionClosed):
+                await talk.send("x")
+            closed = await talk.closed()
+            await told.until("gone")
+
+        assert closed == (1011, "internal error")
+        assert caplog.messages == [f"{hook} failed"]
+
+    # The connection is closed by then: ConnectionClosed is no bug.
+    @pytest.mark.parametrize("name", RAISED_BY_GOODBYES)
+    @pytest.mark.parametrize("kind", ["generator", "method", "plain method"])
+    async def test_on_disconnected(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What on_disconnected raises is logged; the client is gone, others stay."""
+        app = App()
+
+        @app.client("/generator")
+        async def generator(client: Client) -> AsyncIterator[None]:
+            yield
+            raise RAISED[name]()
+
+        @app.client("/method")
+        class Failing(Client):
+            async def on_disconnected(self) -> None:
+                await asyncio.sleep(0)
+                raise RAISED[name]()
+
+        @app.client("/plain method")
+        class PlainFailing(Client):
+            def on_disconnected(self) -> Any:
+                raise RAISED[name]()
+
+        app.client("/api")(lambda client: None)
+
+        async with talking(app) as talk:
+            url = f"ws://127.0.0.1:{talk.ws.remote_address[1]}/{kind}"
+            async with ws_connect(url.replace(" ", "%20"), proxy=None) as ws:
+                await Talk(ws).call("$.ping")
+            await wire_until(lambda: app.stats()["clients"] == 1)
+            answer = await talk.call("$.ping")
+
+        assert result_of(answer) == {}
+        assert caplog.messages == ["on_disconnected failed"]
+
+    async def test_result_of_a_cancelled_task(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The result of a task that was cancelled ends on_connected with 1011."""
+        app = App()
+        task = asyncio.create_task(asyncio.sleep(LIMIT))
+        task.cancel()
+        await asyncio.wait([task])
+
+        @app.client("/api")
+        class Reading(Client):
+            async def on_connected(self) -> None:
+                task.result()
+
+        async with talking(app) as talk:
+            assert await talk.closed() == (1011, "internal error")
+        assert caplog.messages == ["on_connected failed"]
+
+
+def set_in(client: Client, hook: str) -> None:
+    """Set the variable in the hook that `?set=` names."""
+    if client.query.get("set") == hook:
+        VALUE.set(hook)
+
+
+class Setting(Waving):
+    """A client that sets the variable in its hooks, and tells what they see."""
+
+    async def on_connecting(self, **params: Any) -> None:
+        """Set it."""
+        await asyncio.sleep(0)
+        set_in(self, "on_connecting")
+
+    async def on_connected(self) -> None:
+        """Look, and set it."""
+        self.told(VALUE.get())
+        set_in(self, "on_connected")
+
+    async def on_disconnected(self) -> None:
+        """Look."""
+        self.told(VALUE.get())
+        self.told("gone")
+
+
+class RawSetting(Setting):
+    """The same, on a route with its own messages."""
+
+    async def on_message(self, message: str | bytes) -> None:
+        """Look."""
+        self.told(VALUE.get())
+        await self.connection.send(message)
+
+
+class TestContextOfHooks:
+    """What the hooks of a connection set, all that comes later on it sees."""
+
+    @staticmethod
+    def app(told: Told) -> App:
+        """Make an app whose clients set the variable in the hook that `?set=` names."""
+        app = App()
+
+        @app.client("/function")
+        def function(client: Client) -> None:
+            set_in(client, "on_connecting")
+
+        @app.client("/async function")
+        async def async_function(client: Client) -> None:
+            await asyncio.sleep(0)
+            set_in(client, "on_connecting")
+
+        @app.client("/generator")
+        async def generator(client: Client) -> AsyncIterator[None]:
+            set_in(client, "on_connecting")
+            yield
+            told(VALUE.get())
+            told("gone")
+
+        app.client("/class")(type("Setter", (Setting,), {"told": told}))
+        app.client("/raw")(type("RawSetter", (RawSetting,), {"told": told}))
+        for reader in TestContextOfCalls.readers().values():
+            app.module("m")(reader)
+        return app
+
+    async def values_of(self, talk: Talk) -> list[str]:
+        """Return what handlers of each kind see, in order."""
+        values = []
+        for name in TestContextOfCalls.readers():
+            answer = await talk.call(f"m.{name}")
+            values.append(answer["data"])
+            if answer["event"] == "item":
+                assert result_of(await talk.receive()) == {}
+        return values
+
+    @pytest.mark.parametrize("path", ["function", "async%20function", "generator"])
+    async def test_function(self, path: str) -> None:
+        """What a client function sets, all handlers see."""
+        app = self.app(Told())
+
+        async with talking(app, f"/{path}?set=on_connecting") as talk:
+            values = await self.values_of(talk)
+
+        assert values == ["on_connecting"] * 4
+
+    async def test_function_with_yield(self) -> None:
+        """What it sets before its yield it sees after it."""
+        told = Told()
+        app = self.app(told)
+
+        async with talking(app, "/generator?set=on_connecting"):
+            pass
+
+        assert await told.until("gone") == ["on_connecting", "gone"]
+
+    @pytest.mark.parametrize(
+        ("hook", "before"),
+        [("on_connecting", "on_connecting"), ("on_connected", "none")],
+    )
+    async def test_class(self, hook: str, before: str) -> None:
+        """What a hook sets, all later handlers and hooks of the connection see."""
+        told = Told()
+        app = self.app(told)
+
+        async with talking(app, f"/class?set={hook}") as talk:
+            values = await self.values_of(talk)
+        seen = await told.until("gone")
+
+        assert (values, seen) == ([hook] * 4, [before, hook, "gone"])
+
+    @pytest.mark.parametrize("hook", ["on_connecting", "on_connected"])
+    async def test_on_message(self, hook: str) -> None:
+        """on_message sees it, too."""
+        told = Told()
+        app = self.app(told)
+
+        async with talking(app, f"/raw?set={hook}") as talk:
+            await talk.send("x")
+            await talk.ws.recv()
+        seen = await told.until("gone")
+
+        assert seen[1:] == [hook, hook, "gone"]
+
+    async def test_call_that_was_held(self) -> None:
+        """A call that waited for on_connected sees what that set."""
+        app, is_free = App(), asyncio.Event()
+
+        @app.client("/api")
+        class Slow(Client):
+            async def on_connected(self) -> None:
+                await is_free.wait()
+                VALUE.set("connected")
+
+        for reader in TestContextOfCalls.readers().values():
+            app.module("m")(reader)
+
+        async with talking(app) as talk:
+            await talk.send({"module": "m", "method": "read_plain", "request_id": 1})
+            await talk.send({"module": "m", "method": "read_task", "request_id": 2})
+            await talk.call("$.ping")
+            is_free.set()
+            answers = [result_of(await talk.receive()) for _ in range(2)]
+
+        assert answers == ["connected", "connected"]
+
+    async def test_what_a_held_call_sets(self) -> None:
+        """What a call sets that waited for on_connected, no later call sees."""
+        app, is_free = App(), asyncio.Event()
+
+        @app.client("/api")
+        class Slow(Client):
+            async def on_connected(self) -> None:
+                await is_free.wait()
+
+        setters, readers = TestContextOfCalls.setters(), TestContextOfCalls.readers()
+        app.module("m")(setters["plain"])
+        app.module("m")(readers["read_plain"])
+
+        async with talking(app) as talk:
+            await talk.send({"module": "m", "method": "plain", "request_id": 1})
+            await talk.call("$.ping")
+            is_free.set()
+            await talk.receive()
+            answer = await talk.call("m.read_plain")
+
+        assert result_of(answer) == "none"
+
+    @pytest.mark.parametrize("path", ["function", "generator", "class"])
+    async def test_other_connections(self, path: str) -> None:
+        """Another connection sees nothing of it, whether it comes before or after."""
+        app = self.app(Told())
+
+        async with talking(app, "/class") as before:
+            base = f"ws://127.0.0.1:{before.ws.remote_address[1]}/{path}"
+            async with (
+                ws_connect(f"{base}?set=on_connecting", proxy=None) as setter,
+                ws_connect(base, proxy=None) as after,
+            ):
+                first = await self.values_of(Talk(setter))
+                others = [await self.values_of(each) for each in (before, Talk(after))]
+
+        assert first == ["on_connecting"] * 4
+        assert others == [["none"] * 4] * 2
+
+    async def test_lifespan(self) -> None:
+        """What the lifespan sets nobody sees but itself."""
+        told = Told()
+        app = self.app(told)
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            VALUE.set("lifespan")
+            yield
+            told(f"its own {VALUE.get()}")
+
+        async with talking(app, "/class") as talk:
+            values = await self.values_of(talk)
+        outside = VALUE.get()
+
+        assert (values, outside) == (["none"] * 4, "none")
+        assert told.steps == ["none", "none", "gone", "its own lifespan"]
+
+    async def test_task_of_a_hook(self) -> None:
+        """A task that on_connected started keeps its copy."""
+        app, tasks, is_free = App(), list[asyncio.Task[str]](), asyncio.Event()
+
+        async def look() -> str:
+            await is_free.wait()
+            return VALUE.get()
+
+        @app.client("/api")
+        class Starting(Client):
+            async def on_connected(self) -> None:
+                VALUE.set("first")
+                tasks.append(asyncio.create_task(look()))
+                VALUE.set("second")
+
+        app.module("m")(TestContextOfCalls.readers()["read_plain"])
+
+        async with talking(app) as talk:
+            answer = await talk.call("m.read_plain")
+        is_free.set()
+
+        assert result_of(answer) == "second"
+        assert await asyncio.gather(*tasks) == ["first"]
+
+
 # --- 6. Clients and groups ---------------------------------------------------
 
 
