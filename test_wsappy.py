@@ -8220,6 +8220,207 @@ class TestClose:
         assert state is websockets.State.CLOSED
 
 
+class TestWhoCloses:
+    """`close` returns at once for whom the connection waits, and waits for others."""
+
+    @staticmethod
+    def handlers(told: Told) -> dict[str, Any]:
+        """Return handlers of every kind that close, tell it, and run on, by kind."""
+
+        async def close(client: Client) -> None:
+            await client.close(4000)
+            told("returned")
+            await asyncio.get_running_loop().create_future()
+
+        async def task(request: Request) -> None:
+            await close(request.client)
+
+        def awaitable(request: Request) -> Awaitable[None]:
+            return close(request.client)
+
+        async def stream(request: Request) -> AsyncIterator[int]:
+            yield 1
+            await close(request.client)
+
+        async def started(request: Request) -> None:
+            await asyncio.create_task(close(request.client))
+
+        async def group(request: Request) -> None:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(close(request.client))
+
+        async def limited(request: Request) -> None:
+            await asyncio.wait_for(close(request.client), LIMIT)
+
+        kinds = (task, awaitable, stream, started, group, limited)
+        return {each.__name__: each for each in kinds}
+
+    @pytest.mark.parametrize("factory", [None, Wrapping], ids=["plain", "wrapped"])
+    @pytest.mark.parametrize("kind", handlers(Told()))
+    async def test_handler(self, kind: str, factory: Any) -> None:
+        """From a handler, and a task that it started, it returns while that runs."""
+        app, told = App(), Told()
+        app.client("/api")(factory or (lambda client: None))
+        app.module("m")(app.method(kind)(self.handlers(told)[kind]))
+
+        async with talking(app) as talk:
+            await talk.send({"module": "m", "method": kind})
+            closed = await talk.closed()
+            await told.until("returned")
+
+        assert closed == (4000, "")
+
+    async def test_task_that_outlives_its_handler(self) -> None:
+        """From a task whose handler has ended before it returns, too."""
+        app, told, is_free = make_app(), Told(), asyncio.Event()
+        tasks: list[asyncio.Task[None]] = []
+
+        async def close(client: Client) -> None:
+            await is_free.wait()
+            await client.close(4000)
+            told("returned")
+
+        @app.module("m")
+        @app.method
+        def leave(request: Request) -> None:
+            loop = asyncio.get_running_loop()
+            tasks.append(loop.create_task(close(request.client)))
+
+        async with talking(app) as talk:
+            await talk.call("m.leave")
+            is_free.set()
+            assert await talk.closed() == (4000, "")
+        await asyncio.gather(*tasks)
+
+        assert told.steps == ["returned"]
+
+    async def test_thread(self) -> None:
+        """A worker thread may wait for it, in the loop, while its handler runs."""
+        app, told = make_app(), Told()
+        loop = asyncio.get_running_loop()
+
+        @app.module("m")
+        @app.method(thread=True)
+        def leave(request: Request) -> None:
+            work = request.client.close(4000)
+            asyncio.run_coroutine_threadsafe(work, loop).result(LIMIT)
+            loop.call_soon_threadsafe(told, "returned")
+
+        async with talking(app) as talk:
+            await talk.send({"module": "m", "method": "leave"})
+            closed = await talk.closed()
+
+        assert (closed, await told.until("returned")) == ((4000, ""), ["returned"])
+
+    @pytest.mark.parametrize("is_task", [False, True])
+    @pytest.mark.parametrize("hook", ["on_connected", "on_message"])
+    async def test_hook(self, hook: str, is_task: bool) -> None:
+        """From a hook, and a task that it started, it returns while that runs."""
+
+        async def close(client: Any, *message: Any) -> None:
+            work = client.close(4000)
+            await (asyncio.create_task(work) if is_task else work)
+            client.told("returned")
+            await asyncio.get_running_loop().create_future()
+
+        app, told = App(), Told()
+        app.client("/api")(type("Closing", (Waving,), {"told": told, hook: close}))
+
+        async with talking(app) as talk:
+            with contextlib.suppress(ConnectionClosed):
+                await talk.send("x")
+            closed = await talk.closed()
+            await told.until("gone")
+
+        assert (closed, told.steps) == ((4000, ""), ["returned", "gone"])
+
+    @pytest.mark.parametrize("is_task", [False, True])
+    @pytest.mark.parametrize("kind", ["generator", "class"])
+    async def test_on_disconnected(self, kind: str, is_task: bool) -> None:
+        """From the goodbye, and a task that it started, it returns at once."""
+        app, told = App(), Told()
+
+        async def close(client: Client) -> None:
+            work = client.close(4000)
+            await (asyncio.create_task(work) if is_task else work)
+            told("returned")
+
+        @app.client("/generator")
+        async def generator(client: Client) -> AsyncIterator[None]:
+            yield
+            await close(client)
+
+        @app.client("/class")
+        class Leaving(Client):
+            async def on_disconnected(self) -> None:
+                await close(self)
+
+        async with talking(app, f"/{kind}"):
+            pass
+
+        assert await told.until("returned") == ["returned"]
+
+    async def test_task_of_on_connecting(self) -> None:
+        """From a task that on_connecting started it returns while that runs."""
+        app, told, is_open = App(), Told(), asyncio.Event()
+        tasks: list[asyncio.Task[None]] = []
+
+        async def close(client: Client) -> None:
+            await is_open.wait()
+            await client.close(4000)
+            told("returned")
+
+        @app.client("/api")
+        async def api(client: Client) -> None:
+            tasks.append(asyncio.create_task(close(client)))
+
+        async with talking(app) as talk:
+            is_open.set()
+            assert await talk.closed() == (4000, "")
+        await asyncio.gather(*tasks)
+
+        assert told.steps == ["returned"]
+
+    @pytest.mark.parametrize("who", ["test", "lifespan", "other client"])
+    async def test_foreign_task(self, who: str) -> None:
+        """A task that isn't the client's waits for the end of the connection."""
+        app, told, go_on = App(), Told(), asyncio.Event()
+        clients = clients_of(app)
+
+        async def close() -> None:
+            is_open = clients[0].connection.state is State.OPEN
+            await clients[0].close(4000)
+            told((is_open, clients[0].connection.state))
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            async def worker() -> None:
+                await go_on.wait()
+                await close()
+
+            async with asyncio.TaskGroup() as tasks:
+                work = tasks.create_task(worker())
+                yield
+                work.cancel()
+
+        app.module("m")(app.method("close")(lambda request: close()))
+
+        async with talking(app) as talk:
+            await talk.call("$.ping")
+            if who == "test":
+                await close()
+            elif who == "lifespan":
+                go_on.set()
+            else:
+                url = f"ws://127.0.0.1:{talk.ws.remote_address[1]}/api"
+                async with ws_connect(url, proxy=None) as ws:
+                    await Talk(ws).call("m.close")
+            closed = await talk.closed()
+            steps = await told.until((True, State.CLOSED))
+
+        assert (closed, len(steps)) == ((4000, ""), 1)
+
+
 class TestGroups:
     """Groups in one process."""
 
@@ -9643,6 +9844,458 @@ class TestStopOfTestClients:
         assert unfinished == 0
 
 
+class Scope:
+    """A block that must be left in the task that entered it."""
+
+    def __enter__(self) -> Self:
+        self.task = asyncio.current_task()
+        self.token = VALUE.set("scope")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert asyncio.current_task() is self.task
+        # It raises ValueError in another context.
+        VALUE.reset(self.token)
+
+
+RAISED_AT_THE_END = [each for each in RAISED if each != "CancelledError"]
+
+
+class TestLifespan:
+    """The lifespan of an app, entered and left in one task of its own."""
+
+    @staticmethod
+    def app(tasks: list[Any]) -> App:
+        """Make an app whose lifespan keeps its task, and spans blocks of all kinds."""
+        app = make_app()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            async with asyncio.timeout(LIMIT), asyncio.TaskGroup() as group:
+                with Scope():
+                    tasks.append(asyncio.current_task())
+                    work = group.create_task(asyncio.sleep(LIMIT))
+                    yield
+                    tasks.append(asyncio.current_task())
+                    work.cancel()
+
+        return app
+
+    async def test_served(self) -> None:
+        """Blocks may span the yield: it is one task, and not that of who serves."""
+        tasks: list[Any] = []
+
+        async with self.app(tasks).serve("127.0.0.1", 0):
+            assert len(tasks) == 1
+
+        assert tasks[0] is tasks[1]
+        assert tasks[0] is not asyncio.current_task()
+
+    async def test_served_in_two_tasks(self) -> None:
+        """Who leaves the serving may be another task than who entered it."""
+        tasks: list[Any] = []
+        serving = self.app(tasks).serve("127.0.0.1", 0)
+
+        await asyncio.create_task(serving.__aenter__())
+        await asyncio.create_task(serving.__aexit__())
+
+        assert len(set(tasks)) == 1
+
+    async def test_test_clients_in_several_tasks(self) -> None:
+        """The last test client may go in another task than the first one came in."""
+        tasks: list[Any] = []
+        app = self.app(tasks)
+        came, is_first_gone = asyncio.Event(), asyncio.Event()
+
+        async def first() -> Any:
+            async with app.test_client("/api"):
+                await came.wait()
+            is_first_gone.set()
+            return asyncio.current_task()
+
+        async def last() -> Any:
+            async with app.test_client("/api"):
+                came.set()
+                await is_first_gone.wait()
+                assert len(tasks) == 1
+            return asyncio.current_task()
+
+        others = await asyncio.gather(first(), last())
+
+        assert len(tasks) == 2
+        assert tasks[0] is tasks[1]
+        assert tasks[0] not in others
+
+    def test_time_to_end(self) -> None:
+        """What follows the yield has 10 s."""
+        assert wsappy.LIFESPAN_GRACE == 10.0
+
+    async def test_end_that_swallows_its_cancellation(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An end that can't be cancelled is named and left, and the stop ends."""
+        monkeypatch.setattr(wsappy, "LIFESPAN_GRACE", 0.01)
+        app, told, is_free = make_app(), Told(), asyncio.Event()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            yield
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                told("cancelled")
+            await is_free.wait()
+            told("ended")
+
+        async with asyncio.timeout(LIMIT), app.serve("127.0.0.1", 0):
+            pass
+        steps = list(told.steps)
+        is_free.set()
+        await told.until("ended")
+
+        assert steps == ["cancelled"]
+        assert [(each.levelname, each.message) for each in caplog.records] == [
+            (
+                "WARNING",
+                f"lifespan {describe(life)} did not end in time; it is left behind",
+            )
+        ]
+
+    async def test_end_that_is_cut(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An end that takes too long is cancelled, and the stop ends."""
+        monkeypatch.setattr(wsappy, "LIFESPAN_GRACE", 0.01)
+        app, told = make_app(), Told()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            yield
+            try:
+                await asyncio.Event().wait()
+            finally:
+                told("cut")
+
+        async with asyncio.timeout(LIMIT), app.serve("127.0.0.1", 0):
+            pass
+
+        assert told.steps == ["cut"]
+
+    @pytest.mark.parametrize("name", RAISED)
+    async def test_exception_before_the_yield(self, name: str) -> None:
+        """Entering raises it: no port is open, and the app can be served again."""
+        app, ports = make_app(), list[Any]()
+        failures = [RAISED[name]()]
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            if failures:
+                raise failures.pop()
+            yield
+
+        with pytest.raises(raised_by(name)):
+            async with app.serve("127.0.0.1", 0) as serving:
+                ports.append(serving.port)
+        async with talking(app) as talk:
+            answer = await talk.call("$.ping")
+
+        assert (ports, result_of(answer)) == ([], {})
+
+    @pytest.mark.parametrize("name", RAISED_AT_THE_END)
+    async def test_exception_after_the_yield(self, name: str) -> None:
+        """It is raised by leaving, and the app can be served again."""
+        app, failures = make_app(), [RAISED[name]()]
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            yield
+            if failures:
+                raise failures.pop()
+
+        serving = app.serve("127.0.0.1", 0)
+        await serving.__aenter__()
+        with pytest.raises(raised_by(name)):
+            await serving.__aexit__()
+        async with talking(app) as talk:
+            answer = await talk.call("$.ping")
+
+        assert result_of(answer) == {}
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    async def test_exception_with_test_clients(self, when: str) -> None:
+        """A test client raises it, too, and the next one is served again."""
+        app, failures = make_app(), [Own(when)]
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            if when == "before" and failures:
+                raise failures.pop()
+            yield
+            if failures:
+                raise failures.pop()
+
+        with pytest.raises(Own, match=when):
+            async with app.test_client("/api"):
+                pass
+        async with app.test_client("/api") as api:
+            assert await api.call("$", "ping") == {}
+
+    @pytest.mark.parametrize("count", [0, 2])
+    async def test_number_of_yields(self, count: int) -> None:
+        """One that doesn't yield can't be entered, and of two yields none is left."""
+        app, is_entered = make_app(), []
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            for _ in range(count):
+                yield
+
+        with pytest.raises(RuntimeError):
+            async with app.serve("127.0.0.1", 0):
+                is_entered.append(True)
+
+        assert is_entered == [True] * (count > 0)
+
+    async def test_start_that_is_cancelled(self) -> None:
+        """Who enters the serving may be cancelled; the start ends in its own task."""
+        app, told = make_app(), Told()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            with Scope():
+                told("begun")
+                try:
+                    await asyncio.Event().wait()
+                    yield
+                finally:
+                    await asyncio.sleep(0)
+                    told("ended")
+
+        task = asyncio.create_task(start_up(app))
+        await told.until("begun")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+        assert told.steps == ["begun", "ended"]
+
+
+def raised_by(name: str) -> type[BaseException]:
+    """Return what becomes of an exception in an asynchronous generator (PEP 525)."""
+    kind = type(RAISED[name]())
+    is_stop = issubclass(kind, StopIteration | StopAsyncIteration)
+    return RuntimeError if is_stop else kind
+
+
+# -- Loops --------------------------------------------------------------------
+
+
+class TestLoops:
+    """An app isn't bound to a loop: it may be served in one after the other."""
+
+    @staticmethod
+    def app() -> App:
+        """Make an app, outside of any loop, whose clients are in the group `all`."""
+        app = App()
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            client.join("all")
+
+        @app.module("m")
+        @app.method(thread=True)
+        def thread(request: Request, value: int) -> int:
+            request.response("note")
+            return value
+
+        @app.module("m")
+        @app.method
+        async def count(request: Request) -> int:
+            return len(app.to("all").members)
+
+        return app
+
+    @staticmethod
+    def run(work: Any) -> Any:
+        """Run in a loop of its own, for a while at most."""
+
+        async def limited() -> Any:
+            async with asyncio.timeout(LIMIT):
+                return await work
+
+        return asyncio.run(limited())
+
+    def test_test_clients_that_come_at_once(self) -> None:
+        """Test clients that come and go at once find one server in each loop."""
+        app = self.app()
+
+        async def visit(at: int, come: asyncio.Barrier) -> Any:
+            async with app.test_client("/api") as api:
+                value = await api.call("m", "thread", value=at)
+                await come.wait()
+                count = await api.call("m", "count")
+                await come.wait()
+            return value, count
+
+        async def visits() -> Any:
+            come = asyncio.Barrier(5)
+            return await asyncio.gather(*[visit(each, come) for each in range(5)])
+
+        answers = [self.run(visits()) for _ in range(3)]
+
+        assert answers == [[(each, 5) for each in range(5)]] * 3
+        assert app.stats()["clients"] == 0
+
+    def test_pushes(self) -> None:
+        """A push to a group reaches its members in the loop that runs."""
+        app = self.app()
+
+        async def visit(text: str) -> Any:
+            async with app.test_client("/api") as api:
+                app.to("all").push("chat", "here", text=text)
+                await asyncio.to_thread(app.to("all").push, "chat", "thread", text=text)
+                pushes = [
+                    await api.push_received("chat", each) for each in ("here", "thread")
+                ]
+                await api.nothing_received()
+            return [each.data for each in pushes]
+
+        answers = []
+        for text in "ab":
+            answers.append(self.run(visit(text)))
+            # Nobody is there, and no loop.
+            app.to("all").push("chat", "lost")
+
+        assert answers == [[{"text": text}] * 2 for text in "ab"]
+
+    def test_stats(self) -> None:
+        """Counters go on in the next loop, gauges begin anew."""
+        app = self.app()
+
+        async def visit() -> Any:
+            async with app.test_client("/api") as api:
+                await api.call("m", "count")
+                return app.stats()
+
+        stats = [self.run(visit()) for _ in range(2)]
+
+        assert [each["calls"] for each in stats] == [1, 2]
+        assert [each["clients"] for each in stats] == [1, 1]
+        assert app.stats()["closed"] == {"1000": 2}
+
+    def test_serve(self) -> None:
+        """`serve` works in a second `asyncio.run`, with everything."""
+        app = self.app()
+
+        async def visit() -> Any:
+            async with talking(app) as talk:
+                app.to("all").push("chat", "hello")
+                push = await talk.receive()
+                note = await talk.call("m.thread", 1, value=5)
+                return push["event"], note["event"], result_of(await talk.receive())
+
+        answers = [self.run(visit()) for _ in range(2)]
+
+        assert answers == [("hello", "note", 5)] * 2
+
+    def test_loop_that_was_left_in_a_hurry(self) -> None:
+        """A loop that ended by an exception leaves nothing behind for the next one."""
+        app = self.app()
+
+        async def hurry() -> None:
+            async with app.test_client("/api") as api:
+                await api.call("m", "count")
+                raise Own
+
+        async def visit() -> Any:
+            async with app.test_client("/api") as api:
+                return await api.call("m", "count")
+
+        with pytest.raises(Own):
+            self.run(hurry())
+
+        assert self.run(visit()) == 1
+
+    def test_loop_that_stands_still(self) -> None:
+        """A loop that stands still while the app is served holds no other one up."""
+        app = self.app()
+        loop = asyncio.new_event_loop()
+
+        async def enter() -> Any:
+            return await app.serve("127.0.0.1", 0).__aenter__()
+
+        async def visit() -> Any:
+            async with talking(app) as talk:
+                app.to("all").push("chat", "hello")
+                return (await talk.receive())["event"]
+
+        serving = loop.run_until_complete(enter())
+        answers = [self.run(visit()) for _ in range(2)]
+        loop.run_until_complete(serving.__aexit__())
+        loop.close()
+
+        assert answers == ["hello", "hello"]
+
+    async def test_two_apps_at_once(self) -> None:
+        """Two apps in one loop have nothing in common."""
+        apps = [self.app(), self.app()]
+
+        async with (
+            apps[0].test_client("/api") as one,
+            apps[1].test_client("/api") as two,
+            apps[1].test_client("/api") as three,
+        ):
+            apps[0].to("all").push("chat", "hello")
+            await one.push_received("chat", "hello")
+            await two.nothing_received()
+            counts = [await each.call("m", "count") for each in (one, two, three)]
+            clients = [each.stats()["clients"] for each in apps]
+
+        assert (counts, clients) == ([1, 2, 2], [1, 2])
+
+    async def test_one_app_served_twice(self) -> None:
+        """An app may be served at two ports at once: a group is one."""
+        app = self.app()
+
+        async with talking(app) as one:
+            async with talking(app) as two:
+                counts = [result_of(await each.call("m.count")) for each in (one, two)]
+            app.to("all").push("chat", "hello")
+            push = await one.receive()
+
+        assert (counts, push["event"]) == ([2, 2], "hello")
+
+
+class TestEnteringTwice:
+    """What `App.serve` returns is entered once."""
+
+    @pytest.mark.parametrize("is_over", [False, True])
+    async def test_second_time(self, is_over: bool) -> None:
+        """Entering it again is a RuntimeError, also after it has ended."""
+        serving = make_app().serve("127.0.0.1", 0)
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(serving)
+            if is_over:
+                await stack.aclose()
+
+            with pytest.raises(RuntimeError) as caught:
+                await serving.__aenter__()
+
+        assert str(caught.value) == (
+            "serving must be entered once; write app.serve() again"
+        )
+
+    async def test_first_one_goes_on(self) -> None:
+        """The serving that was entered first isn't harmed by it."""
+        serving = make_app().serve("127.0.0.1", 0)
+
+        async with serving:
+            with pytest.raises(RuntimeError):
+                await serving.__aenter__()
+            async with ws_connect(serving.url("/api"), proxy=None) as ws:
+                answer = await Talk(ws).call("$.ping")
+
+        assert result_of(answer) == {}
+
+
 # -- Running ------------------------------------------------------------------
 
 
@@ -10268,6 +10921,124 @@ class TestStats:
                 await ws_connect(server.url(path), proxy=None, origin=origin)
 
         assert app.stats()["refused"] == {status: 1}
+
+
+class TestStatsOfPeers:
+    """`app.stats()` whoever asks, and whatever peers do."""
+
+    async def test_from_another_thread(self) -> None:
+        """It may be asked in another thread while clients come and go."""
+        app, is_over = make_app(), threading.Event()
+        app.client("/rooms/{room}")(lambda client: client.join("all"))
+        app.module("m")(app.method(asleep))
+        app.module("m")(app.method("fail")(lambda request, code: fail_with(code)))
+
+        def look() -> int:
+            most = 0
+            while not is_over.is_set():
+                most = max(most, app.stats()["clients"])
+            return most
+
+        async def visit(serving: Any, at: int) -> None:
+            async with dialled(serving, wire_request(f"/rooms/{at}")) as wire:
+                await wire.head()
+                call = {"module": "m", "method": "asleep", "request_id": 1}
+                fail = {"module": "m", "method": "fail", "data": {"code": f"e{at}"}}
+                for message in (call, {**fail, "request_id": 2}):
+                    wire.send(wire_frame(json.dumps(message).encode()))
+                await wire.answer()
+                wire.send(wire_close(1000 if at % 2 else 1001))
+                await wire.rest()
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            async with app.serve("127.0.0.1", 0) as serving:
+                looking = asyncio.create_task(asyncio.to_thread(look))
+                for first in range(0, 400, 40):
+                    batch = range(first, first + 40)
+                    await asyncio.gather(*[visit(serving, at) for at in batch])
+                is_over.set()
+                most = await looking
+        finally:
+            is_over.set()
+            sys.setswitchinterval(interval)
+
+        assert 0 < most <= 40
+        assert sum(app.stats()["closed"].values()) == 400
+        assert len(app.stats()["errors"]) == 400
+
+    @staticmethod
+    async def labels_of(app: App, *codes: int | None) -> dict[str, int]:
+        """Connect for each code, close with it, and return the labels of `closed`."""
+        async with app.serve("127.0.0.1", 0) as serving:
+            for code in codes:
+                async with dialled(serving, wire_request()) as wire:
+                    await wire.head()
+                    empty = wire_frame(b"", FIN | CLOSE)
+                    wire.send(empty if code is None else wire_close(code))
+                    await wire.rest()
+        labels: dict[str, int] = app.stats()["closed"]
+        return labels
+
+    async def test_codes_that_peers_make_up(self) -> None:
+        """Codes that peers choose are one label, however many there are."""
+        codes = [3000, 3008, 3999, 4000, 4001, 4123, 4400, 4508, 4999]
+
+        labels = await self.labels_of(make_app(), *codes)
+
+        assert labels == {"other": len(codes)}
+
+    async def test_codes_of_the_rfc(self) -> None:
+        """Those that the RFC and its registry name have their own."""
+        codes = [1000, 1001, 1008, 1011, 1014]
+
+        labels = await self.labels_of(make_app(), *codes, None, 1000)
+
+        assert labels == {
+            "1000": 2,
+            **{str(code): 1 for code in codes[1:]},
+            "1005": 1,
+        }
+
+    @pytest.mark.parametrize("code", [1005, 1006, 1015, 1016, 2999, 0, 999, 5000])
+    async def test_codes_that_are_not_allowed(self, code: int) -> None:
+        """One that no peer may send is a violation of the protocol: 1002."""
+        assert await self.labels_of(make_app(), code) == {"1002": 1}
+
+    @pytest.mark.parametrize("answer", [4123, 4999, 1000])
+    async def test_codes_of_the_server(self, answer: int) -> None:
+        """Those that the server chose have their own, whatever the peer answers."""
+        app = make_app()
+        app.module("e")(app.method("leave")(lambda request: request.client.close(4123)))
+
+        async with wired(app) as wire:
+            wire.send(wire_call("leave"))
+            frame = await wire.closed()
+            wire.send(wire_close(answer))
+            await wire.rest()
+
+        assert frame == (4123, "")
+        assert app.stats()["closed"] == {"4123": 1}
+
+    async def test_codes_of_refusals(self) -> None:
+        """Those of refusals have their own."""
+        app = App()
+
+        @app.client("/api")
+        class Late(Client):
+            async def on_connected(self) -> None:
+                raise Refused(429)
+
+        async with talking(app) as talk:
+            await talk.closed()
+
+        assert app.stats()["closed"] == {"4429": 1}
+
+
+def fail_with(code: str) -> None:
+    """Raise an error of that code."""
+    raise Error(code)
 
 
 # -- Limits -------------------------------------------------------------------
