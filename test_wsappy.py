@@ -3499,6 +3499,8 @@ def raising_handlers(make: Callable[[], BaseException]) -> dict[str, Any]:
 
 
 RAISING_KINDS = [*raising_handlers(Own)]
+# Those that `except Exception` catches.
+RAISED_CUT = [each for each in RAISED if isinstance(RAISED[each](), Exception)]
 
 
 class Wrapping(Client):
@@ -3855,6 +3857,59 @@ class TestThreads:
 
         assert sorted(at for at, _ in ends_of(wire.posted)) == [*range(rounds * width)]
 
+    @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+    @pytest.mark.parametrize("factory", [None, Wrapping], ids=["plain", "wrapped"])
+    async def test_exit(
+        self,
+        factory: Any,
+        kind: type[BaseException],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A thread can't end the server: that is `internal`, and logged."""
+
+        def leave(request: Request) -> None:
+            raise kind
+
+        wire = raising_wire(raising(leave, thread=True), factory)
+
+        await TestWhatHandlersRaise.check(wire, caplog)
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    async def test_own_send_message(self, is_async: bool) -> None:
+        """A client's own send_message changes nothing about the order of events."""
+
+        class Plain(Client):
+            def send_message(self, *parts: Any, **data: Any) -> Any:
+                return super().send_message(*parts, **data)
+
+        class Async(Client):
+            async def send_message(self, *parts: Any, **data: Any) -> Any:
+                await asyncio.sleep(0)
+                await super().send_message(*parts, **data)
+
+        app, is_over = App(), threading.Event()
+        app.client("/api")(Async if is_async else Plain)
+
+        @app.module("m")
+        @app.method(thread=True)
+        def chatter(request: Request) -> None:
+            while not is_over.is_set():
+                request.response("note")
+                is_over.wait(0.0001)
+
+        wire = CallsWire(app).open()
+
+        for each in range(4):
+            wire.call("m.chatter", each)
+        await wire_until(lambda: len(wire.posted) > 20)
+        for each in range(4):
+            wire.call("$.cancel", None, request_id=each)
+        await turns()
+        is_over.set()
+        await wire.settled()
+
+        assert sorted(ends_of(wire.posted)) == [(at, "cancelled") for at in range(4)]
+
     async def test_answer_and_timeout_at_once(self) -> None:
         """Calls that answer by themselves as they time out have one end, the last."""
         app = make_app(max_in_flight=1000)
@@ -4009,6 +4064,117 @@ class TestThreads:
 
         assert ends_of(wire.posted) == [(1, "timeout")]
         assert (gates.seen, caplog.messages) == (["said"], [])
+
+
+class TestWhatIsRaisedAfterTheEnd:
+    """What a handler raises once its call was cut off is logged, and no more."""
+
+    @staticmethod
+    def handlers(make: Callable[[], BaseException], gates: Gates) -> dict[str, Any]:
+        """Return methods that raise while they clean up, by kind."""
+
+        async def task(request: Request) -> None:
+            try:
+                await asleep(request)
+            finally:
+                raise make()
+
+        async def stream(request: Request) -> AsyncIterator[int]:
+            yield 1
+            await task(request)
+
+        async def paused_stream(request: Request) -> AsyncIterator[int]:
+            try:
+                while True:
+                    yield 1
+            finally:
+                raise make()
+
+        def thread(request: Request) -> None:
+            gates.wait()
+            raise make()
+
+        kinds = (task, stream, paused_stream, thread)
+        return {each.__name__: raising(each, thread=each is thread) for each in kinds}
+
+    @pytest.mark.parametrize("name", RAISED_CUT)
+    @pytest.mark.parametrize("kind", ["task", "stream", "paused_stream"])
+    async def test_cut_off(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A call that was cancelled has had its end; what it raises then is logged."""
+        gates = Gates()
+        wire = raising_wire(self.handlers(RAISED[name], gates)[kind])
+        call = {"module": "m", "method": "raising", "data": {}, "request_id": 1}
+        wire.read({**call, "items": 1})
+        if kind == "thread":
+            await gates.until_begun()
+        await turns()
+
+        wire.call("$.cancel", 2, request_id=1)
+        gates.go_on.set()
+        await wire.settled()
+
+        assert ends_of(wire.posted) == [(1, "cancelled"), (2, "result")]
+        assert [(each.levelname, each.message) for each in caplog.records] == [
+            ("ERROR", "handler 'm.raising', which was cut off, failed")
+        ]
+
+    @pytest.mark.parametrize("name", RAISED)
+    async def test_answered(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        """A call that has answered by itself has had its end, too."""
+
+        async def work(request: Request) -> None:
+            request.response("result", 5)
+            raise RAISED[name]()
+
+        wire = raising_wire(raising(work))
+
+        wire.call("m.raising")
+        await wire.settled()
+
+        assert wire.posted == [calls_event("raising", "result", 5)]
+        assert caplog.messages[0] == "handler 'm.raising' failed"
+
+
+class TestCodecThatFails:
+    """Whatever an application's own codec raises is `internal`."""
+
+    @pytest.mark.parametrize("name", RAISED)
+    @pytest.mark.parametrize("kind", ["plain", "task", "stream", "thread"])
+    async def test_dumps(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What dumps raises ends the call that it was for, and no other one."""
+
+        def dumps(value: Any) -> str:
+            if value["data"] == "bad":
+                raise RAISED[name]()
+            return json.dumps(value)
+
+        def plain(request: Request) -> str:
+            return "bad"
+
+        async def task(request: Request) -> str:
+            return "bad"
+
+        def stream(request: Request) -> Iterator[str]:
+            yield "bad"
+
+        def thread(request: Request) -> str:
+            return "bad"
+
+        handlers = {each.__name__: each for each in (plain, task, stream, thread)}
+        app = make_app(dumps=dumps)
+        app.module("m")(app.method(kind, thread=kind == "thread")(handlers[kind]))
+        wire = CallsWire(app).open()
+
+        wire.call(f"m.{kind}")
+        wire.call("$.ping", 2)
+        await wire.settled()
+
+        assert sorted(ends_of(wire.posted)) == [(1, "internal"), (2, "result")]
+        assert len(caplog.records) == 1
 
 
 FORKED = """
