@@ -3528,7 +3528,8 @@ def ends_of(messages: list[Any]) -> list[tuple[Any, str]]:
     for message in messages:
         assert message["request_id"] not in dict(ends), message
         if message["event"] in {"result", "error"}:
-            end = message["data"].get("code", "result")
+            is_error = message["event"] == "error"
+            end = message["data"]["code"] if is_error else "result"
             ends.append((message["request_id"], end))
     return ends
 
@@ -3679,6 +3680,78 @@ def cancel_myself() -> None:
     """Cancel the task that this runs in."""
     task: Any = asyncio.current_task()
     task.cancel()
+
+
+class TestWhatOwnClassesRaise:
+    """Whatever the classic API's overrides raise ends a call, too, and no other one."""
+
+    @staticmethod
+    def requests(make: Callable[[], BaseException]) -> dict[str, type[Request]]:
+        """Return classes of requests that raise for `m.bad`, by kind."""
+
+        class Plain(Request):
+            def response(self, event: str, *data: Any, **fields: Any) -> Any:  # type: ignore[override]
+                if self.method == "bad":
+                    raise make()
+                return super().response(event, *data, **fields)
+
+        class Async(Request):
+            async def response(self, event: str, *data: Any, **fields: Any) -> Any:  # type: ignore[override]
+                await asyncio.sleep(0)
+                if self.method == "bad":
+                    raise make()
+                return super().response(event, *data, **fields)
+
+        return {each.__name__: each for each in (Plain, Async)}
+
+    @pytest.mark.parametrize("name", RAISED)
+    @pytest.mark.parametrize("kind", ["Plain", "Async"])
+    async def test_response(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A response of a request class's own may raise anything."""
+        app = make_app()
+        app.module("m")(app.method("bad")(lambda request: 5))
+        app.module("m")(app.method("good")(lambda request: 5))
+        wire = CallsWire(app, request=self.requests(RAISED[name])[kind]).open()
+
+        wire.call("m.bad")
+        wire.call("m.good", 2)
+        await wire.settled()
+
+        assert sorted(ends_of(wire.posted)) == [(1, "internal"), (2, "result")]
+        assert {each.levelname for each in caplog.records} == {"ERROR"}
+
+    @pytest.mark.parametrize("name", RAISED)
+    @pytest.mark.parametrize("kind", ["task", "generator", "plain"])
+    async def test_classic_method(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A classic method of any kind may raise anything."""
+
+        class EntityHandler(Handler):
+            @handler_method
+            async def task(self, request: Any) -> None:
+                await asyncio.sleep(0)
+                raise RAISED[name]()
+
+            @handler_method
+            def generator(self, request: Any) -> Generator[Any, Any, None]:
+                yield from asyncio.sleep(0).__await__()
+                raise RAISED[name]()
+
+            @handler_method
+            def plain(self, request: Any) -> None:
+                raise RAISED[name]()
+
+        server = Server(Request, {"api": Client}, {"entity": EntityHandler()})
+
+        async with classic_talk(server) as talk:
+            error = await talk.call(f"entity.{kind}")
+            answer = await talk.call("$.ping", 2)
+
+        assert (error_of(error)[0], result_of(answer)) == ("internal", {})
+        assert caplog.messages == [f"handler 'entity.{kind}' failed"]
 
 
 class TestHandlerThatCancelsItself:
@@ -7523,6 +7596,28 @@ class TestWhatHooksRaise:
         assert result_of(answer) == {}
         assert caplog.messages == ["on_disconnected failed"]
 
+    @pytest.mark.parametrize("name", RAISED_BY_HOOKS)
+    @pytest.mark.parametrize("is_async", [True, False])
+    async def test_page(
+        self, is_async: bool, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What a page raises is HTTP 500."""
+        app = make_app()
+
+        def plain(request: Any) -> str:
+            raise RAISED[name]()
+
+        async def task(request: Any) -> str:
+            await asyncio.sleep(0)
+            raise RAISED[name]()
+
+        page = app.http("/page")(task if is_async else plain)
+
+        answer = await ask_by_hand(app, "/page")
+
+        assert answer == (500, "internal error")
+        assert caplog.messages == [f"page {describe(page)} failed"]
+
     async def test_result_of_a_cancelled_task(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -10220,6 +10315,30 @@ class TestLifespan:
 
         assert is_entered == [True] * (count > 0)
 
+    async def test_start_of_a_test_client_that_is_cancelled(self) -> None:
+        """A test client that is cancelled while the app starts holds no other up."""
+        app, told, may_start = make_app(), Told(), asyncio.Event()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            told("begun")
+            await may_start.wait()
+            yield
+            told("ended")
+
+        async def visit() -> Any:
+            async with app.test_client("/api") as api:
+                return await api.call("$", "ping")
+
+        first, second = (asyncio.create_task(visit()) for _ in range(2))
+        await told.until("begun")
+        first.cancel()
+        await asyncio.wait([first])
+        may_start.set()
+
+        assert await second == {}
+        assert told.steps == ["begun", "begun", "ended"]
+
     async def test_start_that_is_cancelled(self) -> None:
         """Who enters the serving may be cancelled; the start ends in its own task."""
         app, told = make_app(), Told()
@@ -10733,6 +10852,132 @@ class TestProcess:
             process.communicate(timeout=LIMIT)
 
         assert process.returncode == 130
+
+
+EXIT_SERVER = """
+import asyncio, sys
+from wsappy import App, Client
+
+place, code = sys.argv[1:]
+app = App(grace=5)
+
+def leave(here):
+    if here == place:
+        raise SystemExit(int(code)) if code else KeyboardInterrupt
+
+@app.lifespan
+async def life(app):
+    yield
+    print("lifespan", flush=True)
+
+@app.client("/bystander")
+class Bystander(Client):
+    async def on_disconnected(self):
+        await asyncio.sleep(0)
+        print("goodbye", flush=True)
+
+@app.client("/leaving")
+class Leaving(Client):
+    async def on_connecting(self):
+        leave("on_connecting")
+
+    async def on_connected(self):
+        await asyncio.sleep(0)
+        leave("on_connected")
+
+    async def on_disconnected(self):
+        leave("on_disconnected")
+
+@app.client("/raw")
+class Raw(Client):
+    async def on_message(self, message):
+        leave("on_message")
+
+@app.client("/function")
+def function(client):
+    leave("client function")
+
+m = app.module("m")
+
+@m.method
+async def wait(request):
+    return await request.client.call("ui", "go_on")
+
+@m.method
+def echo(request):
+    pass
+
+@m.method("def")
+def plain(request):
+    leave("def")
+
+@m.method("async def")
+async def task(request):
+    leave("async def")
+
+@m.method("late async def")
+async def late(request):
+    await asyncio.sleep(0)
+    leave("late async def")
+
+@m.method("awaitable")
+def awaitable(request):
+    async def work():
+        leave("awaitable")
+    return work()
+
+@m.method("stream")
+async def stream(request):
+    yield 1
+    leave("stream")
+
+app.run("127.0.0.1", 0)
+print("returned", flush=True)
+"""
+# Where it is raised, and where a client has to go for that.
+EXITS = {
+    "def": "leaving",
+    "async def": "leaving",
+    "late async def": "leaving",
+    "awaitable": "leaving",
+    "stream": "leaving",
+    "client function": "function",
+    "on_connecting": "leaving",
+    "on_connected": "leaving",
+    "on_message": "raw",
+    "on_disconnected": "leaving",
+}
+
+
+async def exit_by(base: str, place: str) -> None:
+    """Be the client for whom SystemExit or KeyboardInterrupt is raised."""
+    with contextlib.suppress(OSError, ConnectionClosed, websockets.InvalidHandshake):
+        async with ws_connect(f"{base}/{EXITS[place]}", proxy=None) as ws:
+            await Talk(ws).send({"module": "m", "method": place, "request_id": 1})
+            if place != "on_disconnected":
+                await ws.wait_closed()
+
+
+@contextlib.contextmanager
+def exit_server(place: str, code: str) -> Iterator[tuple[Any, str]]:
+    """Run a server that ends itself at a place; give it and the base of its URLs."""
+    with example_process("-c", EXIT_SERVER, place, code) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(4)]
+        yield process, lines[0].rpartition("/")[0]
+
+
+class TestExit:
+    """SystemExit and KeyboardInterrupt in users' code end `App.run`."""
+
+    @pytest.mark.parametrize("place", EXITS)
+    async def test_exit_code(self, place: str) -> None:
+        """The exit code is that of the SystemExit."""
+        with exit_server(place, "3") as (process, base):
+            await exit_by(base, place)
+            await asyncio.to_thread(process.communicate, timeout=LIMIT)
+
+        assert process.returncode == 3
 
 
 # -- Types --------------------------------------------------------------------
