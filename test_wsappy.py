@@ -10315,6 +10315,24 @@ class TestLifespan:
 
         assert is_entered == [True] * (count > 0)
 
+    async def test_port_that_is_taken(self) -> None:
+        """Where the port can't be opened the lifespan ends all the same."""
+        app, told = make_app(), Told()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            told("begun")
+            yield
+            told("ended")
+
+        with (
+            socket.create_server(("127.0.0.1", 0)) as taken,
+            pytest.raises(OSError, match="cannot listen"),
+        ):
+            await start_up(app, port=taken.getsockname()[1])
+
+        assert told.steps == ["begun", "ended"]
+
     async def test_start_of_a_test_client_that_is_cancelled(self) -> None:
         """A test client that is cancelled while the app starts holds no other up."""
         app, told, may_start = make_app(), Told(), asyncio.Event()
