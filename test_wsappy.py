@@ -3499,8 +3499,8 @@ def raising_handlers(make: Callable[[], BaseException]) -> dict[str, Any]:
 
 
 RAISING_KINDS = [*raising_handlers(Own)]
-# Those that `except Exception` catches.
-RAISED_CUT = [each for each in RAISED if isinstance(RAISED[each](), Exception)]
+# Nobody can tell a cancellation of the handler's own from that of the framework.
+RAISED_CUT = [each for each in RAISED if each != "CancelledError"]
 
 
 class Wrapping(Client):
@@ -4171,7 +4171,7 @@ class TestWhatIsRaisedAfterTheEnd:
         return {each.__name__: raising(each, thread=each is thread) for each in kinds}
 
     @pytest.mark.parametrize("name", RAISED_CUT)
-    @pytest.mark.parametrize("kind", ["task", "stream", "paused_stream"])
+    @pytest.mark.parametrize("kind", ["task", "stream", "paused_stream", "thread"])
     async def test_cut_off(
         self, kind: str, name: str, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -4248,6 +4248,150 @@ class TestCodecThatFails:
 
         assert sorted(ends_of(wire.posted)) == [(1, "internal"), (2, "result")]
         assert len(caplog.records) == 1
+
+
+def look_and_set(value: str) -> str:
+    """Return what the variable was, and set it."""
+    before = VALUE.get()
+    VALUE.set("leaked")
+    return before
+
+
+Looked = typing.Annotated[str, pydantic.AfterValidator(look_and_set)]
+
+
+class TestContextOfChecks:
+    """Validators and error functions are part of the call whose they are."""
+
+    @staticmethod
+    def app(handler: Any) -> App:
+        """Make an app whose connections set the variable in on_connecting."""
+        app = App()
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            VALUE.set("tenant")
+
+        app.module("m")(handler)
+        return app
+
+    @pytest.mark.parametrize("kind", ["plain", "task", "stream", "thread"])
+    async def test_validator(self, kind: str) -> None:
+        """A validator sees what on_connecting set; what it sets no later call sees."""
+
+        def plain(request: Request, value: Looked) -> str:
+            return value
+
+        async def task(request: Request, value: Looked) -> str:
+            return value
+
+        def stream(request: Request, value: Looked) -> Iterator[str]:
+            yield value
+
+        def thread(request: Request, value: Looked) -> str:
+            return value
+
+        handlers = {each.__name__: each for each in (plain, task, stream, thread)}
+        app = self.app(App().method("m", thread=kind == "thread")(handlers[kind]))
+
+        async with talking(app) as talk:
+            answers = [await talk.call("m.m", value="")]
+            if kind == "stream":
+                await talk.receive()
+            answers.append(await talk.call("m.m", value=""))
+
+        assert [each["data"] for each in answers] == ["tenant", "tenant"]
+
+    @pytest.mark.parametrize("kind", RAISING_KINDS)
+    async def test_error_function(self, kind: str) -> None:
+        """An error function sees it, too, and what it sets no later call sees."""
+        app = self.app(raising_handlers(KeyError)[kind])
+        app.error(KeyError)(lambda request, exc: Error("odd", look_and_set("")))
+
+        async with talking(app) as talk:
+            seen = list[Any]()
+            while len(seen) < 2:
+                answer = await talk.call("m.raising")
+                if answer["event"] == "item":
+                    answer = await talk.receive()
+                seen.append(error_of(answer))
+
+        assert seen == [("odd", "tenant")] * 2
+
+
+class SendingPlainly(Client):
+    """A client with a send_message of its own."""
+
+    def send_message(self, *parts: Any, **data: Any) -> Any:
+        """Send, but nothing that is bad."""
+        if data.get("bad"):
+            raise ValueError("bad")
+        return super().send_message(*parts, **data)
+
+
+class SendingAsync(Client):
+    """The same as a coroutine."""
+
+    async def send_message(self, *parts: Any, **data: Any) -> Any:
+        """Send, but nothing that is bad."""
+        await asyncio.sleep(0)
+        if data.get("bad"):
+            raise ValueError("bad")
+        await super().send_message(*parts, **data)
+
+
+class TestOwnSendMessageThatFails:
+    """A client's own send_message that raises ends the call once, with `internal`."""
+
+    FACTORIES: ClassVar = [SendingPlainly, SendingAsync]
+
+    @staticmethod
+    def handlers() -> dict[str, Any]:
+        """Return handlers that answer by themselves, with what can't be sent."""
+
+        async def task(request: Request) -> None:
+            await request.response("result", bad=True)
+
+        def plain(request: Request) -> Any:
+            return request.response("result", bad=True)
+
+        async def error(request: Request) -> None:
+            await request.response("error", code="odd", message="no", bad=True)
+
+        def thread(request: Request) -> None:
+            request.response("result", bad=True)
+
+        kinds = (task, plain, error, thread)
+        return {each.__name__: raising(each, thread=each is thread) for each in kinds}
+
+    @pytest.mark.parametrize("factory", FACTORIES)
+    @pytest.mark.parametrize("kind", ["task", "plain", "error", "thread"])
+    async def test_own_answer(self, kind: str, factory: Any) -> None:
+        """A handler's own answer that fails is followed by `internal`."""
+        wire = raising_wire(self.handlers()[kind], factory)
+
+        wire.call("m.raising")
+        await wire.settled()
+        await turns()
+
+        assert ends_of(wire.posted) == [(1, "internal")]
+
+    @pytest.mark.parametrize("factory", FACTORIES)
+    @pytest.mark.parametrize("bad", [{"bad": True}, {"set": {1}}], ids=["own", "JSON"])
+    async def test_item(self, bad: Any, factory: Any) -> None:
+        """An item that fails is the end of its stream."""
+
+        async def stream(request: Request) -> AsyncIterator[Any]:
+            yield {"item": 1}
+            yield bad
+
+        wire = raising_wire(raising(stream), factory)
+
+        wire.call("m.raising")
+        await wire.settled()
+
+        assert ends_of(wire.posted) == [(1, "internal")]
+        assert [each["event"] for each in wire.posted] == ["item", "error"]
 
 
 FORKED = """
@@ -7671,6 +7815,75 @@ class RawSetting(Setting):
         await self.connection.send(message)
 
 
+class TestHookThatCancelsItself:
+    """A hook that cancels its own task and awaits is a bug like any other."""
+
+    @pytest.mark.parametrize("kind", ["function", "class"])
+    async def test_on_connecting(
+        self, kind: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An on_connecting that cancels its own task is a bug like any other."""
+        app = App()
+
+        async def function(client: Client) -> None:
+            cancel_myself()
+            await asyncio.sleep(0)
+
+        class Connecting(Client):
+            async def on_connecting(self, **params: Any) -> None:
+                await function(self)
+
+        app.client("/api")(function if kind == "function" else Connecting)
+
+        async with asyncio.timeout(LIMIT):
+            answer = await shake_by_hand(app)
+            closed = await close_of_browser(app)
+
+        assert answer == (500, "internal error")
+        assert closed == (1011, "internal error")
+        assert caplog.messages == ["on_connecting failed"] * 2
+
+    @pytest.mark.parametrize("hook", ["on_connected", "on_message"])
+    async def test_open_connection(
+        self, hook: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Another hook that cancels its own task ends the connection with 1011."""
+
+        async def cancel(client: Client, *message: Any) -> None:
+            cancel_myself()
+            await asyncio.sleep(0)
+
+        app, told = App(), Told()
+        app.client("/api")(type("Failing", (Waving,), {"told": told, hook: cancel}))
+
+        async with talking(app) as talk:
+            with contextlib.suppress(ConnectionClosed):
+                await talk.send("x")
+            closed = await talk.closed()
+            await told.until("gone")
+
+        assert closed == (1011, "internal error")
+        assert caplog.messages == [f"{hook} failed"]
+
+    async def test_on_disconnected(self, caplog: pytest.LogCaptureFixture) -> None:
+        """That of on_disconnected is logged, and the client is gone."""
+        app = make_app()
+
+        @app.client("/leaving")
+        class Leaving(Client):
+            async def on_disconnected(self) -> None:
+                cancel_myself()
+                await asyncio.sleep(0)
+
+        async with talking(app) as talk:
+            url = f"ws://127.0.0.1:{talk.ws.remote_address[1]}/leaving"
+            async with ws_connect(url, proxy=None) as ws:
+                await Talk(ws).call("$.ping")
+            await wire_until(lambda: app.stats()["clients"] == 1)
+
+        assert caplog.messages == ["on_disconnected failed"]
+
+
 class TestContextOfHooks:
     """What the hooks of a connection set, all that comes later on it sees."""
 
@@ -10119,9 +10332,6 @@ class Scope:
         VALUE.reset(self.token)
 
 
-RAISED_AT_THE_END = [each for each in RAISED if each != "CancelledError"]
-
-
 class TestLifespan:
     """The lifespan of an app, entered and left in one task of its own."""
 
@@ -10222,8 +10432,10 @@ class TestLifespan:
             )
         ]
 
-    async def test_end_that_is_cut(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """An end that takes too long is cancelled, and the stop ends."""
+    async def test_end_that_is_cut(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An end that takes too long is cancelled and named, and the stop ends."""
         monkeypatch.setattr(wsappy, "LIFESPAN_GRACE", 0.01)
         app, told = make_app(), Told()
 
@@ -10239,6 +10451,8 @@ class TestLifespan:
             pass
 
         assert told.steps == ["cut"]
+        assert [each.levelname for each in caplog.records] == ["WARNING"]
+        assert caplog.messages[0].startswith(f"lifespan {describe(life)} ")
 
     @pytest.mark.parametrize("name", RAISED)
     async def test_exception_before_the_yield(self, name: str) -> None:
@@ -10260,7 +10474,7 @@ class TestLifespan:
 
         assert (ports, result_of(answer)) == ([], {})
 
-    @pytest.mark.parametrize("name", RAISED_AT_THE_END)
+    @pytest.mark.parametrize("name", RAISED)
     async def test_exception_after_the_yield(self, name: str) -> None:
         """It is raised by leaving, and the app can be served again."""
         app, failures = make_app(), [RAISED[name]()]
@@ -10976,6 +11190,24 @@ async def exit_by(base: str, place: str) -> None:
                 await ws.wait_closed()
 
 
+async def exit_seen(base: str, place: str) -> list[Any]:
+    """Return what another client sees of it, who has an unfinished call."""
+    seen = list[Any]()
+    async with ws_connect(f"{base}/bystander", proxy=None) as ws:
+        talk = Talk(ws)
+        call = await talk.call("m.wait", "wait")
+        leaving = asyncio.create_task(exit_by(base, place))
+        with contextlib.suppress(ConnectionClosed):
+            while (answer := await talk.call("m.echo"))["event"] != "error":
+                pass
+            seen.append(error_of(answer))
+            await talk.send({**call, "event": "result", "data": "done"})
+            seen.append(result_of(await talk.receive()))
+        seen.append(await talk.closed())
+    await leaving
+    return seen
+
+
 @contextlib.contextmanager
 def exit_server(place: str, code: str) -> Iterator[tuple[Any, str]]:
     """Run a server that ends itself at a place; give it and the base of its URLs."""
@@ -10996,6 +11228,19 @@ class TestExit:
             await asyncio.to_thread(process.communicate, timeout=LIMIT)
 
         assert process.returncode == 3
+
+    @pytest.mark.parametrize(
+        ("place", "code"),
+        [*((each, "3") for each in EXITS), ("def", ""), ("on_message", "")],
+    )
+    async def test_order(self, place: str, code: str) -> None:
+        """The stop is that of a signal: calls, clients, goodbyes, the lifespan."""
+        with exit_server(place, code) as (process, base):
+            seen = await exit_seen(base, place)
+            rest, _ = await asyncio.to_thread(process.communicate, timeout=LIMIT)
+
+        assert seen == [STOPPED, "done", (1001, "the server is stopping")]
+        assert rest.splitlines()[:2] == ["goodbye", "lifespan"]
 
 
 # -- Types --------------------------------------------------------------------
