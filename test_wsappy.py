@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import concurrent.futures
 import configparser
 import contextlib
 import contextvars
@@ -57,7 +58,7 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import serve
 from websockets.datastructures import Headers
-from websockets.exceptions import InvalidURI
+from websockets.exceptions import ConnectionClosedError, InvalidURI
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.utils import apply_mask
@@ -3906,6 +3907,1142 @@ class TestStopping:
         assert steps == ["begun", "cancelled"]
 
 
+class Own(BaseException):
+    """An exception that no `except Exception` catches."""
+
+
+# What a handler or a hook may raise of its own making.
+RAISED: dict[str, Callable[[], BaseException]] = {
+    "BaseException": Own,
+    "CancelledError": asyncio.CancelledError,
+    "CancelledError of futures": concurrent.futures.CancelledError,
+    "ConnectionClosed": lambda: ConnectionClosedError(None, None),
+    "GeneratorExit": GeneratorExit,
+    "group": lambda: BaseExceptionGroup("two", [Own(), asyncio.CancelledError()]),
+    "RecursionError": RecursionError,
+    "Refused": lambda: Refused(403),
+    "StopAsyncIteration": StopAsyncIteration,
+    "StopIteration": StopIteration,
+    "TimeoutError": TimeoutError,
+}
+
+
+def raising(function: Any, **options: Any) -> Any:
+    """Make a method `raising` of a function."""
+    return App().method("raising", **options)(function)
+
+
+def raising_handlers(make: Callable[[], BaseException]) -> dict[str, Any]:
+    """Return methods of every kind that raise, by kind; streams after an item."""
+
+    def plain(request: Request) -> None:
+        raise make()
+
+    async def task(request: Request) -> None:
+        raise make()
+
+    async def later(request: Request) -> None:
+        await asyncio.sleep(0)
+        raise make()
+
+    def awaitable(request: Request) -> Awaitable[None]:
+        return CallsLater(later(request))
+
+    def generator(request: Request) -> Iterator[int]:
+        yield 1
+        raise make()
+
+    async def stream(request: Request) -> AsyncIterator[int]:
+        yield 1
+        await asyncio.sleep(0)
+        raise make()
+
+    def thread(request: Request) -> None:
+        raise make()
+
+    kinds = (plain, task, later, awaitable, generator, stream, thread)
+    return {each.__name__: raising(each, thread=each is thread) for each in kinds}
+
+
+RAISING_KINDS = [*raising_handlers(Own)]
+# Nobody can tell a cancellation of the handler's own from that of the framework.
+RAISED_CUT = [each for each in RAISED if each != "CancelledError"]
+
+
+class Wrapping(Client):
+    """A client whose calls are wrapped."""
+
+    async def process_message(self, request: Request) -> Any:
+        """Run the call as it is."""
+        return await super().process_message(request)
+
+
+def raising_wire(handler: Any, factory: Any = None, on_error: Any = None) -> CallsWire:
+    """Make a wire with a method `raising`, beside `m.echo` and `m.asleep`."""
+    app = App()
+    app.client("/api")(factory or (lambda client: None))
+    if on_error is not None:
+        app.error(KeyError)(on_error)
+    for each in (handler, app.method(echo), app.method(asleep)):
+        app.module("m")(each)
+    return CallsWire(app).open()
+
+
+def ends_of(messages: list[Any]) -> list[tuple[Any, str]]:
+    """Return id, and code or event, of each terminal event; nothing may follow one."""
+    ends: list[tuple[Any, str]] = []
+    for message in messages:
+        assert message["request_id"] not in dict(ends), message
+        if message["event"] in {"result", "error"}:
+            is_error = message["event"] == "error"
+            end = message["data"]["code"] if is_error else "result"
+            ends.append((message["request_id"], end))
+    return ends
+
+
+class TestWhatHandlersRaise:
+    """Whatever a handler raises of its own making is `internal`, and logged."""
+
+    @staticmethod
+    async def check(wire: CallsWire, caplog: pytest.LogCaptureFixture) -> None:
+        """Call `m.raising` while another call waits; both calls must have one end."""
+        wire.call("m.asleep", "other")
+        wire.call("m.raising", "raising")
+        await wire_until(lambda: ends_of(wire.posted))
+        assert ends_of(wire.posted) == [("raising", "internal")]
+        assert wire.posted[-1]["data"]["message"] == "internal error"
+
+        wire.call("m.echo", "next")
+        wire.call("$.cancel", "cancel", request_id="other")
+        await wire.settled()
+        last = caplog.records[-1]
+
+        assert sorted(ends_of(wire.posted)) == [
+            ("cancel", "result"),
+            ("next", "result"),
+            ("other", "cancelled"),
+            ("raising", "internal"),
+        ]
+        assert {each.levelno for each in caplog.records} == {logging.ERROR}
+        assert last.message == "handler 'm.raising' failed"
+        assert last.exc_info is not None
+
+    @pytest.mark.parametrize("name", RAISED)
+    @pytest.mark.parametrize("kind", RAISING_KINDS)
+    async def test_kind_of_handler(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A handler of any kind may raise anything."""
+        handler = raising_handlers(RAISED[name])[kind]
+
+        await self.check(raising_wire(handler), caplog)
+
+        assert len(caplog.records) == 1
+
+    @pytest.mark.parametrize("name", RAISED)
+    @pytest.mark.parametrize("kind", RAISING_KINDS)
+    async def test_behind_process_message(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """It comes out of an overridden process_message in the same way."""
+        handler = raising_handlers(RAISED[name])[kind]
+
+        await self.check(raising_wire(handler, Wrapping), caplog)
+
+        assert len(caplog.records) == 1
+
+    @pytest.mark.parametrize("name", RAISED)
+    async def test_process_message(
+        self, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An overridden process_message may raise anything itself."""
+
+        class Failing(Client):
+            async def process_message(self, request: Request) -> Any:
+                if request.method == "raising":
+                    raise RAISED[name]()
+                return await super().process_message(request)
+
+        handler = raising_handlers(Own)["plain"]
+
+        await self.check(raising_wire(handler, Failing), caplog)
+
+        assert len(caplog.records) == 1
+
+    @pytest.mark.parametrize("name", RAISED)
+    async def test_error_function(
+        self, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A function of `@app.error` may raise anything, too."""
+
+        def missing(request: Request, exc: KeyError) -> Error:
+            raise RAISED[name]()
+
+        handler = raising_handlers(KeyError)["plain"]
+
+        await self.check(raising_wire(handler, on_error=missing), caplog)
+
+        assert [each.message for each in caplog.records][1:] == [
+            "handler 'm.raising' failed"
+        ]
+
+    @pytest.mark.parametrize("kind", ["def", "async def"])
+    async def test_result_of_a_cancelled_task(
+        self, kind: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The result of a task that was cancelled raises CancelledError: `internal`."""
+        task = asyncio.create_task(asyncio.sleep(LIMIT))
+        task.cancel()
+        await asyncio.wait([task])
+
+        def read(request: Request) -> Any:
+            return task.result()
+
+        async def read_async(request: Request) -> Any:
+            return task.result()
+
+        handler = raising(read if kind == "def" else read_async)
+
+        await self.check(raising_wire(handler), caplog)
+
+    async def test_await_of_a_cancelled_task(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A task that was cancelled by another one is no cancellation of the call."""
+        task = asyncio.create_task(asyncio.sleep(LIMIT))
+
+        async def wait(request: Request) -> None:
+            asyncio.get_running_loop().call_soon(task.cancel)
+            await task
+
+        await self.check(raising_wire(raising(wait)), caplog)
+
+    async def test_group_of_tasks(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A group whose task fails cancels the handler, and takes that back."""
+
+        async def fail() -> None:
+            raise Own
+
+        async def work(request: Request) -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fail())
+                await asyncio.sleep(LIMIT)
+
+        await self.check(raising_wire(raising(work)), caplog)
+
+    async def test_time_limit_of_its_own(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A time limit of the handler's own raises TimeoutError: `internal`."""
+
+        async def work(request: Request) -> None:
+            async with asyncio.timeout(0):
+                await asyncio.sleep(LIMIT)
+
+        await self.check(raising_wire(raising(work)), caplog)
+
+
+def cancel_myself() -> None:
+    """Cancel the task that this runs in."""
+    task: Any = asyncio.current_task()
+    task.cancel()
+
+
+class TestWhatOwnClassesRaise:
+    """Whatever the classic API's overrides raise ends a call, too, and no other one."""
+
+    @staticmethod
+    def requests(make: Callable[[], BaseException]) -> dict[str, type[Request]]:
+        """Return classes of requests that raise for `m.bad`, by kind."""
+
+        class Plain(Request):
+            def response(self, event: str, *data: Any, **fields: Any) -> Any:  # type: ignore[override]
+                if self.method == "bad":
+                    raise make()
+                return super().response(event, *data, **fields)
+
+        class Async(Request):
+            async def response(self, event: str, *data: Any, **fields: Any) -> Any:  # type: ignore[override]
+                await asyncio.sleep(0)
+                if self.method == "bad":
+                    raise make()
+                return super().response(event, *data, **fields)
+
+        return {each.__name__: each for each in (Plain, Async)}
+
+    @pytest.mark.parametrize("name", RAISED)
+    @pytest.mark.parametrize("kind", ["Plain", "Async"])
+    async def test_response(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A response of a request class's own may raise anything."""
+        app = make_app()
+        app.module("m")(app.method("bad")(lambda request: 5))
+        app.module("m")(app.method("good")(lambda request: 5))
+        wire = CallsWire(app, request=self.requests(RAISED[name])[kind]).open()
+
+        wire.call("m.bad")
+        wire.call("m.good", 2)
+        await wire.settled()
+
+        assert sorted(ends_of(wire.posted)) == [(1, "internal"), (2, "result")]
+        assert {each.levelname for each in caplog.records} == {"ERROR"}
+
+    @pytest.mark.parametrize("name", RAISED)
+    @pytest.mark.parametrize("kind", ["task", "generator", "plain"])
+    async def test_classic_method(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A classic method of any kind may raise anything."""
+
+        class EntityHandler(Handler):
+            @handler_method
+            async def task(self, request: Any) -> None:
+                await asyncio.sleep(0)
+                raise RAISED[name]()
+
+            @handler_method
+            def generator(self, request: Any) -> Generator[Any, Any, None]:
+                yield from asyncio.sleep(0).__await__()
+                raise RAISED[name]()
+
+            @handler_method
+            def plain(self, request: Any) -> None:
+                raise RAISED[name]()
+
+        server = Server(Request, {"api": Client}, {"entity": EntityHandler()})
+
+        async with classic_talk(server) as talk:
+            error = await talk.call(f"entity.{kind}")
+            answer = await talk.call("$.ping", 2)
+
+        assert (error_of(error)[0], result_of(answer)) == ("internal", {})
+        assert caplog.messages == [f"handler 'entity.{kind}' failed"]
+
+
+class TestHandlerThatCancelsItself:
+    """A handler that cancels its own task has one terminal event all the same."""
+
+    @staticmethod
+    def handlers() -> dict[str, Any]:
+        """Return handlers that cancel themselves and await, by kind."""
+
+        async def task(request: Request) -> None:
+            cancel_myself()
+            await asyncio.sleep(0)
+
+        async def late(request: Request) -> None:
+            await asyncio.sleep(0)
+            await task(request)
+
+        def awaitable(request: Request) -> Awaitable[None]:
+            return CallsLater(task(request))
+
+        async def stream(request: Request) -> AsyncIterator[int]:
+            yield 1
+            await task(request)
+
+        async def twice(request: Request) -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task(request)
+            await task(request)
+
+        return {each.__name__: each for each in (task, late, awaitable, stream, twice)}
+
+    @pytest.mark.parametrize("factory", [None, Wrapping], ids=["plain", "wrapped"])
+    @pytest.mark.parametrize("kind", ["task", "late", "awaitable", "stream", "twice"])
+    async def test_then_awaits(
+        self, kind: str, factory: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A handler that cancels itself and awaits is `internal`, and logged."""
+        wire = raising_wire(raising(self.handlers()[kind]), factory)
+
+        wire.call("m.raising")
+        wire.call("m.echo", 2)
+        await wire.settled()
+
+        assert sorted(ends_of(wire.posted)) == [(1, "internal"), (2, "result")]
+        assert caplog.messages == ["handler 'm.raising' failed"]
+
+    @pytest.mark.parametrize("factory", [None, Wrapping], ids=["plain", "wrapped"])
+    async def test_then_goes_on(self, factory: Any) -> None:
+        """One that swallows it has the result that it returns."""
+
+        async def work(request: Request) -> str:
+            cancel_myself()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+            return "done"
+
+        wire = raising_wire(raising(work), factory)
+
+        wire.call("m.raising")
+
+        assert await wire.settled() == [calls_event("raising", "result", "done")]
+
+    @pytest.mark.parametrize("is_behind", [False, True])
+    async def test_then_returns(self, is_behind: bool) -> None:
+        """One that returns at once has one end, also where its client is behind."""
+
+        async def work(request: Request) -> None:
+            cancel_myself()
+
+        wire = raising_wire(raising(work))
+        if is_behind:
+            wire.fall_behind()
+
+        wire.call("m.raising")
+        await wire.settled()
+
+        messages = [each for each in wire.posted if each != "writable"]
+        assert [each for each, _ in ends_of(messages)] == [1]
+
+    async def test_after_its_answer(self) -> None:
+        """One that has answered before gets no second end."""
+
+        async def work(request: Request) -> None:
+            request.response("result", 5)
+            cancel_myself()
+            await asyncio.sleep(0)
+
+        wire = raising_wire(raising(work))
+
+        wire.call("m.raising")
+
+        assert await wire.settled() == [calls_event("raising", "result", 5)]
+
+    async def test_cancelled_by_the_application(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A handler that the application cancels is `internal`: nobody asked for it."""
+        tasks: list[Any] = []
+
+        async def work(request: Request) -> None:
+            tasks.append(asyncio.current_task())
+            await asleep(request)
+
+        wire = raising_wire(raising(work))
+        wire.call("m.raising")
+        await asyncio.sleep(0)
+
+        tasks[0].cancel()
+        await wire.settled()
+
+        assert ends_of(wire.posted) == [(1, "internal")]
+        assert caplog.messages == ["handler 'm.raising' failed"]
+
+
+class Gates:
+    """What a handler in a thread waits for, and who waits for it."""
+
+    def __init__(self) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+        self.seen: list[Any] = []
+
+    async def until_begun(self) -> None:
+        """Wait until the thread has begun."""
+        assert await asyncio.to_thread(self.began.wait, LIMIT)
+
+    def wait(self) -> None:
+        """Tell that the thread has begun, and wait."""
+        self.began.set()
+        assert self.go_on.wait(LIMIT)
+
+
+class TestThreads:
+    """Handlers in worker threads keep the order of a call's events."""
+
+    @staticmethod
+    def chatter(limit: float | None, ends: list[threading.Event]) -> CallsWire:
+        """Make a wire whose `m.chatter` sends events all the time, until it may end."""
+        app = make_app(max_in_flight=1000)
+
+        @app.module("m")
+        @app.method(thread=True, timeout=limit)
+        def chatter(request: Request, at: int, end: str) -> Any:
+            request.response("note")
+            while not ends[at].is_set():
+                request.response("note")
+            if end == "own":
+                request.response("result", "own")
+            if end == "fails":
+                raise Own
+            return object() if end == "unwritable" else None
+
+        return CallsWire(app).open()
+
+    @pytest.mark.parametrize("end", ["own", "fails", "unwritable", "returns"])
+    @pytest.mark.parametrize("limit", [None, 0.001])
+    async def test_no_event_after_the_end(
+        self, end: str, limit: float | None, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Calls that are cancelled, or time out, while they send: one end, the last."""
+        rounds, width = 10, 4
+        ends = [threading.Event() for _ in range(rounds * width)]
+        wire = self.chatter(limit, ends)
+
+        for first in range(0, rounds * width, width):
+            batch = range(first, first + width)
+            for at in batch:
+                wire.call("m.chatter", at, at=at, end=end)
+            await wire_until(lambda: wire.posted)
+            for at in batch:
+                # Every other one ends by itself, at about the same time.
+                if at % 2:
+                    ends[at].set()
+                wire.call("$.cancel", None, request_id=at)
+                ends[at].set()
+            await wire.settled()
+
+        assert sorted(at for at, _ in ends_of(wire.posted)) == [*range(rounds * width)]
+
+    @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+    @pytest.mark.parametrize("factory", [None, Wrapping], ids=["plain", "wrapped"])
+    async def test_exit(
+        self,
+        factory: Any,
+        kind: type[BaseException],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A thread can't end the server: that is `internal`, and logged."""
+
+        def leave(request: Request) -> None:
+            raise kind
+
+        wire = raising_wire(raising(leave, thread=True), factory)
+
+        await TestWhatHandlersRaise.check(wire, caplog)
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    async def test_own_send_message(self, is_async: bool) -> None:
+        """A client's own send_message changes nothing about the order of events."""
+
+        class Plain(Client):
+            def send_message(self, *parts: Any, **data: Any) -> Any:
+                return super().send_message(*parts, **data)
+
+        class Async(Client):
+            async def send_message(self, *parts: Any, **data: Any) -> Any:
+                await asyncio.sleep(0)
+                await super().send_message(*parts, **data)
+
+        app, is_over = App(), threading.Event()
+        app.client("/api")(Async if is_async else Plain)
+
+        @app.module("m")
+        @app.method(thread=True)
+        def chatter(request: Request) -> None:
+            while not is_over.is_set():
+                request.response("note")
+                is_over.wait(0.0001)
+
+        wire = CallsWire(app).open()
+
+        for each in range(4):
+            wire.call("m.chatter", each)
+        await wire_until(lambda: len(wire.posted) > 20)
+        for each in range(4):
+            wire.call("$.cancel", None, request_id=each)
+        await turns()
+        is_over.set()
+        await wire.settled()
+
+        assert sorted(ends_of(wire.posted)) == [(at, "cancelled") for at in range(4)]
+
+    async def test_answer_and_timeout_at_once(self) -> None:
+        """Calls that answer by themselves as they time out have one end, the last."""
+        app = make_app(max_in_flight=1000)
+
+        @app.module("m")
+        @app.method(thread=True, timeout=0.001)
+        def work(request: Request, laps: int) -> None:
+            for _ in range(laps):
+                request.response("note")
+            request.response("result")
+
+        wire = CallsWire(app).open()
+
+        for each in range(100):
+            wire.call("m.work", each, laps=each)
+        await wire.settled()
+
+        assert sorted(at for at, _ in ends_of(wire.posted)) == [*range(100)]
+
+    @pytest.mark.parametrize("answer", ["returned", "result", "error", "note"])
+    async def test_unwritable_answer_and_timeout(
+        self, answer: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A timeout that falls while an unwritable answer is written is the end."""
+        gates, (thread, loops) = Gates(), (threading.get_ident(), [0])
+
+        def dumps(value: Any) -> bytes:
+            data = value["data"]
+            if data in ("bad", {"code": "odd", "message": "bad"}):
+                if threading.get_ident() == thread:
+                    loops[0] += 1
+                else:
+                    gates.wait()
+                raise TypeError("bad")
+            return json.dumps(value).encode()
+
+        app = make_app(dumps=dumps)
+
+        @app.module("m")
+        @app.method(thread=True, timeout=0.05)
+        def work(request: Request) -> Any:
+            if answer == "returned":
+                gates.wait()
+                return "bad"
+            if answer == "error":
+                request.response("error", code="odd", message="bad")
+            return request.response(answer, "bad")
+
+        wire = CallsWire(app).open()
+
+        wire.call("m.work")
+        await gates.until_begun()
+        await wire.sent(1)
+        gates.go_on.set()
+        await wire.settled()
+
+        assert ends_of(wire.posted) == [(1, "timeout")]
+        assert loops == [0]
+
+    @pytest.mark.parametrize("answer", ["returned", "result", "error", "note"])
+    async def test_unwritable_answer(
+        self, answer: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An answer that can't be written is `internal`, once."""
+        app = make_app()
+
+        @app.module("m")
+        @app.method(thread=True)
+        def work(request: Request) -> Any:
+            if answer == "returned":
+                return object()
+            if answer == "error":
+                request.response("error", code="odd", message=object())
+            return request.response(answer, object())
+
+        wire = CallsWire(app).open()
+
+        wire.call("m.work")
+        await wire.settled()
+
+        assert ends_of(wire.posted) == [(1, "internal")]
+        assert len(caplog.records) == 1
+
+    @pytest.mark.parametrize("event", ["result", "error"])
+    @pytest.mark.parametrize("second", ["note", "result", "error"])
+    async def test_response_after_its_own_answer(self, event: str, second: str) -> None:
+        """After its own answer a further response raises in the worker, at once."""
+        gates = Gates()
+        fields = {"code": "odd", "message": "not today"}
+
+        @App().method(thread=True)
+        def work(request: Request) -> None:
+            gates.wait()
+            request.response(event, fields)
+            try:
+                request.response(second, fields)
+            except RuntimeError as exc:
+                gates.seen.append(str(exc))
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+        await gates.until_begun()
+        gates.go_on.set()
+        await wire.settled()
+
+        assert wire.posted == [calls_event("work", event, fields)]
+        assert gates.seen == [
+            f"call 'm.work' has ended, but {second!r} is sent; send nothing after "
+            f"'result' or 'error'"
+        ]
+
+    async def test_value_after_its_own_answer(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What it still returns is dropped, with a warning."""
+
+        @App().method(thread=True)
+        def work(request: Request) -> int:
+            request.response("result", 1)
+            return 2
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [calls_event("work", "result", 1)]
+        assert caplog.messages == [
+            "what handler 'm.work' returned after it had answered is dropped"
+        ]
+
+    async def test_response_after_a_timeout(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What it says after its timeout is dropped, and no error: it can't know."""
+        gates = Gates()
+
+        @App().method(thread=True, timeout=0.01)
+        def work(request: Request) -> int:
+            gates.wait()
+            request.response("note")
+            request.response("result", 1)
+            gates.seen.append("said")
+            return 2
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+        await wire.sent(1)
+        gates.go_on.set()
+        await wire.settled()
+
+        assert ends_of(wire.posted) == [(1, "timeout")]
+        assert (gates.seen, caplog.messages) == (["said"], [])
+
+
+class TestWhatIsRaisedAfterTheEnd:
+    """What a handler raises once its call was cut off is logged, and no more."""
+
+    @staticmethod
+    def handlers(make: Callable[[], BaseException], gates: Gates) -> dict[str, Any]:
+        """Return methods that raise while they clean up, by kind."""
+
+        async def task(request: Request) -> None:
+            try:
+                await asleep(request)
+            finally:
+                raise make()
+
+        async def stream(request: Request) -> AsyncIterator[int]:
+            yield 1
+            await task(request)
+
+        async def paused_stream(request: Request) -> AsyncIterator[int]:
+            try:
+                while True:
+                    yield 1
+            finally:
+                raise make()
+
+        def thread(request: Request) -> None:
+            gates.wait()
+            raise make()
+
+        kinds = (task, stream, paused_stream, thread)
+        return {each.__name__: raising(each, thread=each is thread) for each in kinds}
+
+    @pytest.mark.parametrize("name", RAISED_CUT)
+    @pytest.mark.parametrize("kind", ["task", "stream", "paused_stream", "thread"])
+    async def test_cut_off(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A call that was cancelled has had its end; what it raises then is logged."""
+        gates = Gates()
+        wire = raising_wire(self.handlers(RAISED[name], gates)[kind])
+        call = {"module": "m", "method": "raising", "data": {}, "request_id": 1}
+        wire.read({**call, "items": 1})
+        if kind == "thread":
+            await gates.until_begun()
+        await turns()
+
+        wire.call("$.cancel", 2, request_id=1)
+        gates.go_on.set()
+        await wire.settled()
+
+        assert ends_of(wire.posted) == [(1, "cancelled"), (2, "result")]
+        assert [(each.levelname, each.message) for each in caplog.records] == [
+            ("ERROR", "handler 'm.raising', which was cut off, failed")
+        ]
+
+    @pytest.mark.parametrize("name", RAISED)
+    async def test_answered(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        """A call that has answered by itself has had its end, too."""
+
+        async def work(request: Request) -> None:
+            request.response("result", 5)
+            raise RAISED[name]()
+
+        wire = raising_wire(raising(work))
+
+        wire.call("m.raising")
+        await wire.settled()
+
+        assert wire.posted == [calls_event("raising", "result", 5)]
+        assert caplog.messages[0] == "handler 'm.raising' failed"
+
+
+class TestCodecThatFails:
+    """Whatever an application's own codec raises is `internal`."""
+
+    @pytest.mark.parametrize("name", RAISED)
+    @pytest.mark.parametrize("kind", ["plain", "task", "stream", "thread"])
+    async def test_dumps(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What dumps raises ends the call that it was for, and no other one."""
+
+        def dumps(value: Any) -> str:
+            if value["data"] == "bad":
+                raise RAISED[name]()
+            return json.dumps(value)
+
+        def plain(request: Request) -> str:
+            return "bad"
+
+        async def task(request: Request) -> str:
+            return "bad"
+
+        def stream(request: Request) -> Iterator[str]:
+            yield "bad"
+
+        def thread(request: Request) -> str:
+            return "bad"
+
+        handlers = {each.__name__: each for each in (plain, task, stream, thread)}
+        app = make_app(dumps=dumps)
+        app.module("m")(app.method(kind, thread=kind == "thread")(handlers[kind]))
+        wire = CallsWire(app).open()
+
+        wire.call(f"m.{kind}")
+        wire.call("$.ping", 2)
+        await wire.settled()
+
+        assert sorted(ends_of(wire.posted)) == [(1, "internal"), (2, "result")]
+        assert len(caplog.records) == 1
+
+
+def look_and_set(value: str) -> str:
+    """Return what the variable was, and set it."""
+    before = VALUE.get()
+    VALUE.set("leaked")
+    return before
+
+
+Looked = typing.Annotated[str, pydantic.AfterValidator(look_and_set)]
+
+
+class TestContextOfChecks:
+    """Validators and error functions are part of the call whose they are."""
+
+    @staticmethod
+    def app(handler: Any) -> App:
+        """Make an app whose connections set the variable in on_connecting."""
+        app = App()
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            VALUE.set("tenant")
+
+        app.module("m")(handler)
+        return app
+
+    @pytest.mark.parametrize("kind", ["plain", "task", "stream", "thread"])
+    async def test_validator(self, kind: str) -> None:
+        """A validator sees what on_connecting set; what it sets no later call sees."""
+
+        def plain(request: Request, value: Looked) -> str:
+            return value
+
+        async def task(request: Request, value: Looked) -> str:
+            return value
+
+        def stream(request: Request, value: Looked) -> Iterator[str]:
+            yield value
+
+        def thread(request: Request, value: Looked) -> str:
+            return value
+
+        handlers = {each.__name__: each for each in (plain, task, stream, thread)}
+        app = self.app(App().method("m", thread=kind == "thread")(handlers[kind]))
+
+        async with talking(app) as talk:
+            answers = [await talk.call("m.m", value="")]
+            if kind == "stream":
+                await talk.receive()
+            answers.append(await talk.call("m.m", value=""))
+
+        assert [each["data"] for each in answers] == ["tenant", "tenant"]
+
+    @pytest.mark.parametrize("kind", RAISING_KINDS)
+    async def test_error_function(self, kind: str) -> None:
+        """An error function sees it, too, and what it sets no later call sees."""
+        app = self.app(raising_handlers(KeyError)[kind])
+        app.error(KeyError)(lambda request, exc: Error("odd", look_and_set("")))
+
+        async with talking(app) as talk:
+            seen = list[Any]()
+            while len(seen) < 2:
+                answer = await talk.call("m.raising")
+                if answer["event"] == "item":
+                    answer = await talk.receive()
+                seen.append(error_of(answer))
+
+        assert seen == [("odd", "tenant")] * 2
+
+
+class SendingPlainly(Client):
+    """A client with a send_message of its own."""
+
+    def send_message(self, *parts: Any, **data: Any) -> Any:
+        """Send, but nothing that is bad."""
+        if data.get("bad"):
+            raise ValueError("bad")
+        return super().send_message(*parts, **data)
+
+
+class SendingAsync(Client):
+    """The same as a coroutine."""
+
+    async def send_message(self, *parts: Any, **data: Any) -> Any:
+        """Send, but nothing that is bad."""
+        await asyncio.sleep(0)
+        if data.get("bad"):
+            raise ValueError("bad")
+        await super().send_message(*parts, **data)
+
+
+class TestOwnSendMessageThatFails:
+    """A client's own send_message that raises ends the call once, with `internal`."""
+
+    FACTORIES: ClassVar = [SendingPlainly, SendingAsync]
+
+    @staticmethod
+    def handlers() -> dict[str, Any]:
+        """Return handlers that answer by themselves, with what can't be sent."""
+
+        async def task(request: Request) -> None:
+            await request.response("result", bad=True)
+
+        def plain(request: Request) -> Any:
+            return request.response("result", bad=True)
+
+        async def error(request: Request) -> None:
+            await request.response("error", code="odd", message="no", bad=True)
+
+        def thread(request: Request) -> None:
+            request.response("result", bad=True)
+
+        kinds = (task, plain, error, thread)
+        return {each.__name__: raising(each, thread=each is thread) for each in kinds}
+
+    @pytest.mark.parametrize("factory", FACTORIES)
+    @pytest.mark.parametrize("kind", ["task", "plain", "error", "thread"])
+    async def test_own_answer(self, kind: str, factory: Any) -> None:
+        """A handler's own answer that fails is followed by `internal`."""
+        wire = raising_wire(self.handlers()[kind], factory)
+
+        wire.call("m.raising")
+        await wire.settled()
+        await turns()
+
+        assert ends_of(wire.posted) == [(1, "internal")]
+
+    @pytest.mark.parametrize("factory", FACTORIES)
+    @pytest.mark.parametrize("bad", [{"bad": True}, {"set": {1}}], ids=["own", "JSON"])
+    async def test_item(self, bad: Any, factory: Any) -> None:
+        """An item that fails is the end of its stream."""
+
+        async def stream(request: Request) -> AsyncIterator[Any]:
+            yield {"item": 1}
+            yield bad
+
+        wire = raising_wire(raising(stream), factory)
+
+        wire.call("m.raising")
+        await wire.settled()
+
+        assert ends_of(wire.posted) == [(1, "internal")]
+        assert [each["event"] for each in wire.posted] == ["item", "error"]
+
+
+FORKED = """
+import asyncio, os, signal, sys
+from wsappy import App
+
+def make_app():
+    app = App()
+    app.client("/api")(lambda client: None)
+
+    @app.module("m")
+    @app.method(thread=True)
+    def work(request, value: int):
+        return value
+
+    return app
+
+app = make_app()
+
+async def visit(app, value):
+    async with app.test_client("/api") as api:
+        calls = [api.call("m", "work", value=value) for _ in range(8)]
+        assert await asyncio.gather(*calls) == [value] * 8
+        if "inside" in sys.argv and value == 1:
+            fork()
+
+def fork():
+    if os.fork() == 0:
+        signal.alarm(8)
+        asyncio._set_running_loop(None)
+        asyncio.run(visit(app if "same" in sys.argv else make_app(), 2))
+        print("answered", flush=True)
+        os._exit(0)
+    print(os.wait()[1], flush=True)
+
+asyncio.run(visit(app, 1))
+if "inside" not in sys.argv:
+    fork()
+"""
+
+
+class TestForkedProcess:
+    """Worker threads in the child of a process that has used some."""
+
+    @pytest.mark.parametrize("when", ["inside", "afterwards"])
+    @pytest.mark.parametrize("which", ["same", "new"])
+    async def test_child(self, when: str, which: str) -> None:
+        """The child serves an app, and its `thread=True` handlers answer."""
+        command = [sys.executable, "-W", "ignore", "-c", FORKED, when, which]
+
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=2 * LIMIT
+        )
+
+        assert (done.stdout.split(), done.stderr) == (["answered", "0"], "")
+
+
+VALUE: contextvars.ContextVar[str] = contextvars.ContextVar("VALUE", default="none")
+
+
+class TestContextOfCalls:
+    """Each call runs in a copy of its connection's context."""
+
+    @staticmethod
+    def setters() -> dict[str, Any]:
+        """Return handlers of every kind that set the variable and read it again."""
+
+        def plain(request: Request) -> str:
+            VALUE.set("plain")
+            return VALUE.get()
+
+        async def task(request: Request) -> str:
+            VALUE.set("task")
+            await asyncio.sleep(0)
+            return VALUE.get()
+
+        def awaitable(request: Request) -> Awaitable[str]:
+            VALUE.set("awaitable")
+            return calls_later(VALUE.get())
+
+        def generator(request: Request) -> Iterator[str]:
+            VALUE.set("generator")
+            yield VALUE.get()
+            yield VALUE.get()
+
+        async def stream(request: Request) -> AsyncIterator[str]:
+            VALUE.set("stream")
+            yield VALUE.get()
+            await asyncio.sleep(0)
+            yield VALUE.get()
+
+        def thread(request: Request) -> str:
+            VALUE.set("thread")
+            return VALUE.get()
+
+        kinds = (plain, task, awaitable, generator, stream, thread)
+        return {
+            each.__name__: App().method(thread=each is thread)(each) for each in kinds
+        }
+
+    @staticmethod
+    def readers() -> dict[str, Any]:
+        """Return handlers of every kind that read the variable."""
+
+        def read_plain(request: Request) -> str:
+            return VALUE.get()
+
+        async def read_task(request: Request) -> str:
+            return VALUE.get()
+
+        def read_stream(request: Request) -> Iterator[str]:
+            yield VALUE.get()
+
+        def read_thread(request: Request) -> str:
+            return VALUE.get()
+
+        kinds = (read_plain, read_task, read_stream, read_thread)
+        return {
+            each.__name__: App().method(thread=each is read_thread)(each)
+            for each in kinds
+        }
+
+    @pytest.mark.parametrize("factory", [None, Wrapping], ids=["plain", "wrapped"])
+    @pytest.mark.parametrize(
+        "kind", ["plain", "task", "awaitable", "generator", "stream", "thread"]
+    )
+    async def test_later_calls(self, kind: str, factory: Any) -> None:
+        """What a handler of any kind sets it sees itself, and no later call does."""
+        app = App()
+        app.client("/api")(factory or (lambda client: None))
+        for handler in [self.setters()[kind], *self.readers().values()]:
+            app.module("m")(handler)
+        wire = CallsWire(app).open()
+
+        wire.call(f"m.{kind}", "set")
+        await wire.settled()
+        for name in self.readers():
+            wire.call(f"m.{name}", name)
+        await wire.settled()
+
+        values = {
+            (each["request_id"], each["data"]) for each in wire.posted if each["data"]
+        }
+        assert values == {("set", kind), *((name, "none") for name in self.readers())}
+        assert VALUE.get() == "none"
+
+    async def test_calls_of_one_read(self) -> None:
+        """Calls that run side by side see nothing of each other."""
+
+        async def work(request: Request, value: str) -> str:
+            before = VALUE.get()
+            VALUE.set(value)
+            await asyncio.sleep(0)
+            return f"{before} {VALUE.get()}"
+
+        wire = calls_wire(work)
+
+        for each in "ab":
+            wire.call("m.work", each, value=each)
+        await wire.settled()
+
+        answers = sorted(each["data"] for each in wire.posted)
+        assert answers == ["none a", "none b"]
+
+    async def test_task_of_a_handler(self) -> None:
+        """A task that a handler started keeps its copy, after the call has ended."""
+        gate, tasks = asyncio.Event(), list[asyncio.Task[str]]()
+
+        async def look() -> str:
+            await gate.wait()
+            return VALUE.get()
+
+        def work(request: Request, value: str) -> None:
+            VALUE.set(value)
+            tasks.append(asyncio.get_running_loop().create_task(look()))
+
+        wire = calls_wire(work)
+
+        for each in "ab":
+            wire.call("m.work", value=each)
+        gate.set()
+
+        assert await asyncio.gather(*tasks) == ["a", "b"]
+
+
 # --- 5. Connections ----------------------------------------------------------
 
 FIN, TEXT, BINARY, CONT, CLOSE, PING, PONG = 0x80, 1, 2, 0, 8, 9, 10
@@ -6959,6 +8096,473 @@ class TestRawMessages:
         assert steps.index("turn after a") < steps.index("j")
 
 
+class Waving(Client):
+    """A client that tells when it leaves."""
+
+    told: Told
+
+    async def on_disconnected(self) -> None:
+        """Tell."""
+        self.told("gone")
+
+
+def raising_clients(make: Callable[[], BaseException]) -> dict[str, Any]:
+    """Return what an app may have as client, by kind, each of which keeps all out."""
+
+    def function(client: Client) -> None:
+        raise make()
+
+    async def async_function(client: Client) -> None:
+        await asyncio.sleep(0)
+        raise make()
+
+    async def generator(client: Client) -> AsyncIterator[None]:
+        raise make()
+        yield
+
+    class InInit(Client):
+        def __init__(self, *parts: Any) -> None:
+            raise make()
+
+    class Connecting(Client):
+        async def on_connecting(self, **params: Any) -> None:
+            await asyncio.sleep(0)
+            raise make()
+
+    class PlainConnecting(Client):
+        def on_connecting(self, **params: Any) -> Any:
+            raise make()
+
+    kinds = (function, async_function, generator, InInit, Connecting, PlainConnecting)
+    return {each.__name__: each for each in kinds}
+
+
+RAISED_BY_HOOKS = [each for each in RAISED if each != "Refused"]
+RAISED_BY_GOODBYES = [each for each in RAISED_BY_HOOKS if each != "ConnectionClosed"]
+
+
+class TestWhatHooksRaise:
+    """Whatever a hook raises of its own making is a bug: logged, and no more."""
+
+    @pytest.mark.parametrize("name", RAISED_BY_HOOKS)
+    @pytest.mark.parametrize("kind", raising_clients(Own))
+    async def test_on_connecting(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What keeps a client out is HTTP 500; a browser is closed with 1011."""
+        app = App()
+        app.client("/api")(raising_clients(RAISED[name])[kind])
+
+        async with asyncio.timeout(LIMIT):
+            answer = await shake_by_hand(app)
+            closed = await close_of_browser(app)
+
+        assert answer == (500, "internal error")
+        assert closed == (1011, "internal error")
+        assert caplog.messages == ["on_connecting failed"] * 2
+        assert app.stats()["clients"] == 0
+
+    @pytest.mark.parametrize("name", RAISED_BY_HOOKS)
+    @pytest.mark.parametrize("hook", ["on_connected", "on_message"])
+    @pytest.mark.parametrize("is_async", [True, False])
+    async def test_open_connection(
+        self, is_async: bool, hook: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """on_connected and on_message end the connection with 1011."""
+
+        def plain(client: Client, *message: Any) -> None:
+            raise RAISED[name]()
+
+        async def task(client: Client, *message: Any) -> None:
+            await asyncio.sleep(0)
+            raise RAISED[name]()
+
+        app, told = App(), Told()
+        attributes = {"told": told, hook: task if is_async else plain}
+        app.client("/api")(type("Failing", (Waving,), attributes))
+
+        async with talking(app) as talk:
+            with contextlib.suppress(ConnectionClosed):
+                await talk.send("x")
+            closed = await talk.closed()
+            await told.until("gone")
+
+        assert closed == (1011, "internal error")
+        assert caplog.messages == [f"{hook} failed"]
+
+    # The connection is closed by then: ConnectionClosed is no bug.
+    @pytest.mark.parametrize("name", RAISED_BY_GOODBYES)
+    @pytest.mark.parametrize("kind", ["generator", "method", "plain method"])
+    async def test_on_disconnected(
+        self, kind: str, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What on_disconnected raises is logged; the client is gone, others stay."""
+        app = App()
+
+        @app.client("/generator")
+        async def generator(client: Client) -> AsyncIterator[None]:
+            yield
+            raise RAISED[name]()
+
+        @app.client("/method")
+        class Failing(Client):
+            async def on_disconnected(self) -> None:
+                await asyncio.sleep(0)
+                raise RAISED[name]()
+
+        @app.client("/plain method")
+        class PlainFailing(Client):
+            def on_disconnected(self) -> Any:
+                raise RAISED[name]()
+
+        app.client("/api")(lambda client: None)
+
+        async with talking(app) as talk:
+            url = f"ws://127.0.0.1:{talk.ws.remote_address[1]}/{kind}"
+            async with ws_connect(url.replace(" ", "%20"), proxy=None) as ws:
+                await Talk(ws).call("$.ping")
+            await wire_until(lambda: app.stats()["clients"] == 1)
+            answer = await talk.call("$.ping")
+
+        assert result_of(answer) == {}
+        assert caplog.messages == ["on_disconnected failed"]
+
+    @pytest.mark.parametrize("name", RAISED_BY_HOOKS)
+    @pytest.mark.parametrize("is_async", [True, False])
+    async def test_page(
+        self, is_async: bool, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What a page raises is HTTP 500."""
+        app = make_app()
+
+        def plain(request: Any) -> str:
+            raise RAISED[name]()
+
+        async def task(request: Any) -> str:
+            await asyncio.sleep(0)
+            raise RAISED[name]()
+
+        page = app.http("/page")(task if is_async else plain)
+
+        answer = await ask_by_hand(app, "/page")
+
+        assert answer == (500, "internal error")
+        assert caplog.messages == [f"page {describe(page)} failed"]
+
+    async def test_result_of_a_cancelled_task(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The result of a task that was cancelled ends on_connected with 1011."""
+        app = App()
+        task = asyncio.create_task(asyncio.sleep(LIMIT))
+        task.cancel()
+        await asyncio.wait([task])
+
+        @app.client("/api")
+        class Reading(Client):
+            async def on_connected(self) -> None:
+                task.result()
+
+        async with talking(app) as talk:
+            assert await talk.closed() == (1011, "internal error")
+        assert caplog.messages == ["on_connected failed"]
+
+
+def set_in(client: Client, hook: str) -> None:
+    """Set the variable in the hook that `?set=` names."""
+    if client.query.get("set") == hook:
+        VALUE.set(hook)
+
+
+class Setting(Waving):
+    """A client that sets the variable in its hooks, and tells what they see."""
+
+    async def on_connecting(self, **params: Any) -> None:
+        """Set it."""
+        await asyncio.sleep(0)
+        set_in(self, "on_connecting")
+
+    async def on_connected(self) -> None:
+        """Look, and set it."""
+        self.told(VALUE.get())
+        set_in(self, "on_connected")
+
+    async def on_disconnected(self) -> None:
+        """Look."""
+        self.told(VALUE.get())
+        self.told("gone")
+
+
+class RawSetting(Setting):
+    """The same, on a route with its own messages."""
+
+    async def on_message(self, message: str | bytes) -> None:
+        """Look."""
+        self.told(VALUE.get())
+        await self.connection.send(message)
+
+
+class TestHookThatCancelsItself:
+    """A hook that cancels its own task and awaits is a bug like any other."""
+
+    @pytest.mark.parametrize("kind", ["function", "class"])
+    async def test_on_connecting(
+        self, kind: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An on_connecting that cancels its own task is a bug like any other."""
+        app = App()
+
+        async def function(client: Client) -> None:
+            cancel_myself()
+            await asyncio.sleep(0)
+
+        class Connecting(Client):
+            async def on_connecting(self, **params: Any) -> None:
+                await function(self)
+
+        app.client("/api")(function if kind == "function" else Connecting)
+
+        async with asyncio.timeout(LIMIT):
+            answer = await shake_by_hand(app)
+            closed = await close_of_browser(app)
+
+        assert answer == (500, "internal error")
+        assert closed == (1011, "internal error")
+        assert caplog.messages == ["on_connecting failed"] * 2
+
+    @pytest.mark.parametrize("hook", ["on_connected", "on_message"])
+    async def test_open_connection(
+        self, hook: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Another hook that cancels its own task ends the connection with 1011."""
+
+        async def cancel(client: Client, *message: Any) -> None:
+            cancel_myself()
+            await asyncio.sleep(0)
+
+        app, told = App(), Told()
+        app.client("/api")(type("Failing", (Waving,), {"told": told, hook: cancel}))
+
+        async with talking(app) as talk:
+            with contextlib.suppress(ConnectionClosed):
+                await talk.send("x")
+            closed = await talk.closed()
+            await told.until("gone")
+
+        assert closed == (1011, "internal error")
+        assert caplog.messages == [f"{hook} failed"]
+
+    async def test_on_disconnected(self, caplog: pytest.LogCaptureFixture) -> None:
+        """That of on_disconnected is logged, and the client is gone."""
+        app = make_app()
+
+        @app.client("/leaving")
+        class Leaving(Client):
+            async def on_disconnected(self) -> None:
+                cancel_myself()
+                await asyncio.sleep(0)
+
+        async with talking(app) as talk:
+            url = f"ws://127.0.0.1:{talk.ws.remote_address[1]}/leaving"
+            async with ws_connect(url, proxy=None) as ws:
+                await Talk(ws).call("$.ping")
+            await wire_until(lambda: app.stats()["clients"] == 1)
+
+        assert caplog.messages == ["on_disconnected failed"]
+
+
+class TestContextOfHooks:
+    """What the hooks of a connection set, all that comes later on it sees."""
+
+    @staticmethod
+    def app(told: Told) -> App:
+        """Make an app whose clients set the variable in the hook that `?set=` names."""
+        app = App()
+
+        @app.client("/function")
+        def function(client: Client) -> None:
+            set_in(client, "on_connecting")
+
+        @app.client("/async function")
+        async def async_function(client: Client) -> None:
+            await asyncio.sleep(0)
+            set_in(client, "on_connecting")
+
+        @app.client("/generator")
+        async def generator(client: Client) -> AsyncIterator[None]:
+            set_in(client, "on_connecting")
+            yield
+            told(VALUE.get())
+            told("gone")
+
+        app.client("/class")(type("Setter", (Setting,), {"told": told}))
+        app.client("/raw")(type("RawSetter", (RawSetting,), {"told": told}))
+        for reader in TestContextOfCalls.readers().values():
+            app.module("m")(reader)
+        return app
+
+    async def values_of(self, talk: Talk) -> list[str]:
+        """Return what handlers of each kind see, in order."""
+        values = []
+        for name in TestContextOfCalls.readers():
+            answer = await talk.call(f"m.{name}")
+            values.append(answer["data"])
+            if answer["event"] == "item":
+                assert result_of(await talk.receive()) == {}
+        return values
+
+    @pytest.mark.parametrize("path", ["function", "async%20function", "generator"])
+    async def test_function(self, path: str) -> None:
+        """What a client function sets, all handlers see."""
+        app = self.app(Told())
+
+        async with talking(app, f"/{path}?set=on_connecting") as talk:
+            values = await self.values_of(talk)
+
+        assert values == ["on_connecting"] * 4
+
+    async def test_function_with_yield(self) -> None:
+        """What it sets before its yield it sees after it."""
+        told = Told()
+        app = self.app(told)
+
+        async with talking(app, "/generator?set=on_connecting"):
+            pass
+
+        assert await told.until("gone") == ["on_connecting", "gone"]
+
+    @pytest.mark.parametrize(
+        ("hook", "before"),
+        [("on_connecting", "on_connecting"), ("on_connected", "none")],
+    )
+    async def test_class(self, hook: str, before: str) -> None:
+        """What a hook sets, all later handlers and hooks of the connection see."""
+        told = Told()
+        app = self.app(told)
+
+        async with talking(app, f"/class?set={hook}") as talk:
+            values = await self.values_of(talk)
+        seen = await told.until("gone")
+
+        assert (values, seen) == ([hook] * 4, [before, hook, "gone"])
+
+    @pytest.mark.parametrize("hook", ["on_connecting", "on_connected"])
+    async def test_on_message(self, hook: str) -> None:
+        """on_message sees it, too."""
+        told = Told()
+        app = self.app(told)
+
+        async with talking(app, f"/raw?set={hook}") as talk:
+            await talk.send("x")
+            await talk.ws.recv()
+        seen = await told.until("gone")
+
+        assert seen[1:] == [hook, hook, "gone"]
+
+    async def test_call_that_was_held(self) -> None:
+        """A call that waited for on_connected sees what that set."""
+        app, is_free = App(), asyncio.Event()
+
+        @app.client("/api")
+        class Slow(Client):
+            async def on_connected(self) -> None:
+                await is_free.wait()
+                VALUE.set("connected")
+
+        for reader in TestContextOfCalls.readers().values():
+            app.module("m")(reader)
+
+        async with talking(app) as talk:
+            await talk.send({"module": "m", "method": "read_plain", "request_id": 1})
+            await talk.send({"module": "m", "method": "read_task", "request_id": 2})
+            await talk.call("$.ping")
+            is_free.set()
+            answers = [result_of(await talk.receive()) for _ in range(2)]
+
+        assert answers == ["connected", "connected"]
+
+    async def test_what_a_held_call_sets(self) -> None:
+        """What a call sets that waited for on_connected, no later call sees."""
+        app, is_free = App(), asyncio.Event()
+
+        @app.client("/api")
+        class Slow(Client):
+            async def on_connected(self) -> None:
+                await is_free.wait()
+
+        setters, readers = TestContextOfCalls.setters(), TestContextOfCalls.readers()
+        app.module("m")(setters["plain"])
+        app.module("m")(readers["read_plain"])
+
+        async with talking(app) as talk:
+            await talk.send({"module": "m", "method": "plain", "request_id": 1})
+            await talk.call("$.ping")
+            is_free.set()
+            await talk.receive()
+            answer = await talk.call("m.read_plain")
+
+        assert result_of(answer) == "none"
+
+    @pytest.mark.parametrize("path", ["function", "generator", "class"])
+    async def test_other_connections(self, path: str) -> None:
+        """Another connection sees nothing of it, whether it comes before or after."""
+        app = self.app(Told())
+
+        async with talking(app, "/class") as before:
+            base = f"ws://127.0.0.1:{before.ws.remote_address[1]}/{path}"
+            async with (
+                ws_connect(f"{base}?set=on_connecting", proxy=None) as setter,
+                ws_connect(base, proxy=None) as after,
+            ):
+                first = await self.values_of(Talk(setter))
+                others = [await self.values_of(each) for each in (before, Talk(after))]
+
+        assert first == ["on_connecting"] * 4
+        assert others == [["none"] * 4] * 2
+
+    async def test_lifespan(self) -> None:
+        """What the lifespan sets nobody sees but itself."""
+        told = Told()
+        app = self.app(told)
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            VALUE.set("lifespan")
+            yield
+            told(f"its own {VALUE.get()}")
+
+        async with talking(app, "/class") as talk:
+            values = await self.values_of(talk)
+        outside = VALUE.get()
+
+        assert (values, outside) == (["none"] * 4, "none")
+        assert told.steps == ["none", "none", "gone", "its own lifespan"]
+
+    async def test_task_of_a_hook(self) -> None:
+        """A task that on_connected started keeps its copy."""
+        app, tasks, is_free = App(), list[asyncio.Task[str]](), asyncio.Event()
+
+        async def look() -> str:
+            await is_free.wait()
+            return VALUE.get()
+
+        @app.client("/api")
+        class Starting(Client):
+            async def on_connected(self) -> None:
+                VALUE.set("first")
+                tasks.append(asyncio.create_task(look()))
+                VALUE.set("second")
+
+        app.module("m")(TestContextOfCalls.readers()["read_plain"])
+
+        async with talking(app) as talk:
+            answer = await talk.call("m.read_plain")
+        is_free.set()
+
+        assert result_of(answer) == "second"
+        assert await asyncio.gather(*tasks) == ["first"]
+
+
 # --- 6. Clients and groups ---------------------------------------------------
 
 
@@ -7678,6 +9282,207 @@ class TestClose:
             state = clients[0].connection.state
 
         assert state is websockets.State.CLOSED
+
+
+class TestWhoCloses:
+    """`close` returns at once for whom the connection waits, and waits for others."""
+
+    @staticmethod
+    def handlers(told: Told) -> dict[str, Any]:
+        """Return handlers of every kind that close, tell it, and run on, by kind."""
+
+        async def close(client: Client) -> None:
+            await client.close(4000)
+            told("returned")
+            await asyncio.get_running_loop().create_future()
+
+        async def task(request: Request) -> None:
+            await close(request.client)
+
+        def awaitable(request: Request) -> Awaitable[None]:
+            return close(request.client)
+
+        async def stream(request: Request) -> AsyncIterator[int]:
+            yield 1
+            await close(request.client)
+
+        async def started(request: Request) -> None:
+            await asyncio.create_task(close(request.client))
+
+        async def group(request: Request) -> None:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(close(request.client))
+
+        async def limited(request: Request) -> None:
+            await asyncio.wait_for(close(request.client), LIMIT)
+
+        kinds = (task, awaitable, stream, started, group, limited)
+        return {each.__name__: each for each in kinds}
+
+    @pytest.mark.parametrize("factory", [None, Wrapping], ids=["plain", "wrapped"])
+    @pytest.mark.parametrize("kind", handlers(Told()))
+    async def test_handler(self, kind: str, factory: Any) -> None:
+        """From a handler, and a task that it started, it returns while that runs."""
+        app, told = App(), Told()
+        app.client("/api")(factory or (lambda client: None))
+        app.module("m")(app.method(kind)(self.handlers(told)[kind]))
+
+        async with talking(app) as talk:
+            await talk.send({"module": "m", "method": kind})
+            closed = await talk.closed()
+            await told.until("returned")
+
+        assert closed == (4000, "")
+
+    async def test_task_that_outlives_its_handler(self) -> None:
+        """From a task whose handler has ended before it returns, too."""
+        app, told, is_free = make_app(), Told(), asyncio.Event()
+        tasks: list[asyncio.Task[None]] = []
+
+        async def close(client: Client) -> None:
+            await is_free.wait()
+            await client.close(4000)
+            told("returned")
+
+        @app.module("m")
+        @app.method
+        def leave(request: Request) -> None:
+            loop = asyncio.get_running_loop()
+            tasks.append(loop.create_task(close(request.client)))
+
+        async with talking(app) as talk:
+            await talk.call("m.leave")
+            is_free.set()
+            assert await talk.closed() == (4000, "")
+        await asyncio.gather(*tasks)
+
+        assert told.steps == ["returned"]
+
+    async def test_thread(self) -> None:
+        """A worker thread may wait for it, in the loop, while its handler runs."""
+        app, told = make_app(), Told()
+        loop = asyncio.get_running_loop()
+
+        @app.module("m")
+        @app.method(thread=True)
+        def leave(request: Request) -> None:
+            work = request.client.close(4000)
+            asyncio.run_coroutine_threadsafe(work, loop).result(LIMIT)
+            loop.call_soon_threadsafe(told, "returned")
+
+        async with talking(app) as talk:
+            await talk.send({"module": "m", "method": "leave"})
+            closed = await talk.closed()
+
+        assert (closed, await told.until("returned")) == ((4000, ""), ["returned"])
+
+    @pytest.mark.parametrize("is_task", [False, True])
+    @pytest.mark.parametrize("hook", ["on_connected", "on_message"])
+    async def test_hook(self, hook: str, is_task: bool) -> None:
+        """From a hook, and a task that it started, it returns while that runs."""
+
+        async def close(client: Any, *message: Any) -> None:
+            work = client.close(4000)
+            await (asyncio.create_task(work) if is_task else work)
+            client.told("returned")
+            await asyncio.get_running_loop().create_future()
+
+        app, told = App(), Told()
+        app.client("/api")(type("Closing", (Waving,), {"told": told, hook: close}))
+
+        async with talking(app) as talk:
+            with contextlib.suppress(ConnectionClosed):
+                await talk.send("x")
+            closed = await talk.closed()
+            await told.until("gone")
+
+        assert (closed, told.steps) == ((4000, ""), ["returned", "gone"])
+
+    @pytest.mark.parametrize("is_task", [False, True])
+    @pytest.mark.parametrize("kind", ["generator", "class"])
+    async def test_on_disconnected(self, kind: str, is_task: bool) -> None:
+        """From the goodbye, and a task that it started, it returns at once."""
+        app, told = App(), Told()
+
+        async def close(client: Client) -> None:
+            work = client.close(4000)
+            await (asyncio.create_task(work) if is_task else work)
+            told("returned")
+
+        @app.client("/generator")
+        async def generator(client: Client) -> AsyncIterator[None]:
+            yield
+            await close(client)
+
+        @app.client("/class")
+        class Leaving(Client):
+            async def on_disconnected(self) -> None:
+                await close(self)
+
+        async with talking(app, f"/{kind}"):
+            pass
+
+        assert await told.until("returned") == ["returned"]
+
+    async def test_task_of_on_connecting(self) -> None:
+        """From a task that on_connecting started it returns while that runs."""
+        app, told, is_open = App(), Told(), asyncio.Event()
+        tasks: list[asyncio.Task[None]] = []
+
+        async def close(client: Client) -> None:
+            await is_open.wait()
+            await client.close(4000)
+            told("returned")
+
+        @app.client("/api")
+        async def api(client: Client) -> None:
+            tasks.append(asyncio.create_task(close(client)))
+
+        async with talking(app) as talk:
+            is_open.set()
+            assert await talk.closed() == (4000, "")
+        await asyncio.gather(*tasks)
+
+        assert told.steps == ["returned"]
+
+    @pytest.mark.parametrize("who", ["test", "lifespan", "other client"])
+    async def test_foreign_task(self, who: str) -> None:
+        """A task that isn't the client's waits for the end of the connection."""
+        app, told, go_on = App(), Told(), asyncio.Event()
+        clients = clients_of(app)
+
+        async def close() -> None:
+            is_open = clients[0].connection.state is State.OPEN
+            await clients[0].close(4000)
+            told((is_open, clients[0].connection.state))
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            async def worker() -> None:
+                await go_on.wait()
+                await close()
+
+            async with asyncio.TaskGroup() as tasks:
+                work = tasks.create_task(worker())
+                yield
+                work.cancel()
+
+        app.module("m")(app.method("close")(lambda request: close()))
+
+        async with talking(app) as talk:
+            await talk.call("$.ping")
+            if who == "test":
+                await close()
+            elif who == "lifespan":
+                go_on.set()
+            else:
+                url = f"ws://127.0.0.1:{talk.ws.remote_address[1]}/api"
+                async with ws_connect(url, proxy=None) as ws:
+                    await Talk(ws).call("m.close")
+            closed = await talk.closed()
+            steps = await told.until((True, State.CLOSED))
+
+        assert (closed, len(steps)) == ((4000, ""), 1)
 
 
 class TestGroups:
@@ -9130,6 +10935,501 @@ class TestStopOfTestClients:
         assert unfinished == 0
 
 
+class Scope:
+    """A block that must be left in the task that entered it."""
+
+    def __enter__(self) -> Self:
+        self.task = asyncio.current_task()
+        self.token = VALUE.set("scope")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert asyncio.current_task() is self.task
+        # It raises ValueError in another context.
+        VALUE.reset(self.token)
+
+
+class TestLifespan:
+    """The lifespan of an app, entered and left in one task of its own."""
+
+    @staticmethod
+    def app(tasks: list[Any]) -> App:
+        """Make an app whose lifespan keeps its task, and spans blocks of all kinds."""
+        app = make_app()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            async with asyncio.timeout(LIMIT), asyncio.TaskGroup() as group:
+                with Scope():
+                    tasks.append(asyncio.current_task())
+                    work = group.create_task(asyncio.sleep(LIMIT))
+                    yield
+                    tasks.append(asyncio.current_task())
+                    work.cancel()
+
+        return app
+
+    async def test_served(self) -> None:
+        """Blocks may span the yield: it is one task, and not that of who serves."""
+        tasks: list[Any] = []
+
+        async with self.app(tasks).serve("127.0.0.1", 0):
+            assert len(tasks) == 1
+
+        assert tasks[0] is tasks[1]
+        assert tasks[0] is not asyncio.current_task()
+
+    async def test_served_in_two_tasks(self) -> None:
+        """Who leaves the serving may be another task than who entered it."""
+        tasks: list[Any] = []
+        serving = self.app(tasks).serve("127.0.0.1", 0)
+
+        await asyncio.create_task(serving.__aenter__())
+        await asyncio.create_task(serving.__aexit__())
+
+        assert len(set(tasks)) == 1
+
+    async def test_test_clients_in_several_tasks(self) -> None:
+        """The last test client may go in another task than the first one came in."""
+        tasks: list[Any] = []
+        app = self.app(tasks)
+        came, is_first_gone = asyncio.Event(), asyncio.Event()
+
+        async def first() -> Any:
+            async with app.test_client("/api"):
+                await came.wait()
+            is_first_gone.set()
+            return asyncio.current_task()
+
+        async def last() -> Any:
+            async with app.test_client("/api"):
+                came.set()
+                await is_first_gone.wait()
+                assert len(tasks) == 1
+            return asyncio.current_task()
+
+        others = await asyncio.gather(first(), last())
+
+        assert len(tasks) == 2
+        assert tasks[0] is tasks[1]
+        assert tasks[0] not in others
+
+    def test_time_to_end(self) -> None:
+        """What follows the yield has 10 s."""
+        assert wsappy.LIFESPAN_GRACE == 10.0
+
+    async def test_end_that_swallows_its_cancellation(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An end that can't be cancelled is named and left, and the stop ends."""
+        monkeypatch.setattr(wsappy, "LIFESPAN_GRACE", 0.01)
+        app, told, is_free = make_app(), Told(), asyncio.Event()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            yield
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                told("cancelled")
+            await is_free.wait()
+            told("ended")
+
+        async with asyncio.timeout(LIMIT), app.serve("127.0.0.1", 0):
+            pass
+        steps = list(told.steps)
+        is_free.set()
+        await told.until("ended")
+
+        assert steps == ["cancelled"]
+        assert [(each.levelname, each.message) for each in caplog.records] == [
+            (
+                "WARNING",
+                f"lifespan {describe(life)} did not end in time; it is left behind",
+            )
+        ]
+
+    async def test_end_that_is_cut(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """An end that takes too long is cancelled and named, and the stop ends."""
+        monkeypatch.setattr(wsappy, "LIFESPAN_GRACE", 0.01)
+        app, told = make_app(), Told()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            yield
+            try:
+                await asyncio.Event().wait()
+            finally:
+                told("cut")
+
+        async with asyncio.timeout(LIMIT), app.serve("127.0.0.1", 0):
+            pass
+
+        assert told.steps == ["cut"]
+        assert [each.levelname for each in caplog.records] == ["WARNING"]
+        assert caplog.messages[0].startswith(f"lifespan {describe(life)} ")
+
+    @pytest.mark.parametrize("name", RAISED)
+    async def test_exception_before_the_yield(self, name: str) -> None:
+        """Entering raises it: no port is open, and the app can be served again."""
+        app, ports = make_app(), list[Any]()
+        failures = [RAISED[name]()]
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            if failures:
+                raise failures.pop()
+            yield
+
+        with pytest.raises(raised_by(name)):
+            async with app.serve("127.0.0.1", 0) as serving:
+                ports.append(serving.port)
+        async with talking(app) as talk:
+            answer = await talk.call("$.ping")
+
+        assert (ports, result_of(answer)) == ([], {})
+
+    @pytest.mark.parametrize("name", RAISED)
+    async def test_exception_after_the_yield(self, name: str) -> None:
+        """It is raised by leaving, and the app can be served again."""
+        app, failures = make_app(), [RAISED[name]()]
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            yield
+            if failures:
+                raise failures.pop()
+
+        serving = app.serve("127.0.0.1", 0)
+        await serving.__aenter__()
+        with pytest.raises(raised_by(name)):
+            await serving.__aexit__()
+        async with talking(app) as talk:
+            answer = await talk.call("$.ping")
+
+        assert result_of(answer) == {}
+
+    @pytest.mark.parametrize("when", ["before", "after"])
+    async def test_exception_with_test_clients(self, when: str) -> None:
+        """A test client raises it, too, and the next one is served again."""
+        app, failures = make_app(), [Own(when)]
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            if when == "before" and failures:
+                raise failures.pop()
+            yield
+            if failures:
+                raise failures.pop()
+
+        with pytest.raises(Own, match=when):
+            async with app.test_client("/api"):
+                pass
+        async with app.test_client("/api") as api:
+            assert await api.call("$", "ping") == {}
+
+    @pytest.mark.parametrize("count", [0, 2])
+    async def test_number_of_yields(self, count: int) -> None:
+        """One that doesn't yield can't be entered, and of two yields none is left."""
+        app, is_entered = make_app(), []
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            for _ in range(count):
+                yield
+
+        with pytest.raises(RuntimeError):
+            async with app.serve("127.0.0.1", 0):
+                is_entered.append(True)
+
+        assert is_entered == [True] * (count > 0)
+
+    async def test_port_that_is_taken(self) -> None:
+        """Where the port can't be opened the lifespan ends all the same."""
+        app, told = make_app(), Told()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            told("begun")
+            yield
+            told("ended")
+
+        with (
+            socket.create_server(("127.0.0.1", 0)) as taken,
+            pytest.raises(OSError, match="cannot listen"),
+        ):
+            await start_up(app, port=taken.getsockname()[1])
+
+        assert told.steps == ["begun", "ended"]
+
+    async def test_start_of_a_test_client_that_is_cancelled(self) -> None:
+        """A test client that is cancelled while the app starts holds no other up."""
+        app, told, may_start = make_app(), Told(), asyncio.Event()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            told("begun")
+            await may_start.wait()
+            yield
+            told("ended")
+
+        async def visit() -> Any:
+            async with app.test_client("/api") as api:
+                return await api.call("$", "ping")
+
+        first, second = (asyncio.create_task(visit()) for _ in range(2))
+        await told.until("begun")
+        first.cancel()
+        await asyncio.wait([first])
+        may_start.set()
+
+        assert await second == {}
+        assert told.steps == ["begun", "begun", "ended"]
+
+    async def test_start_that_is_cancelled(self) -> None:
+        """Who enters the serving may be cancelled; the start ends in its own task."""
+        app, told = make_app(), Told()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            with Scope():
+                told("begun")
+                try:
+                    await asyncio.Event().wait()
+                    yield
+                finally:
+                    await asyncio.sleep(0)
+                    told("ended")
+
+        task = asyncio.create_task(start_up(app))
+        await told.until("begun")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+        assert told.steps == ["begun", "ended"]
+
+
+def raised_by(name: str) -> type[BaseException]:
+    """Return what becomes of an exception in an asynchronous generator (PEP 525)."""
+    kind = type(RAISED[name]())
+    is_stop = issubclass(kind, StopIteration | StopAsyncIteration)
+    return RuntimeError if is_stop else kind
+
+
+# -- Loops --------------------------------------------------------------------
+
+
+class TestLoops:
+    """An app isn't bound to a loop: it may be served in one after the other."""
+
+    @staticmethod
+    def app() -> App:
+        """Make an app, outside of any loop, whose clients are in the group `all`."""
+        app = App()
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            client.join("all")
+
+        @app.module("m")
+        @app.method(thread=True)
+        def thread(request: Request, value: int) -> int:
+            request.response("note")
+            return value
+
+        @app.module("m")
+        @app.method
+        async def count(request: Request) -> int:
+            return len(app.to("all").members)
+
+        return app
+
+    @staticmethod
+    def run(work: Any) -> Any:
+        """Run in a loop of its own, for a while at most."""
+
+        async def limited() -> Any:
+            async with asyncio.timeout(LIMIT):
+                return await work
+
+        return asyncio.run(limited())
+
+    def test_test_clients_that_come_at_once(self) -> None:
+        """Test clients that come and go at once find one server in each loop."""
+        app = self.app()
+
+        async def visit(at: int, come: asyncio.Barrier) -> Any:
+            async with app.test_client("/api") as api:
+                value = await api.call("m", "thread", value=at)
+                await come.wait()
+                count = await api.call("m", "count")
+                await come.wait()
+            return value, count
+
+        async def visits() -> Any:
+            come = asyncio.Barrier(5)
+            return await asyncio.gather(*[visit(each, come) for each in range(5)])
+
+        answers = [self.run(visits()) for _ in range(3)]
+
+        assert answers == [[(each, 5) for each in range(5)]] * 3
+        assert app.stats()["clients"] == 0
+
+    def test_pushes(self) -> None:
+        """A push to a group reaches its members in the loop that runs."""
+        app = self.app()
+
+        async def visit(text: str) -> Any:
+            async with app.test_client("/api") as api:
+                app.to("all").push("chat", "here", text=text)
+                await asyncio.to_thread(app.to("all").push, "chat", "thread", text=text)
+                pushes = [
+                    await api.push_received("chat", each) for each in ("here", "thread")
+                ]
+                await api.nothing_received()
+            return [each.data for each in pushes]
+
+        answers = []
+        for text in "ab":
+            answers.append(self.run(visit(text)))
+            # Nobody is there, and no loop.
+            app.to("all").push("chat", "lost")
+
+        assert answers == [[{"text": text}] * 2 for text in "ab"]
+
+    def test_stats(self) -> None:
+        """Counters go on in the next loop, gauges begin anew."""
+        app = self.app()
+
+        async def visit() -> Any:
+            async with app.test_client("/api") as api:
+                await api.call("m", "count")
+                return app.stats()
+
+        stats = [self.run(visit()) for _ in range(2)]
+
+        assert [each["calls"] for each in stats] == [1, 2]
+        assert [each["clients"] for each in stats] == [1, 1]
+        assert app.stats()["closed"] == {"1000": 2}
+
+    def test_serve(self) -> None:
+        """`serve` works in a second `asyncio.run`, with everything."""
+        app = self.app()
+
+        async def visit() -> Any:
+            async with talking(app) as talk:
+                app.to("all").push("chat", "hello")
+                push = await talk.receive()
+                note = await talk.call("m.thread", 1, value=5)
+                return push["event"], note["event"], result_of(await talk.receive())
+
+        answers = [self.run(visit()) for _ in range(2)]
+
+        assert answers == [("hello", "note", 5)] * 2
+
+    def test_loop_that_was_left_in_a_hurry(self) -> None:
+        """A loop that ended by an exception leaves nothing behind for the next one."""
+        app = self.app()
+
+        async def hurry() -> None:
+            async with app.test_client("/api") as api:
+                await api.call("m", "count")
+                raise Own
+
+        async def visit() -> Any:
+            async with app.test_client("/api") as api:
+                return await api.call("m", "count")
+
+        with pytest.raises(Own):
+            self.run(hurry())
+
+        assert self.run(visit()) == 1
+
+    def test_loop_that_stands_still(self) -> None:
+        """A loop that stands still while the app is served holds no other one up."""
+        app = self.app()
+        loop = asyncio.new_event_loop()
+
+        async def enter() -> Any:
+            return await app.serve("127.0.0.1", 0).__aenter__()
+
+        async def visit() -> Any:
+            async with talking(app) as talk:
+                app.to("all").push("chat", "hello")
+                return (await talk.receive())["event"]
+
+        serving = loop.run_until_complete(enter())
+        answers = [self.run(visit()) for _ in range(2)]
+        loop.run_until_complete(serving.__aexit__())
+        loop.close()
+
+        assert answers == ["hello", "hello"]
+
+    async def test_two_apps_at_once(self) -> None:
+        """Two apps in one loop have nothing in common."""
+        apps = [self.app(), self.app()]
+
+        async with (
+            apps[0].test_client("/api") as one,
+            apps[1].test_client("/api") as two,
+            apps[1].test_client("/api") as three,
+        ):
+            apps[0].to("all").push("chat", "hello")
+            await one.push_received("chat", "hello")
+            await two.nothing_received()
+            counts = [await each.call("m", "count") for each in (one, two, three)]
+            clients = [each.stats()["clients"] for each in apps]
+
+        assert (counts, clients) == ([1, 2, 2], [1, 2])
+
+    async def test_one_app_served_twice(self) -> None:
+        """An app may be served at two ports at once: a group is one."""
+        app = self.app()
+
+        async with talking(app) as one:
+            async with talking(app) as two:
+                counts = [result_of(await each.call("m.count")) for each in (one, two)]
+            app.to("all").push("chat", "hello")
+            push = await one.receive()
+
+        assert (counts, push["event"]) == ([2, 2], "hello")
+
+
+class TestEnteringTwice:
+    """What `App.serve` returns is entered once."""
+
+    @pytest.mark.parametrize("is_over", [False, True])
+    async def test_second_time(self, is_over: bool) -> None:
+        """Entering it again is a RuntimeError, also after it has ended."""
+        serving = make_app().serve("127.0.0.1", 0)
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(serving)
+            if is_over:
+                await stack.aclose()
+
+            with pytest.raises(RuntimeError) as caught:
+                await serving.__aenter__()
+
+        assert str(caught.value) == (
+            "serving must be entered once; write app.serve() again"
+        )
+
+    async def test_first_one_goes_on(self) -> None:
+        """The serving that was entered first isn't harmed by it."""
+        serving = make_app().serve("127.0.0.1", 0)
+
+        async with serving:
+            with pytest.raises(RuntimeError):
+                await serving.__aenter__()
+            async with ws_connect(serving.url("/api"), proxy=None) as ws:
+                answer = await Talk(ws).call("$.ping")
+
+        assert result_of(answer) == {}
+
+
 # -- Running ------------------------------------------------------------------
 
 
@@ -9422,6 +11722,163 @@ class TestProcess:
             process.communicate(timeout=LIMIT)
 
         assert process.returncode == 130
+
+
+EXIT_SERVER = """
+import asyncio, sys
+from wsappy import App, Client
+
+place, code = sys.argv[1:]
+app = App(grace=5)
+
+def leave(here):
+    if here == place:
+        raise SystemExit(int(code)) if code else KeyboardInterrupt
+
+@app.lifespan
+async def life(app):
+    yield
+    print("lifespan", flush=True)
+
+@app.client("/bystander")
+class Bystander(Client):
+    async def on_disconnected(self):
+        await asyncio.sleep(0)
+        print("goodbye", flush=True)
+
+@app.client("/leaving")
+class Leaving(Client):
+    async def on_connecting(self):
+        leave("on_connecting")
+
+    async def on_connected(self):
+        await asyncio.sleep(0)
+        leave("on_connected")
+
+    async def on_disconnected(self):
+        leave("on_disconnected")
+
+@app.client("/raw")
+class Raw(Client):
+    async def on_message(self, message):
+        leave("on_message")
+
+@app.client("/function")
+def function(client):
+    leave("client function")
+
+m = app.module("m")
+
+@m.method
+async def wait(request):
+    return await request.client.call("ui", "go_on")
+
+@m.method
+def echo(request):
+    pass
+
+@m.method("def")
+def plain(request):
+    leave("def")
+
+@m.method("async def")
+async def task(request):
+    leave("async def")
+
+@m.method("late async def")
+async def late(request):
+    await asyncio.sleep(0)
+    leave("late async def")
+
+@m.method("awaitable")
+def awaitable(request):
+    async def work():
+        leave("awaitable")
+    return work()
+
+@m.method("stream")
+async def stream(request):
+    yield 1
+    leave("stream")
+
+app.run("127.0.0.1", 0)
+print("returned", flush=True)
+"""
+# Where it is raised, and where a client has to go for that.
+EXITS = {
+    "def": "leaving",
+    "async def": "leaving",
+    "late async def": "leaving",
+    "awaitable": "leaving",
+    "stream": "leaving",
+    "client function": "function",
+    "on_connecting": "leaving",
+    "on_connected": "leaving",
+    "on_message": "raw",
+    "on_disconnected": "leaving",
+}
+
+
+async def exit_by(base: str, place: str) -> None:
+    """Be the client for whom SystemExit or KeyboardInterrupt is raised."""
+    with contextlib.suppress(OSError, ConnectionClosed, websockets.InvalidHandshake):
+        async with ws_connect(f"{base}/{EXITS[place]}", proxy=None) as ws:
+            await Talk(ws).send({"module": "m", "method": place, "request_id": 1})
+            if place != "on_disconnected":
+                await ws.wait_closed()
+
+
+async def exit_seen(base: str, place: str) -> list[Any]:
+    """Return what another client sees of it, who has an unfinished call."""
+    seen = list[Any]()
+    async with ws_connect(f"{base}/bystander", proxy=None) as ws:
+        talk = Talk(ws)
+        call = await talk.call("m.wait", "wait")
+        leaving = asyncio.create_task(exit_by(base, place))
+        with contextlib.suppress(ConnectionClosed):
+            while (answer := await talk.call("m.echo"))["event"] != "error":
+                pass
+            seen.append(error_of(answer))
+            await talk.send({**call, "event": "result", "data": "done"})
+            seen.append(result_of(await talk.receive()))
+        seen.append(await talk.closed())
+    await leaving
+    return seen
+
+
+@contextlib.contextmanager
+def exit_server(place: str, code: str) -> Iterator[tuple[Any, str]]:
+    """Run a server that ends itself at a place; give it and the base of its URLs."""
+    with example_process("-c", EXIT_SERVER, place, code) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(4)]
+        yield process, lines[0].rpartition("/")[0]
+
+
+class TestExit:
+    """SystemExit and KeyboardInterrupt in users' code end `App.run`."""
+
+    @pytest.mark.parametrize("place", EXITS)
+    async def test_exit_code(self, place: str) -> None:
+        """The exit code is that of the SystemExit."""
+        with exit_server(place, "3") as (process, base):
+            await exit_by(base, place)
+            await asyncio.to_thread(process.communicate, timeout=LIMIT)
+
+        assert process.returncode == 3
+
+    @pytest.mark.parametrize(
+        ("place", "code"),
+        [*((each, "3") for each in EXITS), ("def", ""), ("on_message", "")],
+    )
+    async def test_order(self, place: str, code: str) -> None:
+        """The stop is that of a signal: calls, clients, goodbyes, the lifespan."""
+        with exit_server(place, code) as (process, base):
+            seen = await exit_seen(base, place)
+            rest, _ = await asyncio.to_thread(process.communicate, timeout=LIMIT)
+
+        assert seen == [STOPPED, "done", (1001, "the server is stopping")]
+        assert rest.splitlines()[:2] == ["goodbye", "lifespan"]
 
 
 # -- Types --------------------------------------------------------------------
@@ -9776,6 +12233,124 @@ class TestStats:
                 await ws_connect(server.url(path), proxy=None, origin=origin)
 
         assert app.stats()["refused"] == {status: 1}
+
+
+class TestStatsOfPeers:
+    """`app.stats()` whoever asks, and whatever peers do."""
+
+    async def test_from_another_thread(self) -> None:
+        """It may be asked in another thread while clients come and go."""
+        app, is_over = make_app(), threading.Event()
+        app.client("/rooms/{room}")(lambda client: client.join("all"))
+        app.module("m")(app.method(asleep))
+        app.module("m")(app.method("fail")(lambda request, code: fail_with(code)))
+
+        def look() -> int:
+            most = 0
+            while not is_over.is_set():
+                most = max(most, app.stats()["clients"])
+            return most
+
+        async def visit(serving: Any, at: int) -> None:
+            async with dialled(serving, wire_request(f"/rooms/{at}")) as wire:
+                await wire.head()
+                call = {"module": "m", "method": "asleep", "request_id": 1}
+                fail = {"module": "m", "method": "fail", "data": {"code": f"e{at}"}}
+                for message in (call, {**fail, "request_id": 2}):
+                    wire.send(wire_frame(json.dumps(message).encode()))
+                await wire.answer()
+                wire.send(wire_close(1000 if at % 2 else 1001))
+                await wire.rest()
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            async with app.serve("127.0.0.1", 0) as serving:
+                looking = asyncio.create_task(asyncio.to_thread(look))
+                for first in range(0, 400, 40):
+                    batch = range(first, first + 40)
+                    await asyncio.gather(*[visit(serving, at) for at in batch])
+                is_over.set()
+                most = await looking
+        finally:
+            is_over.set()
+            sys.setswitchinterval(interval)
+
+        assert 0 < most <= 40
+        assert sum(app.stats()["closed"].values()) == 400
+        assert len(app.stats()["errors"]) == 400
+
+    @staticmethod
+    async def labels_of(app: App, *codes: int | None) -> dict[str, int]:
+        """Connect for each code, close with it, and return the labels of `closed`."""
+        async with app.serve("127.0.0.1", 0) as serving:
+            for code in codes:
+                async with dialled(serving, wire_request()) as wire:
+                    await wire.head()
+                    empty = wire_frame(b"", FIN | CLOSE)
+                    wire.send(empty if code is None else wire_close(code))
+                    await wire.rest()
+        labels: dict[str, int] = app.stats()["closed"]
+        return labels
+
+    async def test_codes_that_peers_make_up(self) -> None:
+        """Codes that peers choose are one label, however many there are."""
+        codes = [3000, 3008, 3999, 4000, 4001, 4123, 4400, 4508, 4999]
+
+        labels = await self.labels_of(make_app(), *codes)
+
+        assert labels == {"other": len(codes)}
+
+    async def test_codes_of_the_rfc(self) -> None:
+        """Those that the RFC and its registry name have their own."""
+        codes = [1000, 1001, 1008, 1011, 1014]
+
+        labels = await self.labels_of(make_app(), *codes, None, 1000)
+
+        assert labels == {
+            "1000": 2,
+            **{str(code): 1 for code in codes[1:]},
+            "1005": 1,
+        }
+
+    @pytest.mark.parametrize("code", [1005, 1006, 1015, 1016, 2999, 0, 999, 5000])
+    async def test_codes_that_are_not_allowed(self, code: int) -> None:
+        """One that no peer may send is a violation of the protocol: 1002."""
+        assert await self.labels_of(make_app(), code) == {"1002": 1}
+
+    @pytest.mark.parametrize("answer", [4123, 4999, 1000])
+    async def test_codes_of_the_server(self, answer: int) -> None:
+        """Those that the server chose have their own, whatever the peer answers."""
+        app = make_app()
+        app.module("e")(app.method("leave")(lambda request: request.client.close(4123)))
+
+        async with wired(app) as wire:
+            wire.send(wire_call("leave"))
+            frame = await wire.closed()
+            wire.send(wire_close(answer))
+            await wire.rest()
+
+        assert frame == (4123, "")
+        assert app.stats()["closed"] == {"4123": 1}
+
+    async def test_codes_of_refusals(self) -> None:
+        """Those of refusals have their own."""
+        app = App()
+
+        @app.client("/api")
+        class Late(Client):
+            async def on_connected(self) -> None:
+                raise Refused(429)
+
+        async with talking(app) as talk:
+            await talk.closed()
+
+        assert app.stats()["closed"] == {"4429": 1}
+
+
+def fail_with(code: str) -> None:
+    """Raise an error of that code."""
+    raise Error(code)
 
 
 # -- Limits -------------------------------------------------------------------
