@@ -320,6 +320,16 @@ async def run_to_end(function: Callable[..., Any], /, *arguments: Any) -> Any:
         return Failure(exc)
 
 
+# Tasks that the framework has cancelled: what they raise then is no bug.
+CUT_TASKS: weakref.WeakSet[asyncio.Task[Any]] = weakref.WeakSet()
+
+
+def cut_task(task: asyncio.Task[Any]) -> None:
+    """Cancel a task in which users' code runs."""
+    CUT_TASKS.add(task)
+    task.cancel()
+
+
 def log_failure(what: str, exc: BaseException) -> None:
     LOGGER.error("%s failed", what, exc_info=exc)
 
@@ -1713,20 +1723,26 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         """Answer the request; then be open until the connection ends."""
         session: Any = self.session
         try:
-            if self._send_response(await self._decide(session)):
+            is_open = self._send_response(await self._decide(session))
+            if is_open:
                 self.lane.intake, self.phase = READING, OPEN
                 self.due = self.loop.time() + (self.ping_interval or math.inf)
                 self._follow()
                 session.greet()
                 self.lane.read_rest()
-            await self.lost
+            life: Any = self.life
+            # A hook that has cancelled its own task may have lost what ends this wait.
+            if is_open or not life.cancelling():
+                await self.lost
         finally:
             self.transport.abort()
             status = self.response and self.response.status_code
             session.note_end(status, self._describe_end())
-            await session.depart()
-            self.life = None
-            self.serving.discard(self)
+            try:
+                await session.depart()
+            finally:
+                self.life = None
+                self.serving.discard(self)
 
     async def _decide(self, session: Session) -> websockets.Response:
         """Return the response, in the order of the protocol, section 8."""
@@ -2017,7 +2033,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         """End a handshake that takes too long."""
         self.transport.abort()
         if self.life is not None:
-            self.life.cancel()
+            cut_task(self.life)
 
     def _check_stall(self, now: float, limit: float) -> None:
         """Abort a client that accepts no byte for *limit* seconds.
@@ -2426,7 +2442,7 @@ class Calls:
         context = self.context.copy()
         outcome: Any
         try:
-            if method.guards:
+            if method.guards or method.validators:
                 outcome = context.run(self.run, request)
             else:
                 arguments = method.bind(request.data)
@@ -2435,8 +2451,10 @@ class Calls:
             raise
         except BaseException as exc:  # noqa: BLE001
             outcome = Failure(exc)
-        if type(outcome) in PLAIN_RESULTS or not inspect.isawaitable(outcome):
+        if type(outcome) in PLAIN_RESULTS:
             self.conclude(request, outcome)
+        elif not inspect.isawaitable(outcome):
+            context.run(self.conclude, request, outcome)
         else:
             self._start(request, lambda _: outcome, context)
 
@@ -2539,7 +2557,9 @@ class Calls:
                     request._credit -= 1
                 if request._stage is not PENDING:
                     return
-                self.emit(request, "item", item)
+                sender = self.emit(request, "item", item)
+                if sender is not None:
+                    await asyncio.wait([sender])
                 if self.wire.paused:
                     await self.wire.writable()
                 elif self.runtime.is_turn_over():
@@ -2561,10 +2581,11 @@ class Calls:
             # It would end a thread, and ends this call.
             raise RuntimeError("a thread must not end the server") from exc
         except asyncio.CancelledError:
-            if not job.cancel():
-                # A thread can't be stopped; a second cancellation leaves it behind.
-                await asyncio.wait([future])
-            raise
+            if job.cancel():
+                raise
+            # A thread can't be stopped; a second cancellation leaves it behind.
+            await asyncio.wait([future])
+            outcome = future.result()
         if type(outcome) is Failure:
             raise outcome.exc
         return outcome
@@ -2594,7 +2615,7 @@ class Calls:
             else:
                 text = "handler %r raised after it had answered: %r"
                 LOGGER.warning(text, request, error)
-        elif isinstance(exc, Exception):
+        elif not isinstance(exc, asyncio.CancelledError):
             log_failure(f"handler {request!r}, which was cut off,", exc)
 
     def error_of(self, request: Request, exc: BaseException) -> Error:
@@ -2620,11 +2641,16 @@ class Calls:
         self.app.labels["errors"][error.code] += 1
         self.emit(request, "error", error.as_data())
 
-    def emit(self, request: Request, event: str, data: JSON) -> None:
-        """Send an event of the framework's; what JSON can't hold becomes `internal`."""
+    def emit(
+        self, request: Request, event: str, data: JSON
+    ) -> asyncio.Task[None] | None:
+        """Send an event of the framework's; what JSON can't hold becomes `internal`.
+
+        Returns:
+            The task in which an override sends it; None where it is sent.
+        """
         if self.overrides.emit is not None:
-            self._spawn(self.overrides.emit(request, event, data))
-            return
+            return self._spawn(self.overrides.emit(request, event, data))
         message = {
             "request_id": request.id,
             "module": request.module,
@@ -2639,16 +2665,18 @@ class Calls:
                 payload = self.app.codec.encode_all(message)
             except TypeError as exc:
                 self.send_internal(request, data, exc)
-                return
+                return None
         if event in TERMINAL:
             request._stage = ANSWERED
         self.wire.post(payload)
+        return None
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run what sends an event, in a task that ends with the connection."""
         sender = asyncio.Task(work, loop=self.loop, **TASK_OPTIONS)
         self.senders.add(sender)
         sender.add_done_callback(self.senders.discard)
+        return sender
 
     def send_internal(self, request: Request, data: JSON, exc: BaseException) -> None:
         """End a call whose data can't be written."""
@@ -2699,9 +2727,19 @@ class Calls:
         if event in TERMINAL and stage is PENDING:
             request._stage = ANSWERED
         try:
-            return tell(self.client, *names_of(request), event, data)
+            sent = tell(self.client, *names_of(request), event, data)
         except BaseException:
             request._stage = stage
+            raise
+        is_plain = type(sent) is Sent or not inspect.isawaitable(sent)
+        return sent if is_plain else self._await_telling(request, stage, sent)
+
+    async def _await_telling(self, request: Request, stage: Stage, sent: Any) -> Any:
+        """Await an event; a terminal one that can't be sent ends nothing."""
+        try:
+            return await sent
+        except BaseException:
+            request._stage = CUT if request._stage is CUT else stage
             raise
 
     def _tell_later(self, request: Request, event: str, data: JSON) -> None:
@@ -3384,7 +3422,14 @@ class Session:
         Returns:
             Its result, or the `Refused` that it raised; `FAILED` for anything else.
         """
-        outcome = await run_to_end(function, *arguments)
+        try:
+            outcome = await run_to_end(function, *arguments)
+        except asyncio.CancelledError as exc:
+            is_cut = asyncio.current_task() in CUT_TASKS
+            if is_cut or self.serving.is_stopping:
+                raise
+            # It has cancelled its own task.
+            outcome = Failure(exc)
         if type(outcome) is not Failure:
             return outcome
         error, phase = outcome.exc, self.wire.phase
@@ -3406,7 +3451,7 @@ class Session:
         self.at_open.clear()
         self.app.groups.remove(client)
         for hook in self.hooks:
-            hook.cancel()
+            cut_task(hook)
         calls: Any = self.calls
         work = [*calls.abandon(), *self.hooks]
         await wait_at_most(CANCEL_GRACE, work)
@@ -4247,7 +4292,7 @@ class Lifespan:
             if self.task.done():
                 self.task.result()
         except asyncio.CancelledError:
-            self.task.cancel()
+            cut_task(self.task)
             await self.stop()
             raise
         finally:
@@ -4258,11 +4303,10 @@ class Lifespan:
         self.is_stopping.set()
         await wait_at_most(LIFESPAN_GRACE, [self.task])
         if not self.task.done():
-            self.task.cancel()
+            LOGGER.warning("%s did not end in time; it is cancelled", self.name)
+            cut_task(self.task)
             await wait_at_most(LAST_GRACE, [self.task])
-        if not self.task.done():
-            LOGGER.warning("%s did not end in time; it is left behind", self.name)
-        elif not self.task.cancelled():
+        if self.task.done() and self.task not in CUT_TASKS:
             self.task.result()
 
 
@@ -4546,7 +4590,7 @@ class Serving:
             for wire in list(self.wires):
                 wire.transport.abort()
                 if wire.life is not None and (is_last or wire.response is None):
-                    wire.life.cancel()
+                    cut_task(wire.life)
         await wait_at_most(LAST_GRACE, self._lives())
         for wire in [each for each in self.wires if each.life is not None]:
             path = wire.opening.target.partition("?")[0]
@@ -4593,14 +4637,23 @@ def run_serving(
 
     previous = {each: signal.signal(each, on_signal) for each in STOP_SIGNALS}
     try:
-        with contextlib.suppress(asyncio.CancelledError):
-            loop.run_until_complete(main)
+        run_main(loop, main)
     except ListenError as exc:
         sys.exit(exc.strerror)
+    except STOPS:
+        # Raised by users' code, wherever that runs: the stop is in order all the same.
+        main.cancel()
+        run_main(loop, main)
+        raise
     finally:
         end_loop(loop)
         for each, handler in previous.items():
             signal.signal(each, handler)
+
+
+def run_main(loop: asyncio.AbstractEventLoop, main: asyncio.Task[None]) -> None:
+    with contextlib.suppress(asyncio.CancelledError):
+        loop.run_until_complete(main)
 
 
 async def serve_until_cancelled(serving: Serving) -> None:
