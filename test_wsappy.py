@@ -4396,6 +4396,310 @@ class TestTurns:
             assert await wire.frame() == (FIN | PONG, b"hi")
 
 
+class LoopClock:
+    """The clock of dispatch, which calls move on, and a count of calls in each turn.
+
+    Attributes:
+        now: Seconds; only `work` moves it.
+        turns: How many calls ran in each turn of the loop that had any.
+        order: The ids of the calls, as they ran.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.turns: list[int] = []
+        self.order: list[Any] = []
+        self.count = 0
+        self.loop = asyncio.get_running_loop()
+        monkeypatch.setattr(wsappy, "monotonic", lambda: self.now)
+        self.turn()
+
+    def turn(self) -> None:
+        """Count the calls of the turn that ends, and look at the next one, too."""
+        if self.count:
+            self.turns.append(self.count)
+        self.count = 0
+        self.loop.call_soon(self.turn)
+
+    def work(self, number: Any = None) -> Any:
+        """Take 4 ms of the loop's 5; return the number of the call."""
+        self.now += 0.004
+        self.count += 1
+        self.order.append(number)
+        return number
+
+
+# In 5 ms two calls of 4 ms begin. What is counted between two of the counter's turns
+# may be the end of one turn of the dispatch and the beginning of the next.
+MOST_IN_A_TURN = 4
+
+
+def clock_app(clock: LoopClock, **options: Any) -> App:
+    """Make an app with the module `e`, whose methods all take 4 ms."""
+    app = wire_app(**{"max_in_flight": 1000, **options})
+    module = app.module("e")
+
+    @module.method
+    def plain(request: wsappy.Request) -> Any:
+        return clock.work(request.id)
+
+    @module.method
+    async def task(request: wsappy.Request) -> Any:
+        return clock.work(request.id)
+
+    @module.method
+    def later(request: wsappy.Request) -> Any:
+        async def work() -> Any:
+            return clock.work(request.id)
+
+        return work()
+
+    @module.method
+    async def stream(request: wsappy.Request, count: int = 1) -> AsyncIterator[Any]:
+        for _ in range(count):
+            yield clock.work(request.id)
+
+    return app
+
+
+KINDS = pytest.mark.parametrize("kind", ["plain", "task", "later", "stream"])
+
+
+class TestSharedTurns:
+    """Dispatch and streams give the loop a turn after 5 ms, all connections together."""
+
+    @KINDS
+    async def test_read_of_many_calls(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The calls of one read run over many turns, in their order."""
+        clock = LoopClock(monkeypatch)
+
+        async with wired(clock_app(clock)) as wire:
+            wire.send(*[wire_call(kind, each) for each in range(100)])
+            await wire_until(lambda: len(clock.order) == 100)
+
+        assert clock.order == list(range(100))
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    @KINDS
+    async def test_wrapped_calls(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So do those that pass a `process_message`."""
+        clock = LoopClock(monkeypatch)
+        app = clock_app(clock)
+
+        @app.client("/wrapped")
+        class Wrapped(Client):
+            async def process_message(self, request: wsappy.Request) -> Any:
+                return await super().process_message(request)
+
+        async with wired(app, path="/wrapped") as wire:
+            wire.send(*[wire_call(kind, each) for each in range(100)])
+            await wire_until(lambda: len(clock.order) == 100)
+
+        assert clock.order == list(range(100))
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    @KINDS
+    async def test_calls_held_by_on_connected(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Held calls begin over many turns, and before those that come meanwhile."""
+        clock, greeted = LoopClock(monkeypatch), asyncio.Event()
+        app = clock_app(clock)
+
+        @app.client("/held")
+        class Held(Client):
+            async def on_connected(self) -> None:
+                await greeted.wait()
+
+        async with wired(app, path="/held") as wire:
+            wire.send(*[wire_call(kind, each) for each in range(100)])
+            await wire_until(lambda: app.stats()["calls"] == 100)
+            assert clock.order == []
+            greeted.set()
+            await wire_until(lambda: clock.order)
+            wire.send(*[wire_call(kind, each) for each in range(100, 120)])
+            await wire_until(lambda: app.stats()["calls"] == 120)
+            begun = len(clock.order)
+            await wire_until(lambda: len(clock.order) == 120)
+
+        assert begun < 100
+        assert clock.order == list(range(120))
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    @KINDS
+    async def test_calls_of_an_ordered_route(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So do those that one call of an ordered route has kept waiting."""
+        clock, ended = LoopClock(monkeypatch), asyncio.Event()
+        app = clock_app(clock)
+        app.client("/ordered", ordered=True)(lambda client: None)
+
+        @app.module("e")
+        @app.method
+        async def first(request: wsappy.Request) -> None:
+            await ended.wait()
+
+        async with wired(app, path="/ordered") as wire:
+            calls = [wire_call(kind, each) for each in range(100)]
+            wire.send(wire_call("first"), *calls)
+            await wire_until(lambda: app.stats()["calls"] == 101)
+            assert clock.order == []
+            ended.set()
+            await wire_until(lambda: clock.order)
+            wire.send(*[wire_call(kind, each) for each in range(100, 120)])
+            await wire_until(lambda: len(clock.order) == 120)
+
+        assert clock.order == list(range(120))
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    @pytest.mark.parametrize("kind", ["plain", "task"])
+    async def test_calls_of_many_clients(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The limit is the loop's: fifty clients together don't get more of it."""
+        clock = LoopClock(monkeypatch)
+        app = clock_app(clock)
+
+        async with many_wired(app, 50) as wires:
+            for number, wire in enumerate(wires):
+                calls = [wire_call(kind, (number, each)[0]) for each in range(10)]
+                wire.send(*calls)
+            await wire_until(lambda: len(clock.order) == 500)
+
+        assert collections.Counter(clock.order) == dict.fromkeys(range(50), 10)
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    async def test_quiet_client(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A client with one call waits for a few calls of each that floods."""
+        clock = LoopClock(monkeypatch)
+        app = clock_app(clock)
+
+        async with many_wired(app, 51) as (quiet, *flooders):
+            for wire in flooders:
+                wire.send(*[wire_call("plain", "flood")] * 200)
+            await wire_until(lambda: len(clock.order) > 200)
+            begun = len(clock.order)
+            quiet.send(wire_call("plain", "quiet"))
+            await wire_until(lambda: "quiet" in clock.order)
+
+            assert clock.order.index("quiet") - begun <= 4 * len(flooders)
+
+    async def test_quiet_client_without_time(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """That holds where each call takes a turn of its own."""
+        monkeypatch.setattr(wsappy, "TURN", 0)
+        app, order = wire_app(), list[Any]()
+
+        @app.module("e")
+        @app.method
+        def work(request: wsappy.Request) -> None:
+            order.append(request.id)
+
+        async with many_wired(app, 51) as (quiet, *flooders):
+            for wire in flooders:
+                wire.send(*[wire_call("work", "flood")] * 200)
+            await wire_until(lambda: len(order) > 200)
+            begun = len(order)
+            quiet.send(wire_call("work", "quiet"))
+            await wire_until(lambda: "quiet" in order)
+
+            assert order.index("quiet") - begun <= 4 * len(flooders)
+
+    async def test_one_stream(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A stream that never suspends gives the loop its turns."""
+        clock = LoopClock(monkeypatch)
+
+        async with wired(clock_app(clock)) as wire:
+            wire.send(wire_call("stream", count=50))
+            await wire_until(lambda: len(clock.order) == 50)
+
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    async def test_streams_of_one_client(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Twenty streams share a turn, and each of them goes on."""
+        clock = LoopClock(monkeypatch)
+
+        async with wired(clock_app(clock)) as wire:
+            calls = [wire_call("stream", each, count=10) for each in range(20)]
+            wire.send(*calls)
+            await wire_until(lambda: len(clock.order) == 200)
+
+        assert set(clock.order[:100]) == set(range(20))
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    async def test_streams_of_many_clients(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So do the streams of twenty clients."""
+        clock = LoopClock(monkeypatch)
+
+        async with many_wired(clock_app(clock), 20) as wires:
+            for number, wire in enumerate(wires):
+                wire.send(wire_call("stream", number, count=10))
+            await wire_until(lambda: len(clock.order) == 200)
+
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    async def test_streams_beside_calls(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A call is answered though twenty streams never suspend."""
+        clock = LoopClock(monkeypatch)
+
+        async with wired(clock_app(clock)) as wire:
+            streams = [wire_call("stream", each, count=10**6) for each in range(20)]
+            wire.send(*streams)
+            await wire_until(lambda: len(clock.order) > 100)
+            begun = len(clock.order)
+            wire.send(wire_call("plain", "call"))
+            await wire_until(lambda: "call" in clock.order)
+
+            assert clock.order.index("call") - begun <= 200
+
+    @pytest.mark.parametrize("count", [1, 20])
+    async def test_raw_messages(
+        self, count: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So do raw messages, of one client or of many."""
+        clock = LoopClock(monkeypatch)
+        app = wire_app()
+
+        @app.client("/work")
+        class Work(Client):
+            async def on_message(self, message: str | bytes) -> None:
+                clock.work(message)
+
+        async with many_wired(app, count, "/work") as wires:
+            for wire in wires:
+                wire.send(*[wire_frame(str(each).encode()) for each in range(10)])
+            await wire_until(lambda: len(clock.order) == 10 * count)
+
+        if count == 1:
+            assert clock.order == [str(each) for each in range(10)]
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+
+@contextlib.asynccontextmanager
+async def many_wired(
+    app: App, count: int, path: str = "/api"
+) -> AsyncIterator[list[Wire]]:
+    """Serve an app, and shake hands that many times."""
+    async with (
+        app.serve("127.0.0.1", 0) as serving,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        wires = []
+        for _ in range(count):
+            wire = await stack.enter_async_context(dialled(serving, wire_request(path)))
+            assert (await wire.head())[0] == 101
+            wires.append(wire)
+        yield wires
+
+
 class TestCompression:
     """With `compression="deflate"` everything works, and bombs stay small."""
 
