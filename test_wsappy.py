@@ -4400,19 +4400,26 @@ class LoopClock:
     """The clock of dispatch, which calls move on, and a count of calls in each turn.
 
     Attributes:
-        now: Seconds; only `work` moves it.
+        now: Seconds; `work` moves it, and each look at it by a microsecond.
+        looks: How often it was looked at.
         turns: How many calls ran in each turn of the loop that had any.
         order: The ids of the calls, as they ran.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
+        self.now, self.looks = 1000.0, 0
         self.turns: list[int] = []
         self.order: list[Any] = []
         self.count = 0
         self.loop = asyncio.get_running_loop()
-        monkeypatch.setattr(wsappy, "monotonic", lambda: self.now)
+        monkeypatch.setattr(wsappy, "monotonic", self.look)
         self.turn()
+
+    def look(self) -> float:
+        """Tell the time."""
+        self.looks += 1
+        self.now += 1e-6
+        return self.now
 
     def turn(self) -> None:
         """Count the calls of the turn that ends, and look at the next one, too."""
@@ -4529,6 +4536,28 @@ class TestSharedTurns:
         assert begun < 100
         assert clock.order == list(range(120))
         assert max(clock.turns) <= MOST_IN_A_TURN
+
+    @KINDS
+    async def test_held_calls_wait_idly(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Held calls look at the clock a few times each: none spins until its turn."""
+        clock, greeted = LoopClock(monkeypatch), asyncio.Event()
+        app = clock_app(clock)
+
+        @app.client("/held")
+        class Held(Client):
+            async def on_connected(self) -> None:
+                await greeted.wait()
+
+        async with wired(app, path="/held") as wire:
+            wire.send(*[wire_call(kind, each) for each in range(100)])
+            await wire_until(lambda: app.stats()["calls"] == 100)
+            looks = clock.looks
+            greeted.set()
+            await wire_until(lambda: len(clock.order) == 100)
+
+            assert clock.looks - looks <= 2000
 
     @KINDS
     async def test_calls_of_an_ordered_route(
@@ -5106,6 +5135,231 @@ class TestSlowReaders:
 
             async with asyncio.timeout(LIMIT):
                 assert await push == "done"
+
+
+class TestBacklog:
+    """Pushes never wait for a client, and never grow without limit."""
+
+    @pytest.mark.parametrize("way", ["group", "direct"])
+    async def test_burst(self, way: str) -> None:
+        """A healthy reader gets 9 MB that were pushed in one turn."""
+        app = wire_app()
+
+        async with load_reader(app) as (wire, push):
+            for number in range(3):
+                push(way, str(number), 3 * 2**20)
+            events = [(await wire.answer())["event"] for _ in range(3)]
+
+        assert events == ["0", "1", "2"]
+        assert app.stats()["slow_clients_dropped"] == 0
+
+    @pytest.mark.parametrize("way", ["group", "direct"])
+    async def test_burst_of_several_tasks(self, way: str) -> None:
+        """So it does if they come from several tasks that run in one turn."""
+        app, go = wire_app(), asyncio.Event()
+
+        async with load_reader(app) as (wire, push):
+
+            async def say(number: int) -> None:
+                await go.wait()
+                push(way, str(number), 3 * 2**20)
+
+            tasks = [asyncio.create_task(say(number)) for number in range(3)]
+            await turns()
+            go.set()
+            push(way, "first", 0)
+            await asyncio.gather(*tasks)
+            events = [(await wire.answer())["event"] for _ in range(4)]
+
+        assert events == ["first", "0", "1", "2"]
+        assert app.stats()["slow_clients_dropped"] == 0
+
+    @pytest.mark.parametrize("way", ["group", "direct"])
+    async def test_burst_around_the_end_of_a_turn(self, way: str) -> None:
+        """So it does if a push of a turn before stands between them in the loop."""
+        app, loop = wire_app(), asyncio.get_running_loop()
+
+        async with load_reader(app) as (wire, push):
+            await turns()
+            loop.call_soon(push, way, "0", 7 * 2**20)
+            push("group", "first", 0)
+            loop.call_soon(push, way, "1", 0)
+            events = [(await wire.answer())["event"] for _ in range(3)]
+
+        assert events == ["first", "0", "1"]
+        assert app.stats()["slow_clients_dropped"] == 0
+
+    @pytest.mark.parametrize("kind", ["def", "async def", "thread"])
+    async def test_burst_of_responses(self, kind: str) -> None:
+        """A healthy reader gets 6 MB of events that a handler sends at once."""
+        app = wire_app()
+        module = app.module("e")
+
+        def say(request: Request) -> None:
+            for number in range(2):
+                request.response(str(number), "x" * 3 * 2**20)
+
+        @module.method
+        async def later(request: Request) -> None:
+            say(request)
+
+        module.method("def")(say)
+        module.method("async def")(later)
+        module.method("thread", thread=True)(say)
+
+        async with load_reader(app) as (wire, _):
+            wire.send(wire_call(kind))
+            events = [(await wire.answer())["event"] for _ in range(3)]
+
+        assert events == ["0", "1", "result"]
+        assert app.stats()["slow_clients_dropped"] == 0
+
+    @pytest.mark.parametrize("way", ["group", "direct"])
+    async def test_burst_without_end(self, way: str) -> None:
+        """Beyond 8 times `max_backlog` a client is closed within one turn."""
+        app, size = wire_app(max_backlog=2**16), 2**13
+
+        async with load_reader(app) as (wire, push):
+            wire.stop_reading()
+            count = 0
+            while not app.stats()["slow_clients_dropped"]:
+                push(way, "x", size)
+                count += 1
+                assert count < 10_000
+
+            # The kernel's buffers took what is not in the backlog.
+            backlog = wire.waiting_bytes
+            assert 8 * 2**16 < backlog < 8 * 2**16 + 3 * 2**16
+
+    @pytest.mark.parametrize("way", ["group", "direct"])
+    async def test_small_backlog(self, way: str) -> None:
+        """One rule for direct pushes and for those to a group, however small it is."""
+        app = wire_app(max_backlog=1000)
+
+        async with load_reader(app) as (wire, push):
+            wire.stop_reading()
+            while wire.waiting_bytes <= 1000:
+                push(way, "x", 8000)
+                await turns()
+            assert app.stats()["slow_clients_dropped"] == 0
+            push(way, "x", 0)
+
+            assert app.stats()["slow_clients_dropped"] == 1
+
+    @pytest.mark.parametrize("way", ["group", "direct", "thread"])
+    async def test_nobody_awaits(
+        self, way: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A client that reads a few bytes now and then is closed with 4508."""
+        monkeypatch.setattr(wsappy, "SLOW_GRACE", LIMIT)
+        app = wire_app(max_backlog=2**16)
+
+        async with load_reader(app) as (wire, push):
+            wire.stop_reading()
+            most = 0
+            while not app.stats()["slow_clients_dropped"]:
+                if way == "thread":
+                    await asyncio.to_thread(push, "direct", "x", 1000)
+                else:
+                    push(way, "x", 1000)
+                await load_sip(wire)
+                most = max(most, wire.waiting_bytes)
+            wire.read_on()
+            wire.send(wire_close(4508))
+
+            assert most < 2**17
+            assert (await wire.ended())[-23:] == b"\x88\x15\x11\x9cit reads too slowly"
+            await wire_until(lambda: app.stats()["closed"] == {"4508": 1})
+
+    @pytest.mark.parametrize("kind", ["async def", "thread"])
+    async def test_nobody_awaits_events(self, kind: str) -> None:
+        """So is one whose handler sends events without awaiting them."""
+        app = wire_app(max_backlog=2**16)
+        module = app.module("e")
+
+        @module.method("async def")
+        async def say(request: Request) -> None:
+            while not app.stats()["slow_clients_dropped"]:
+                request.response("x", "x" * 1000)
+                await asyncio.sleep(0)
+
+        @module.method("thread", thread=True)
+        def say_here(request: Request) -> None:
+            while not app.stats()["slow_clients_dropped"] and request.client.groups:
+                request.response("x", "x" * 1000)
+                time.sleep(0.0001)
+
+        async with load_reader(app) as (wire, _):
+            wire.stop_reading()
+            wire.send(wire_call(kind))
+            most = 0
+            while not app.stats()["slow_clients_dropped"]:
+                await load_sip(wire)
+                most = max(most, wire.waiting_bytes)
+
+            assert most < 2**17
+
+    async def test_awaited_pushes(self) -> None:
+        """Pushes of which each waits for the last don't close a slow reader."""
+        app, count = wire_app(max_backlog=2**16), 40
+
+        async with load_reader(app) as (wire, _):
+            client = wire.client
+            wire.narrow()
+
+            async def say() -> None:
+                for number in range(count):
+                    await client.push("e", str(number), "x" * 2**16)
+
+            saying = asyncio.create_task(say())
+            await wire_until(lambda: wire.is_behind)
+            events = [(await wire.answer())["event"] for _ in range(count)]
+            await saying
+
+        assert events == list(map(str, range(count)))
+        assert app.stats()["slow_clients_dropped"] == 0
+
+    async def test_awaited_events(self) -> None:
+        """Nor do the events of a handler that awaits each of them."""
+        app, count = wire_app(max_backlog=2**16), 40
+
+        @app.module("e")
+        @app.method
+        async def say(request: Request) -> None:
+            for number in range(count):
+                await request.response(str(number), "x" * 2**16)
+
+        async with load_reader(app) as (wire, _):
+            wire.narrow()
+            wire.send(wire_call("say"))
+            await wire_until(lambda: wire.is_behind)
+            events = [(await wire.answer())["event"] for _ in range(count)]
+
+        assert events == list(map(str, range(count)))
+        assert app.stats()["slow_clients_dropped"] == 0
+
+
+async def load_sip(wire: Wire) -> None:
+    """Read ten bytes, if any are there, past the client's paused transport."""
+    with contextlib.suppress(BlockingIOError):
+        os.read(wire.writer.get_extra_info("socket").fileno(), 10)
+    await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def load_reader(
+    app: App,
+) -> AsyncIterator[tuple[Wire, Callable[[str, str, int], None]]]:
+    """Connect; yield the client, and what pushes to it: directly or to its group."""
+    async with wired(app) as wire:
+        client = wire.client
+        client.join("room")
+
+        def push(way: str, event: str, size: int) -> None:
+            target: Any = client if way == "direct" else app.to("room")
+            target.push("e", event, "x" * size)
+
+        yield wire, push
 
 
 async def wire_wait(sent: wsappy.Sent) -> str:
