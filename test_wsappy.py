@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import dataclasses
 import datetime
+import enum
 import errno
 import functools
 import gc
@@ -5269,7 +5270,8 @@ class TestBacklog:
 
             assert most < 2**17
             assert (await wire.ended())[-23:] == b"\x88\x15\x11\x9cit reads too slowly"
-            await wire_until(lambda: app.stats()["closed"] == {"4508": 1})
+
+        assert app.stats()["closed"] == {"4508": 1}
 
     @pytest.mark.parametrize("kind", ["async def", "thread"])
     async def test_nobody_awaits_events(self, kind: str) -> None:
@@ -9277,9 +9279,11 @@ app.run("127.0.0.1", 0, {options})
 """
 
 
-def start_server(hook: str = "pass", options: str = "") -> tuple[Any, str]:
+def start_server(
+    hook: str = "pass", options: str = "", script: str = ""
+) -> tuple[Any, str]:
     """Start a server in a process of its own; return it and its URL, "" for none."""
-    script = SCRIPT.format(hook=hook, options=options)
+    script = script or SCRIPT.format(hook=hook, options=options)
     # Without it Python keeps what is printed into a pipe, until it is flushed.
     environment = {**os.environ, "PYTHONUNBUFFERED": ""}
     process = subprocess.Popen(  # noqa: S603
@@ -9342,6 +9346,511 @@ class TestProcess:
             process.communicate(timeout=LIMIT)
 
         assert process.returncode == 130
+
+
+# -- Who holds the loop -------------------------------------------------------
+
+
+def dog_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was logged about who holds the loop."""
+    records = [each for each in caplog.records if "held the loop" in each.message]
+    assert all(each.levelno == logging.WARNING for each in records)
+    assert all(each.name == "wsappy" for each in records)
+    return [each.message for each in records]
+
+
+def dog_line(function: Any) -> str:
+    """Return the warning that names a function, at its last line."""
+    code = function.__code__
+    line = max(line for _, _, line in code.co_lines() if line)
+    return dog_text(f"{code.co_qualname!r} ({__file__}:{line})")
+
+
+def dog_text(who: str, seconds: str = "0.25") -> str:
+    """Return the warning that names somebody."""
+    return (
+        f"{who} held the loop for over {seconds} s; await what it waits for, or add "
+        f"thread=True"
+    )
+
+
+def dog_hold() -> None:
+    """Hold the loop for longer than allowed."""
+    time.sleep(0.4)
+
+
+def dog_methods(app: App) -> dict[str, Any]:
+    """Add methods that hold the loop; return those whose names are in the warning."""
+    module = app.module("m")
+
+    def plain(request: Any) -> None:
+        time.sleep(0.4)
+
+    async def task(request: Any) -> None:
+        time.sleep(0.4)
+
+    def items(request: Any) -> Iterator[None]:
+        yield
+        time.sleep(0.4)
+
+    async def waits(request: Any) -> None:
+        await asyncio.sleep(0.6)
+
+    def works(request: Any) -> None:
+        time.sleep(0.4)
+
+    functions = {each.__name__: each for each in (plain, task, items, waits, works)}
+    for name, function in functions.items():
+        module.method(name, thread=name == "works")(function)
+    return functions
+
+
+def dog_check(value: int) -> Any:
+    """Hold the loop for longer than allowed, and pass."""
+    return time.sleep(0.4)
+
+
+def dog_seconds(work: Callable[[], Any]) -> float:
+    """Return how many seconds of the processor some work takes."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def dog_count(work: Callable[[int], Any], count: int) -> int:
+    """Return with which count some work takes half a second; about *count* is tried."""
+    work(count)
+    return int(count * 0.5 / dog_seconds(lambda: work(count)))
+
+
+DogChecked = typing.Annotated[int, pydantic.AfterValidator(dog_check)]
+
+
+class DogMember(enum.Enum):
+    """What takes long to be written, for its size."""
+
+    ONE = 1
+
+
+class TestWatchdog:
+    """Who holds the loop for over 0.25 s is named in the log."""
+
+    @pytest.mark.parametrize("name", ["plain", "task", "items"])
+    async def test_handler(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        """File, line and function of a handler of every kind are named, once."""
+        app = make_app()
+        handlers = dog_methods(app)
+
+        async with talking(app) as talk:
+            await talk.call(f"m.{name}")
+
+        assert dog_warnings(caplog) == [dog_line(handlers[name])]
+
+    @pytest.mark.parametrize("name", ["waits", "works"])
+    async def test_nobody(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        """Who awaits, or runs in a thread, holds nothing."""
+        app = make_app()
+        dog_methods(app)
+
+        async with talking(app) as talk:
+            await talk.call(f"m.{name}")
+
+        assert dog_warnings(caplog) == []
+
+    @pytest.mark.parametrize(
+        "name", ["on_connecting", "on_connected", "on_message", "on_disconnected"]
+    )
+    async def test_hook(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        """So is a hook."""
+        app = App()
+
+        async def hook(client: Client, *args: Any) -> None:
+            time.sleep(0.4)
+
+        app.client("/api")(type("Held", (Client,), {name: hook}))
+
+        async with talking(app) as talk:
+            await talk.send("hello")
+
+        assert dog_warnings(caplog) == [dog_line(hook)]
+
+    async def test_route_function(self, caplog: pytest.LogCaptureFixture) -> None:
+        """So is the function of a route."""
+        app = App()
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            time.sleep(0.4)
+
+        async with talking(app):
+            pass
+
+        assert dog_warnings(caplog) == [dog_line(api)]
+
+    @pytest.mark.parametrize("name", ["loads", "dumps"])
+    async def test_codec(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        """So is a codec of the application's."""
+        functions = {"loads": orjson.loads, "dumps": orjson.dumps}
+
+        def codec(value: Any) -> Any:
+            time.sleep(0.4)
+            return functions[name](value)
+
+        app = make_app(**{name: codec})
+        app.module("m")(app.method(echo))
+
+        async with talking(app) as talk:
+            await talk.call("m.echo")
+
+        line = codec.__code__.co_firstlineno + 1
+        where = f"{codec.__code__.co_qualname!r} ({__file__}:{line})"
+        assert dog_warnings(caplog) == [dog_text(where)]
+
+    async def test_page(self, caplog: pytest.LogCaptureFixture) -> None:
+        """So is a page."""
+        app = make_app()
+
+        @app.http("/page")
+        def page(request: Any) -> None:
+            time.sleep(0.4)
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            dialled(serving, request_by_hand("/page")) as wire,
+        ):
+            await wire.head()
+
+        assert dog_warnings(caplog) == [dog_line(page)]
+
+    async def test_error_function(self, caplog: pytest.LogCaptureFixture) -> None:
+        """So is what turns an exception into an `Error`."""
+        app = make_app()
+
+        @app.error(KeyError)
+        def missing(request: Any, exc: KeyError) -> Error:
+            return time.sleep(0.4) or Error("missing")
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            raise KeyError
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+
+        assert dog_warnings(caplog) == [dog_line(missing)]
+
+    async def test_validator(self, caplog: pytest.LogCaptureFixture) -> None:
+        """So is a validator."""
+        app = make_app()
+
+        @app.module("m")
+        @app.method
+        def get(request: Any, n: DogChecked) -> None:
+            pass
+
+        async with talking(app) as talk:
+            await talk.call("m.get", n=1)
+
+        assert dog_warnings(caplog) == [dog_line(dog_check)]
+
+    async def test_inside_a_library(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Below frames of libraries it is the user's innermost function."""
+        app = make_app()
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            threading.Event().wait(0.4)
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+
+        assert dog_warnings(caplog) == [dog_line(get)]
+
+    async def test_user_inside_a_library(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A function of the user's that a library calls is the innermost."""
+        app = make_app()
+
+        def hook(value: Any) -> None:
+            time.sleep(0.4)
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            json.loads('{"a": 1}', object_hook=hook)
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+
+        assert dog_warnings(caplog) == [dog_line(hook)]
+
+    @pytest.mark.parametrize("name", ["get", "later"])
+    async def test_no_frame_of_the_users(
+        self, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Where no frame is the user's, the method is named."""
+        library: dict[str, Any] = {"time": time, "json": json}
+        code = compile(DOG_LIBRARY, json.__file__, "exec")
+        exec(code, library)  # noqa: S102
+        app = make_app(dumps=library["dumps"])
+        module = app.module("m")
+
+        @module.method
+        def get(request: Any) -> list[int]:
+            return [1]
+
+        @module.method
+        async def later(request: Any) -> list[int]:
+            return [1]
+
+        async with talking(app) as talk:
+            await talk.call(f"m.{name}")
+
+        assert dog_warnings(caplog) == [dog_text(f"handler 'm.{name}'")]
+
+    async def test_huge_result(self, caplog: pytest.LogCaptureFixture) -> None:
+        """So is the method whose result orjson takes long to write."""
+        app, one, shares = make_app(), DogMember.ONE, list[float]()
+        rows = [one] * dog_count(lambda count: orjson.dumps([one] * count), 10**5)
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> Any:
+            began = time.process_time(), time.monotonic()
+            request.client.share = lambda: (
+                (time.process_time() - began[0]) / (time.monotonic() - began[1])
+            )
+            return rows
+
+        async with wired(app) as wire:
+            wire.send(wire_frame(json.dumps(dog_call("get")).encode()))
+            await wire.reader.readexactly(1)
+            client: Any = wire.client
+            shares.append(client.share())
+
+        if shares[0] < 0.8:
+            pytest.skip("the machine is too busy")
+        assert dog_warnings(caplog) == [dog_text("handler 'm.get'")]
+
+    @pytest.mark.parametrize("name", ["total", "match"])
+    async def test_c_code(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        """C code that keeps the interpreter to itself is named by who calls it."""
+        app, shares = make_app(), [0.0]
+        count = dog_count(lambda count: sum(range(count)), 10**6)
+        size = 15
+        while dog_seconds(lambda: re.match("(a+)+$", "a" * size + "b")) < 0.3:
+            size += 1
+
+        def total(request: Any) -> None:
+            sum(range(count))
+
+        def match(request: Any) -> None:
+            re.match("(a+)+$", "a" * size + "b")
+
+        functions = {"total": total, "match": match}
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            began = time.process_time(), time.monotonic()
+            functions[name](request)
+            used, took = time.process_time() - began[0], time.monotonic() - began[1]
+            shares[0] = used / took
+
+        async with talking(app) as talk:
+            # On a busy machine it looks like a process that was suspended.
+            for _ in range(2):
+                if shares[0] < 0.8:
+                    await talk.call("m.get")
+
+        if shares[0] < 0.8:
+            pytest.skip("the machine is too busy")
+        assert dog_warnings(caplog) == [dog_line(functions[name])]
+
+    async def test_each_place_once_a_minute(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """One place is named once a minute, another one at once."""
+        app = make_app()
+        handlers = dog_methods(app)
+
+        async with talking(app) as talk:
+            for name in ("plain", "plain", "task"):
+                await talk.call(f"m.{name}")
+
+        lines = [dog_line(handlers[name]) for name in ("plain", "task")]
+        assert dog_warnings(caplog) == lines
+
+    async def test_again_after_a_minute(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After a minute a place is named again."""
+        app, ahead = make_app(), [0.0]
+        handlers = dog_methods(app)
+        monkeypatch.setattr(wsappy, "monotonic", lambda: time.monotonic() + ahead[0])
+
+        async with talking(app) as talk:
+            await talk.call("m.plain")
+            ahead[0] = 61.0
+            await asyncio.sleep(0.2)
+            await talk.call("m.plain")
+
+        assert dog_warnings(caplog) == [dog_line(handlers["plain"])] * 2
+
+    async def test_suspended(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A process that was suspended while it was busy held nothing."""
+        app, ahead = make_app(), [0.0]
+        monkeypatch.setattr(wsappy, "monotonic", lambda: time.monotonic() + ahead[0])
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            time.sleep(0.08)
+            ahead[0] += 100.0
+            time.sleep(0.08)
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+            ahead[0] += 100.0
+            await asyncio.sleep(0.1)
+
+        assert dog_warnings(caplog) == []
+
+    @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
+    @pytest.mark.parametrize("name", ["idle", "busy"])
+    async def test_stopped_process(self, name: str) -> None:
+        """Nor does a process that was stopped and goes on."""
+        process, url = start_server(script=DOG_SERVER)
+
+        async with ws_connect(url, proxy=None) as ws:
+            talk = Talk(ws)
+            answer = await talk.call(f"m.{name}")
+            os.kill(process.pid, signal.SIGSTOP)
+            await asyncio.sleep(0.6)
+            os.kill(process.pid, signal.SIGCONT)
+            await asyncio.sleep(0.1)
+            last = await talk.call("$.ping", 2)
+        process.terminate()
+        _, errors = process.communicate(timeout=LIMIT)
+
+        assert answer["event"] == "began"
+        assert (last["event"], errors) == ("result", "")
+
+    async def test_debugger(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A handler that is debugged holds nothing."""
+        app = make_app()
+        # A debugger itself would end the tracing of coverage.
+        names = {"__name__": "bdb", "time": time}
+        interact = types.FunctionType(dog_hold.__code__, names)
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            interact()
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+
+        assert dog_warnings(caplog) == []
+
+    async def test_one_line_for_one_hold(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What runs briefly after what held the loop, in the same turn, isn't named."""
+        app = make_app()
+
+        def brief() -> None:
+            time.sleep(0.15)
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            dog_hold()
+            brief()
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+
+        assert dog_warnings(caplog) == [dog_line(dog_hold)]
+
+    async def test_process_that_is_waited_for(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A handler that waits for a selector of its own isn't idle."""
+        app = make_app()
+        command = [sys.executable, "-c", "import time; time.sleep(0.5)"]
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            subprocess.run(command, capture_output=True, check=True)  # noqa: S603
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+
+        assert dog_warnings(caplog) == [dog_line(get)]
+
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_end_of_the_thread(self, fails: bool) -> None:
+        """The thread ends with the server, also where that doesn't come up."""
+        app = make_app()
+        seen: list[str] = []
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            seen.extend(each.name for each in threading.enumerate())
+            if fails:
+                raise KeyError
+            yield
+
+        before = set(threading.enumerate())
+        with contextlib.suppress(KeyError):
+            await start_up(app)
+        for thread in set(threading.enumerate()) - before:
+            await asyncio.to_thread(thread.join, LIMIT)
+
+        assert "wsappy watchdog" in seen
+        assert [each for each in threading.enumerate() if "watchdog" in each.name] == []
+
+
+def dog_call(name: str) -> Any:
+    """Return a call of the module `m`."""
+    return {"module": "m", "method": name, "data": {}, "request_id": 1}
+
+
+DOG_LIBRARY = """
+def dumps(value):
+    time.sleep(0.4)
+    return json.dumps(value)
+"""
+
+DOG_SERVER = """
+import asyncio, time
+from wsappy import App
+
+app = App(grace=0)
+app.client("/api")(lambda client: None)
+module = app.module("m")
+
+@module.method
+async def idle(request):
+    await request.response("began")
+
+@module.method
+async def busy(request):
+    await request.response("began")
+    await asyncio.sleep(0)
+    # Less than is allowed, but for the time in which the process is stopped.
+    for _ in range(15):
+        time.sleep(0.01)
+
+app.run("127.0.0.1", 0)
+"""
 
 
 # -- Types --------------------------------------------------------------------
