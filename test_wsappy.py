@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import collections
 import configparser
@@ -4474,7 +4475,7 @@ KINDS = pytest.mark.parametrize("kind", ["plain", "task", "later", "stream"])
 
 
 class TestSharedTurns:
-    """Dispatch and streams give the loop a turn after 5 ms, all connections together."""
+    """Dispatch and streams give the loop a turn after 5 ms, for all connections."""
 
     @KINDS
     async def test_read_of_many_calls(
@@ -9387,7 +9388,7 @@ def dog_methods(app: App) -> dict[str, Any]:
         time.sleep(0.4)
 
     async def task(request: Any) -> None:
-        time.sleep(0.4)
+        time.sleep(0.4)  # noqa: ASYNC251
 
     def items(request: Any) -> Iterator[None]:
         yield
@@ -9465,7 +9466,7 @@ class TestWatchdog:
         app = App()
 
         async def hook(client: Client, *args: Any) -> None:
-            time.sleep(0.4)
+            time.sleep(0.4)  # noqa: ASYNC251
 
         app.client("/api")(type("Held", (Client,), {name: hook}))
 
@@ -9640,15 +9641,15 @@ class TestWatchdog:
         """C code that keeps the interpreter to itself is named by who calls it."""
         app, shares = make_app(), [0.0]
         count = dog_count(lambda count: sum(range(count)), 10**6)
-        size = 15
-        while dog_seconds(lambda: re.match("(a+)+$", "a" * size + "b")) < 0.3:
-            size += 1
+        text = "a" * 15 + "b"
+        while dog_seconds(functools.partial(re.match, "(a+)+$", text)) < 0.3:
+            text = f"a{text}"
 
         def total(request: Any) -> None:
             sum(range(count))
 
         def match(request: Any) -> None:
-            re.match("(a+)+$", "a" * size + "b")
+            re.match("(a+)+$", text)
 
         functions = {"total": total, "match": match}
 
@@ -13450,6 +13451,227 @@ class TestReadme:
         listed = re.findall(r"^- `examples/(\w+)/`", readme, flags=re.M)
 
         assert sorted(listed) == sorted(file.parent.name for file in folders)
+
+
+# --- Layout ------------------------------------------------------------------
+
+LAYOUT_FILES = [pathlib.Path(wsappy.__file__), pathlib.Path(__file__)]
+LAYOUT_MODULE, LAYOUT_TESTS = (
+    each.read_text(encoding="utf-8") for each in LAYOUT_FILES
+)
+LAYOUT_TREE = ast.parse(LAYOUT_MODULE)
+LAYOUT_BANNER = r"^# --- (?:(\d+)\. )?(.+?) -+$"
+# The last section of the story, and the appendix that the others may use.
+STORY_END, SHARED_APPENDIX = 8, 9
+# Public methods of the story that hand over to an appendix, in three statements.
+HANDS_OVER = {"App.test_client"}
+# What users import beside `__all__`, or get.
+LAYOUT_USERS = {
+    *("connect", "Peer", "Push", "RemoteModule", "TestedPeer"),
+    *("Server", "Handler", "handler_method", "Group", "Serving", "Sent", "Marking"),
+}
+
+
+@functools.cache
+def layout_sections() -> list[tuple[int, int]]:
+    """Return the first line and the number of each section of the module."""
+    lines = LAYOUT_MODULE.splitlines()
+    found = [(at, re.match(LAYOUT_BANNER, each)) for at, each in enumerate(lines, 1)]
+    return [(0, 0), *((at, int(match[1])) for at, match in found if match)]
+
+
+def layout_section(node: ast.AST) -> int:
+    """Return the number of the section in which a node stands."""
+    line: int = node.lineno  # type: ignore[attr-defined]
+    return [number for at, number in layout_sections() if at <= line][-1]
+
+
+def layout_homes() -> dict[str, int]:
+    """Return the section of each top-level name that the module defines."""
+    homes = {}
+    for node in LAYOUT_TREE.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            homes[node.name] = layout_section(node)
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            for each in ast.walk(target) if target is not None else ():
+                if isinstance(each, ast.Name):
+                    homes.setdefault(each.id, layout_section(node))
+    return homes
+
+
+def layout_names(tree: ast.AST) -> Iterator[tuple[Any, str]]:
+    """Yield what a piece of code names, in the annotations that are text, too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            yield node, node.id
+        elif isinstance(node, ast.Attribute) and not layout_is_elsewhere(node):
+            yield node, node.attr
+        elif isinstance(node, ast.alias):
+            yield node, node.name
+        for name in "annotation", "returns":
+            yield from layout_words(getattr(node, name, None))
+
+
+def layout_words(annotation: ast.AST | None) -> Iterator[tuple[Any, str]]:
+    """Yield the words of what an annotation has in quotes."""
+    for each in ast.walk(annotation) if annotation is not None else ():
+        if isinstance(each, ast.Constant) and isinstance(each.value, str):
+            for word in re.findall(r"\w+", each.value):
+                yield each, word
+
+
+@functools.cache
+def layout_attributes() -> set[str]:
+    """Return the names of what belongs to modules that are imported or to classes."""
+    names = set()
+    for node in ast.walk(LAYOUT_TREE):
+        if isinstance(node, ast.Import):
+            names |= {f"{each.asname or each.name}." for each in node.names}
+        elif isinstance(node, ast.ClassDef):
+            names |= {each.id for each in ast.walk(node) if layout_is_set(each)}
+    return names
+
+
+def layout_is_set(node: ast.AST) -> Any:
+    """Tell whether a node is a name that is given a value, or a type."""
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+
+
+def layout_is_elsewhere(node: ast.Attribute) -> bool:
+    """Tell whether an attribute is that of another module, or one of a class's own."""
+    root = node.value.id if isinstance(node.value, ast.Name) else ""
+    return not {f"{root}.", node.attr}.isdisjoint(layout_attributes())
+
+
+def layout_methods(tree: ast.AST) -> Iterator[tuple[str, Any]]:
+    """Yield the functions of a module with their names, and those of its classes."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node
+        elif isinstance(node, ast.ClassDef):
+            for each, method in layout_methods(node):
+                yield f"{node.name}.{each}", method
+
+
+def layout_code(node: Any) -> set[int]:
+    """Return the lines of a function that are code: no docstring, no comment."""
+    has_doc = ast.get_docstring(node) is not None
+    lines = LAYOUT_MODULE.splitlines()
+    inside = set(range(node.lineno, node.end_lineno + 1))
+    doc = node.body[0]
+    documented = set(range(doc.lineno, doc.end_lineno + 1)) if has_doc else set()
+    return {
+        at
+        for at in inside - documented
+        if lines[at - 1].strip() and not lines[at - 1].lstrip().startswith("#")
+    }
+
+
+class TestLayout:
+    """`wsappy.py` is a story and its appendices, and the tests follow it."""
+
+    def test_banners(self) -> None:
+        """Sections are numbered from 1, each under a banner of 79 columns."""
+        banners = re.findall("^# ---.*$", LAYOUT_MODULE, flags=re.M)
+
+        assert {len(each) for each in banners} == {79}
+        numbers = [number for _, number in layout_sections()]
+        assert numbers == list(range(len(banners) + 1))
+        assert len(banners) >= STORY_END
+
+    def test_contents(self) -> None:
+        """The contents in the docstring have the numbers and titles of the banners."""
+        text = ast.get_docstring(LAYOUT_TREE) or ""
+
+        listed = re.findall(r"^ +(\d+)\. (\S+(?: \S+)*)(?:  |$)", text, flags=re.M)
+
+        banners = re.findall(LAYOUT_BANNER, LAYOUT_MODULE, flags=re.M)
+        assert listed == banners
+
+    def test_story(self) -> None:
+        """No line of the story names what an appendix defines."""
+        homes = layout_homes()
+        methods = dict(layout_methods(LAYOUT_TREE))
+        allowed = {
+            line
+            for name in HANDS_OVER
+            for line in range(methods[name].lineno, methods[name].end_lineno + 1)
+        }
+
+        named = [
+            f"{node.lineno}: {name}"
+            for node, name in layout_names(LAYOUT_TREE)
+            if homes.get(name, 0) > STORY_END
+            and layout_section(node) <= STORY_END
+            and node.lineno not in allowed
+        ]
+
+        assert named == []
+
+    @pytest.mark.parametrize("name", sorted(HANDS_OVER))
+    def test_what_hands_over(self, name: str) -> None:
+        """A public method hands over to an appendix in at most three statements."""
+        owner, _, method = name.partition(".")
+        body = dict(layout_methods(LAYOUT_TREE))[name].body
+
+        statements = [
+            each
+            for each in body
+            if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+        ]
+
+        assert owner in {"App", "Client"}
+        assert not method.startswith("_")
+        assert len(statements) <= 3
+
+    def test_appendices(self) -> None:
+        """An appendix names nothing of another one but of section 9."""
+        homes = layout_homes()
+
+        named = [
+            f"{node.lineno}: {name}"
+            for node, name in layout_names(LAYOUT_TREE)
+            if homes.get(name, 0) > SHARED_APPENDIX
+            and STORY_END < layout_section(node) != homes[name]
+        ]
+
+        assert named == []
+
+    def test_functions_are_short(self) -> None:
+        """No function has more than 40 lines of code."""
+        sizes = {
+            name: len(layout_code(node)) for name, node in layout_methods(LAYOUT_TREE)
+        }
+
+        assert {name: size for name, size in sizes.items() if size > 40} == {}
+
+    def test_documentation(self) -> None:
+        """Every class, and what is public of those for users, has a docstring."""
+        classes = [each for each in LAYOUT_TREE.body if isinstance(each, ast.ClassDef)]
+        users = {*wsappy.__all__, *LAYOUT_USERS}
+        nodes = {
+            name: node
+            for name, node in layout_methods(LAYOUT_TREE)
+            if name.split(".")[0] in users and not re.search(r"(^|\.)_", name)
+        }
+
+        silent = [
+            name
+            for name, node in {**nodes, **{each.name: each for each in classes}}.items()
+            if not ast.get_docstring(node)
+        ]
+
+        assert len(nodes) > 50
+        assert silent == []
+
+    def test_tests(self) -> None:
+        """`test_wsappy.py` has the same sections in the same order, then its own."""
+        sections = re.findall(LAYOUT_BANNER, LAYOUT_MODULE, flags=re.M)
+
+        chapters = re.findall(LAYOUT_BANNER, LAYOUT_TESTS, flags=re.M)
+
+        own = ["Examples", "README", "Layout", "Load"]
+        assert chapters == [*sections, *(("", each) for each in own)]
 
 
 # --- Load --------------------------------------------------------------------
