@@ -6743,6 +6743,33 @@ class TestOnConnected:
 
         return app
 
+    async def test_client_that_catches_up(self) -> None:
+        """Calls are held on, though the client has caught up with what it is told."""
+        app, told, began = App(grace=0), list[str](), asyncio.Event()
+
+        @app.client("/api")
+        class Api(Client):
+            async def on_connected(self) -> None:
+                await self.push("e", "hello", "x" * 2**22)
+                told.append("caught up")
+                await began.wait()
+                told.append("greeted")
+
+        @app.module("e")
+        @app.method
+        def work(request: wsappy.Request) -> None:
+            told.append("called")
+
+        async with wired(app) as wire:
+            wire.send(wire_call("work"))
+            await wire.answer()
+            await wire_until(lambda: app.stats()["calls"] == 1 and told)
+            await turns()
+            began.set()
+            await wire.answer()
+
+        assert told == ["caught up", "greeted", "called"]
+
     async def test_calls_are_held(self) -> None:
         """Calls that arrive meanwhile are held, `$` calls are not."""
         is_free = asyncio.Event()
@@ -6817,6 +6844,22 @@ class TestRawMessages:
                 told("gone")
 
         return app, told
+
+    async def test_more_than_may_wait(self) -> None:
+        """What is over the limit after one message waits on, and nothing is lost."""
+        app, sizes = App(grace=0), list[int]()
+
+        @app.client("/api")
+        class Slow(Client):
+            async def on_message(self, message: str | bytes) -> None:
+                await asyncio.sleep(0)
+                sizes.append(len(message))
+
+        async with wired(app) as wire:
+            wire.send(*[wire_frame(bytes(30_000), FIN | BINARY)] * 20)
+            await wire_until(lambda: len(sizes) == 20)
+
+        assert sizes == [30_000] * 20
 
     async def test_types(self) -> None:
         """Text arrives as str, binary as bytes, whatever they hold."""
@@ -8401,6 +8444,29 @@ class TestServe:
             url = serving.url("/api")
 
             assert url == f"ws://127.0.0.1:{serving.port}/api"
+
+    async def test_entered_twice(self) -> None:
+        """What `serve` returns is entered once."""
+        serving = make_app().serve("127.0.0.1", 0)
+        async with serving:
+            pass
+
+        with pytest.raises(RuntimeError) as caught:
+            await serving.__aenter__()
+
+        text = "serving must be entered once; write app.serve() again"
+        assert str(caught.value) == text
+
+    @pytest.mark.parametrize("value", [None, "mine"])
+    async def test_server_header(self, value: str | None) -> None:
+        """`server_header` is the header of every response; None leaves it out."""
+        async with (
+            make_app().serve("127.0.0.1", 0, server_header=value) as serving,
+            dialled(serving, request_by_hand("/nowhere")) as wire,
+        ):
+            status, headers = await wire.head()
+
+        assert (status, headers.get("Server")) == (404, value)
 
     async def test_all_addresses_have_one_port(self) -> None:
         """With port 0 all of a host's addresses get the same port."""
