@@ -4477,7 +4477,7 @@ KINDS = pytest.mark.parametrize("kind", ["plain", "task", "later", "stream"])
 class TestSharedTurns:
     """Dispatch and streams give the loop a turn after 5 ms, for all connections."""
 
-    @pytest.mark.parametrize("kind", ["plain", "later"])
+    @KINDS
     async def test_read_of_many_calls(
         self, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -4485,6 +4485,26 @@ class TestSharedTurns:
         clock = LoopClock(monkeypatch)
 
         async with wired(clock_app(clock)) as wire:
+            wire.send(*[wire_call(kind, each) for each in range(100)])
+            await wire_until(lambda: len(clock.order) == 100)
+
+        assert clock.order == list(range(100))
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    @KINDS
+    async def test_wrapped_calls(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So do those that pass a `process_message`."""
+        clock = LoopClock(monkeypatch)
+        app = clock_app(clock)
+
+        @app.client("/wrapped")
+        class Wrapped(Client):
+            async def process_message(self, request: wsappy.Request) -> Any:
+                return await super().process_message(request)
+
+        async with wired(app, path="/wrapped") as wire:
             wire.send(*[wire_call(kind, each) for each in range(100)])
             await wire_until(lambda: len(clock.order) == 100)
 
@@ -4519,7 +4539,7 @@ class TestSharedTurns:
         assert clock.order == list(range(120))
         assert max(clock.turns) <= MOST_IN_A_TURN
 
-    @pytest.mark.parametrize("kind", ["plain"])
+    @KINDS
     async def test_held_calls_wait_idly(
         self, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -4568,7 +4588,7 @@ class TestSharedTurns:
         assert clock.order == list(range(120))
         assert max(clock.turns) <= MOST_IN_A_TURN
 
-    @pytest.mark.parametrize("kind", ["plain"])
+    @pytest.mark.parametrize("kind", ["plain", "task"])
     async def test_calls_of_many_clients(
         self, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -4632,6 +4652,31 @@ class TestSharedTurns:
 
         assert max(clock.turns) <= MOST_IN_A_TURN
 
+    async def test_streams_of_one_client(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Twenty streams share a turn, and each of them goes on."""
+        clock = LoopClock(monkeypatch)
+
+        async with wired(clock_app(clock)) as wire:
+            calls = [wire_call("stream", each, count=10) for each in range(20)]
+            wire.send(*calls)
+            await wire_until(lambda: len(clock.order) == 200)
+
+        assert set(clock.order[:100]) == set(range(20))
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    async def test_streams_of_many_clients(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So do the streams of twenty clients."""
+        clock = LoopClock(monkeypatch)
+
+        async with many_wired(clock_app(clock), 20) as wires:
+            for number, wire in enumerate(wires):
+                wire.send(wire_call("stream", number, count=10))
+            await wire_until(lambda: len(clock.order) == 200)
+
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
     async def test_streams_beside_calls(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A call is answered though twenty streams never suspend."""
         clock = LoopClock(monkeypatch)
@@ -4646,7 +4691,7 @@ class TestSharedTurns:
 
             assert clock.order.index("call") - begun <= 200
 
-    @pytest.mark.parametrize("count", [1])
+    @pytest.mark.parametrize("count", [1, 20])
     async def test_raw_messages(
         self, count: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -5129,6 +5174,21 @@ class TestBacklog:
             events = [(await wire.answer())["event"] for _ in range(4)]
 
         assert events == ["first", "0", "1", "2"]
+        assert app.stats()["slow_clients_dropped"] == 0
+
+    @pytest.mark.parametrize("way", ["group", "direct"])
+    async def test_burst_around_the_end_of_a_turn(self, way: str) -> None:
+        """So it does if a push of a turn before stands between them in the loop."""
+        app, loop = wire_app(), asyncio.get_running_loop()
+
+        async with load_reader(app) as (wire, push):
+            await turns()
+            loop.call_soon(push, way, "0", 7 * 2**20)
+            push("group", "first", 0)
+            loop.call_soon(push, way, "1", 0)
+            events = [(await wire.answer())["event"] for _ in range(3)]
+
+        assert events == ["first", "0", "1"]
         assert app.stats()["slow_clients_dropped"] == 0
 
     @pytest.mark.parametrize("kind", ["def", "async def", "thread"])
@@ -9766,6 +9826,43 @@ class TestWatchdog:
 
         assert dog_warnings(caplog) == []
 
+    async def test_one_line_for_one_hold(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What runs briefly after what held the loop, in the same turn, isn't named."""
+        app = make_app()
+
+        def brief() -> None:
+            time.sleep(0.15)
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            dog_hold()
+            brief()
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+
+        assert dog_warnings(caplog) == [dog_line(dog_hold)]
+
+    async def test_process_that_is_waited_for(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A handler that waits for a selector of its own isn't idle."""
+        app = make_app()
+        command = [sys.executable, "-c", "import time; time.sleep(0.5)"]
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            subprocess.run(command, capture_output=True, check=True)  # noqa: S603
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+
+        assert dog_warnings(caplog) == [dog_line(get)]
+
     @pytest.mark.parametrize("fails", [False, True])
     async def test_end_of_the_thread(self, fails: bool) -> None:
         """The thread ends with the server, also where that doesn't come up."""
@@ -13634,6 +13731,15 @@ class TestLayout:
 
         assert len(nodes) > 50
         assert silent == []
+
+    def test_tests(self) -> None:
+        """`test_wsappy.py` has the same sections in the same order, then its own."""
+        sections = re.findall(LAYOUT_BANNER, LAYOUT_MODULE, flags=re.M)
+
+        chapters = re.findall(LAYOUT_BANNER, LAYOUT_TESTS, flags=re.M)
+
+        own = ["Examples", "README", "Layout", "Load"]
+        assert chapters == [*sections, *(("", each) for each in own)]
 
 
 # --- Load --------------------------------------------------------------------
