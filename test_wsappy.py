@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import collections
 import concurrent.futures
@@ -10,6 +11,7 @@ import contextlib
 import contextvars
 import dataclasses
 import datetime
+import enum
 import errno
 import functools
 import gc
@@ -5999,6 +6001,339 @@ class TestTurns:
             assert await wire.frame() == (FIN | PONG, b"hi")
 
 
+class LoopClock:
+    """The clock of dispatch, which calls move on, and a count of calls in each turn.
+
+    Attributes:
+        now: Seconds; `work` moves it, and each look at it by a microsecond.
+        looks: How often it was looked at.
+        turns: How many calls ran in each turn of the loop that had any.
+        order: The ids of the calls, as they ran.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.looks = 1000.0, 0
+        self.turns: list[int] = []
+        self.order: list[Any] = []
+        self.count = 0
+        self.loop = asyncio.get_running_loop()
+        monkeypatch.setattr(wsappy, "monotonic", self.look)
+        self.turn()
+
+    def look(self) -> float:
+        """Tell the time."""
+        self.looks += 1
+        self.now += 1e-6
+        return self.now
+
+    def turn(self) -> None:
+        """Count the calls of the turn that ends, and look at the next one, too."""
+        if self.count:
+            self.turns.append(self.count)
+        self.count = 0
+        self.loop.call_soon(self.turn)
+
+    def work(self, number: Any = None) -> Any:
+        """Take 4 ms of the loop's 5; return the number of the call."""
+        self.now += 0.004
+        self.count += 1
+        self.order.append(number)
+        return number
+
+
+# In 5 ms two calls of 4 ms begin. What is counted between two of the counter's turns
+# may be the end of one turn of the dispatch and the beginning of the next.
+MOST_IN_A_TURN = 4
+
+
+def clock_app(clock: LoopClock, **options: Any) -> App:
+    """Make an app with the module `e`, whose methods all take 4 ms."""
+    app = wire_app(**{"max_in_flight": 1000, **options})
+    module = app.module("e")
+
+    @module.method
+    def plain(request: wsappy.Request) -> Any:
+        return clock.work(request.id)
+
+    @module.method
+    async def task(request: wsappy.Request) -> Any:
+        return clock.work(request.id)
+
+    @module.method
+    def later(request: wsappy.Request) -> Any:
+        async def work() -> Any:
+            return clock.work(request.id)
+
+        return work()
+
+    @module.method
+    async def stream(request: wsappy.Request, count: int = 1) -> AsyncIterator[Any]:
+        for _ in range(count):
+            yield clock.work(request.id)
+
+    return app
+
+
+KINDS = pytest.mark.parametrize("kind", ["plain", "task", "later", "stream"])
+
+
+class TestSharedTurns:
+    """Dispatch and streams give the loop a turn after 5 ms, for all connections."""
+
+    @KINDS
+    async def test_read_of_many_calls(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The calls of one read run over many turns, in their order."""
+        clock = LoopClock(monkeypatch)
+
+        async with wired(clock_app(clock)) as wire:
+            wire.send(*[wire_call(kind, each) for each in range(100)])
+            await wire_until(lambda: len(clock.order) == 100)
+
+        assert clock.order == list(range(100))
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    @KINDS
+    async def test_wrapped_calls(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So do those that pass a `process_message`."""
+        clock = LoopClock(monkeypatch)
+        app = clock_app(clock)
+
+        @app.client("/wrapped")
+        class Wrapped(Client):
+            async def process_message(self, request: wsappy.Request) -> Any:
+                return await super().process_message(request)
+
+        async with wired(app, path="/wrapped") as wire:
+            wire.send(*[wire_call(kind, each) for each in range(100)])
+            await wire_until(lambda: len(clock.order) == 100)
+
+        assert clock.order == list(range(100))
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    @KINDS
+    async def test_calls_held_by_on_connected(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Held calls begin over many turns, and before those that come meanwhile."""
+        clock, greeted = LoopClock(monkeypatch), asyncio.Event()
+        app = clock_app(clock)
+
+        @app.client("/held")
+        class Held(Client):
+            async def on_connected(self) -> None:
+                await greeted.wait()
+
+        async with wired(app, path="/held") as wire:
+            wire.send(*[wire_call(kind, each) for each in range(100)])
+            await wire_until(lambda: app.stats()["calls"] == 100)
+            assert clock.order == []
+            greeted.set()
+            await wire_until(lambda: clock.order)
+            wire.send(*[wire_call(kind, each) for each in range(100, 120)])
+            await wire_until(lambda: app.stats()["calls"] == 120)
+            begun = len(clock.order)
+            await wire_until(lambda: len(clock.order) == 120)
+
+        assert begun < 100
+        assert clock.order == list(range(120))
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    @KINDS
+    async def test_held_calls_wait_idly(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Held calls look at the clock a few times each: none spins until its turn."""
+        clock, greeted = LoopClock(monkeypatch), asyncio.Event()
+        app = clock_app(clock)
+
+        @app.client("/held")
+        class Held(Client):
+            async def on_connected(self) -> None:
+                await greeted.wait()
+
+        async with wired(app, path="/held") as wire:
+            wire.send(*[wire_call(kind, each) for each in range(100)])
+            await wire_until(lambda: app.stats()["calls"] == 100)
+            looks = clock.looks
+            greeted.set()
+            await wire_until(lambda: len(clock.order) == 100)
+
+            assert clock.looks - looks <= 2000
+
+    @KINDS
+    async def test_calls_of_an_ordered_route(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So do those that one call of an ordered route has kept waiting."""
+        clock, ended = LoopClock(monkeypatch), asyncio.Event()
+        app = clock_app(clock)
+        app.client("/ordered", ordered=True)(lambda client: None)
+
+        @app.module("e")
+        @app.method
+        async def first(request: wsappy.Request) -> None:
+            await ended.wait()
+
+        async with wired(app, path="/ordered") as wire:
+            calls = [wire_call(kind, each) for each in range(100)]
+            wire.send(wire_call("first"), *calls)
+            await wire_until(lambda: app.stats()["calls"] == 101)
+            assert clock.order == []
+            ended.set()
+            await wire_until(lambda: clock.order)
+            wire.send(*[wire_call(kind, each) for each in range(100, 120)])
+            await wire_until(lambda: len(clock.order) == 120)
+
+        assert clock.order == list(range(120))
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    @pytest.mark.parametrize("kind", ["plain", "task"])
+    async def test_calls_of_many_clients(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The limit is the loop's: fifty clients together don't get more of it."""
+        clock = LoopClock(monkeypatch)
+        app = clock_app(clock)
+
+        async with many_wired(app, 50) as wires:
+            for number, wire in enumerate(wires):
+                calls = [wire_call(kind, (number, each)[0]) for each in range(10)]
+                wire.send(*calls)
+            await wire_until(lambda: len(clock.order) == 500)
+
+        assert collections.Counter(clock.order) == dict.fromkeys(range(50), 10)
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    async def test_quiet_client(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A client with one call waits for a few calls of each that floods."""
+        clock = LoopClock(monkeypatch)
+        app = clock_app(clock)
+
+        async with many_wired(app, 51) as (quiet, *flooders):
+            for wire in flooders:
+                wire.send(*[wire_call("plain", "flood")] * 200)
+            await wire_until(lambda: len(clock.order) > 200)
+            begun = len(clock.order)
+            quiet.send(wire_call("plain", "quiet"))
+            await wire_until(lambda: "quiet" in clock.order)
+
+            assert clock.order.index("quiet") - begun <= 4 * len(flooders)
+
+    async def test_quiet_client_without_time(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """That holds where each call takes a turn of its own."""
+        monkeypatch.setattr(wsappy, "TURN", 0)
+        app, order = wire_app(), list[Any]()
+
+        @app.module("e")
+        @app.method
+        def work(request: wsappy.Request) -> None:
+            order.append(request.id)
+
+        async with many_wired(app, 51) as (quiet, *flooders):
+            for wire in flooders:
+                wire.send(*[wire_call("work", "flood")] * 200)
+            await wire_until(lambda: len(order) > 200)
+            begun = len(order)
+            quiet.send(wire_call("work", "quiet"))
+            await wire_until(lambda: "quiet" in order)
+
+            assert order.index("quiet") - begun <= 4 * len(flooders)
+
+    async def test_one_stream(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A stream that never suspends gives the loop its turns."""
+        clock = LoopClock(monkeypatch)
+
+        async with wired(clock_app(clock)) as wire:
+            wire.send(wire_call("stream", count=50))
+            await wire_until(lambda: len(clock.order) == 50)
+
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    async def test_streams_of_one_client(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Twenty streams share a turn, and each of them goes on."""
+        clock = LoopClock(monkeypatch)
+
+        async with wired(clock_app(clock)) as wire:
+            calls = [wire_call("stream", each, count=10) for each in range(20)]
+            wire.send(*calls)
+            await wire_until(lambda: len(clock.order) == 200)
+
+        assert set(clock.order[:100]) == set(range(20))
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    async def test_streams_of_many_clients(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So do the streams of twenty clients."""
+        clock = LoopClock(monkeypatch)
+
+        async with many_wired(clock_app(clock), 20) as wires:
+            for number, wire in enumerate(wires):
+                wire.send(wire_call("stream", number, count=10))
+            await wire_until(lambda: len(clock.order) == 200)
+
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+    async def test_streams_beside_calls(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A call is answered though twenty streams never suspend."""
+        clock = LoopClock(monkeypatch)
+
+        async with wired(clock_app(clock)) as wire:
+            streams = [wire_call("stream", each, count=10**6) for each in range(20)]
+            wire.send(*streams)
+            await wire_until(lambda: len(clock.order) > 100)
+            begun = len(clock.order)
+            wire.send(wire_call("plain", "call"))
+            await wire_until(lambda: "call" in clock.order)
+
+            assert clock.order.index("call") - begun <= 200
+
+    @pytest.mark.parametrize("count", [1, 20])
+    async def test_raw_messages(
+        self, count: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So do raw messages, of one client or of many."""
+        clock = LoopClock(monkeypatch)
+        app = wire_app()
+
+        @app.client("/work")
+        class Work(Client):
+            async def on_message(self, message: str | bytes) -> None:
+                clock.work(message)
+
+        async with many_wired(app, count, "/work") as wires:
+            for wire in wires:
+                wire.send(*[wire_frame(str(each).encode()) for each in range(10)])
+            await wire_until(lambda: len(clock.order) == 10 * count)
+
+        if count == 1:
+            assert clock.order == [str(each) for each in range(10)]
+        assert max(clock.turns) <= MOST_IN_A_TURN
+
+
+@contextlib.asynccontextmanager
+async def many_wired(
+    app: App, count: int, path: str = "/api"
+) -> AsyncIterator[list[Wire]]:
+    """Serve an app, and shake hands that many times."""
+    async with (
+        app.serve("127.0.0.1", 0) as serving,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        wires = []
+        for _ in range(count):
+            wire = await stack.enter_async_context(dialled(serving, wire_request(path)))
+            assert (await wire.head())[0] == 101
+            wires.append(wire)
+        yield wires
+
+
 class TestCompression:
     """With `compression="deflate"` everything works, and bombs stay small."""
 
@@ -6406,6 +6741,232 @@ class TestSlowReaders:
             async with asyncio.timeout(LIMIT):
                 with pytest.raises(ConnectionClosed):
                     await push
+
+
+class TestBacklog:
+    """Pushes never wait for a client, and never grow without limit."""
+
+    @pytest.mark.parametrize("way", ["group", "direct"])
+    async def test_burst(self, way: str) -> None:
+        """A healthy reader gets 9 MB that were pushed in one turn."""
+        app = wire_app()
+
+        async with load_reader(app) as (wire, push):
+            for number in range(3):
+                push(way, str(number), 3 * 2**20)
+            events = [(await wire.answer())["event"] for _ in range(3)]
+
+        assert events == ["0", "1", "2"]
+        assert app.stats()["slow_clients_dropped"] == 0
+
+    @pytest.mark.parametrize("way", ["group", "direct"])
+    async def test_burst_of_several_tasks(self, way: str) -> None:
+        """So it does if they come from several tasks that run in one turn."""
+        app, go = wire_app(), asyncio.Event()
+
+        async with load_reader(app) as (wire, push):
+
+            async def say(number: int) -> None:
+                await go.wait()
+                push(way, str(number), 3 * 2**20)
+
+            tasks = [asyncio.create_task(say(number)) for number in range(3)]
+            await turns()
+            go.set()
+            push(way, "first", 0)
+            await asyncio.gather(*tasks)
+            events = [(await wire.answer())["event"] for _ in range(4)]
+
+        assert events == ["first", "0", "1", "2"]
+        assert app.stats()["slow_clients_dropped"] == 0
+
+    @pytest.mark.parametrize("way", ["group", "direct"])
+    async def test_burst_around_the_end_of_a_turn(self, way: str) -> None:
+        """So it does if a push of a turn before stands between them in the loop."""
+        app, loop = wire_app(), asyncio.get_running_loop()
+
+        async with load_reader(app) as (wire, push):
+            await turns()
+            loop.call_soon(push, way, "0", 7 * 2**20)
+            push("group", "first", 0)
+            loop.call_soon(push, way, "1", 0)
+            events = [(await wire.answer())["event"] for _ in range(3)]
+
+        assert events == ["first", "0", "1"]
+        assert app.stats()["slow_clients_dropped"] == 0
+
+    @pytest.mark.parametrize("kind", ["def", "async def", "thread"])
+    async def test_burst_of_responses(self, kind: str) -> None:
+        """A healthy reader gets 6 MB of events that a handler sends at once."""
+        app = wire_app()
+        module = app.module("e")
+
+        def say(request: Request) -> None:
+            for number in range(2):
+                request.response(str(number), "x" * 3 * 2**20)
+
+        @module.method
+        async def later(request: Request) -> None:
+            say(request)
+
+        module.method("def")(say)
+        module.method("async def")(later)
+        module.method("thread", thread=True)(say)
+
+        async with load_reader(app) as (wire, _):
+            wire.send(wire_call(kind))
+            events = [(await wire.answer())["event"] for _ in range(3)]
+
+        assert events == ["0", "1", "result"]
+        assert app.stats()["slow_clients_dropped"] == 0
+
+    @pytest.mark.parametrize("way", ["group", "direct"])
+    async def test_burst_without_end(self, way: str) -> None:
+        """Beyond 8 times `max_backlog` a client is closed within one turn."""
+        app, size = wire_app(max_backlog=2**16), 2**13
+
+        async with load_reader(app) as (wire, push):
+            wire.stop_reading()
+            count = 0
+            while not app.stats()["slow_clients_dropped"]:
+                push(way, "x", size)
+                count += 1
+                assert count < 10_000
+
+            # The kernel's buffers took what is not in the backlog.
+            backlog = wire.waiting_bytes
+            assert 8 * 2**16 < backlog < 8 * 2**16 + 3 * 2**16
+
+    @pytest.mark.parametrize("way", ["group", "direct"])
+    async def test_small_backlog(self, way: str) -> None:
+        """One rule for direct pushes and for those to a group, however small it is."""
+        app = wire_app(max_backlog=1000)
+
+        async with load_reader(app) as (wire, push):
+            wire.stop_reading()
+            while wire.waiting_bytes <= 1000:
+                push(way, "x", 8000)
+                await turns()
+            assert app.stats()["slow_clients_dropped"] == 0
+            push(way, "x", 0)
+
+            assert app.stats()["slow_clients_dropped"] == 1
+
+    @pytest.mark.parametrize("way", ["group", "direct", "thread"])
+    async def test_nobody_awaits(
+        self, way: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A client that reads a few bytes now and then is closed with 4508."""
+        monkeypatch.setattr(wsappy, "SLOW_GRACE", LIMIT)
+        app = wire_app(max_backlog=2**16)
+
+        async with load_reader(app) as (wire, push):
+            wire.stop_reading()
+            most = 0
+            while not app.stats()["slow_clients_dropped"]:
+                if way == "thread":
+                    await asyncio.to_thread(push, "direct", "x", 1000)
+                else:
+                    push(way, "x", 1000)
+                await load_sip(wire)
+                most = max(most, wire.waiting_bytes)
+            wire.read_on()
+            wire.send(wire_close(4508))
+
+            assert most < 2**17
+            assert (await wire.ended())[-23:] == b"\x88\x15\x11\x9cit reads too slowly"
+
+        assert app.stats()["closed"] == {"4508": 1}
+
+    @pytest.mark.parametrize("kind", ["async def", "thread"])
+    async def test_nobody_awaits_events(self, kind: str) -> None:
+        """So is one whose handler sends events without awaiting them."""
+        app = wire_app(max_backlog=2**16)
+        module = app.module("e")
+
+        @module.method("async def")
+        async def say(request: Request) -> None:
+            while not app.stats()["slow_clients_dropped"]:
+                request.response("x", "x" * 1000)
+                await asyncio.sleep(0)
+
+        @module.method("thread", thread=True)
+        def say_here(request: Request) -> None:
+            while not app.stats()["slow_clients_dropped"] and request.client.groups:
+                request.response("x", "x" * 1000)
+                time.sleep(0.0001)
+
+        async with load_reader(app) as (wire, _):
+            wire.stop_reading()
+            wire.send(wire_call(kind))
+            most = 0
+            while not app.stats()["slow_clients_dropped"]:
+                await load_sip(wire)
+                most = max(most, wire.waiting_bytes)
+
+            assert most < 2**17
+
+    async def test_awaited_pushes(self) -> None:
+        """Pushes of which each waits for the last don't close a slow reader."""
+        app, count = wire_app(max_backlog=2**16), 40
+
+        async with load_reader(app) as (wire, _):
+            client = wire.client
+            wire.narrow()
+
+            async def say() -> None:
+                for number in range(count):
+                    await client.push("e", str(number), "x" * 2**16)
+
+            saying = asyncio.create_task(say())
+            await wire_until(lambda: wire.is_behind)
+            events = [(await wire.answer())["event"] for _ in range(count)]
+            await saying
+
+        assert events == list(map(str, range(count)))
+        assert app.stats()["slow_clients_dropped"] == 0
+
+    async def test_awaited_events(self) -> None:
+        """Nor do the events of a handler that awaits each of them."""
+        app, count = wire_app(max_backlog=2**16), 40
+
+        @app.module("e")
+        @app.method
+        async def say(request: Request) -> None:
+            for number in range(count):
+                await request.response(str(number), "x" * 2**16)
+
+        async with load_reader(app) as (wire, _):
+            wire.narrow()
+            wire.send(wire_call("say"))
+            await wire_until(lambda: wire.is_behind)
+            events = [(await wire.answer())["event"] for _ in range(count)]
+
+        assert events == list(map(str, range(count)))
+        assert app.stats()["slow_clients_dropped"] == 0
+
+
+async def load_sip(wire: Wire) -> None:
+    """Read ten bytes, if any are there, past the client's paused transport."""
+    with contextlib.suppress(BlockingIOError):
+        os.read(wire.writer.get_extra_info("socket").fileno(), 10)
+    await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def load_reader(
+    app: App,
+) -> AsyncIterator[tuple[Wire, Callable[[str, str, int], None]]]:
+    """Connect; yield the client, and what pushes to it: directly or to its group."""
+    async with wired(app) as wire:
+        client = wire.client
+        client.join("room")
+
+        def push(way: str, event: str, size: int) -> None:
+            target: Any = client if way == "direct" else app.to("room")
+            target.push("e", event, "x" * size)
+
+        yield wire, push
 
 
 async def wire_wait(sent: wsappy.Sent) -> str:
@@ -7866,6 +8427,33 @@ class TestOnConnected:
 
         return app
 
+    async def test_client_that_catches_up(self) -> None:
+        """Calls are held on, though the client has caught up with what it is told."""
+        app, told, began = App(grace=0), list[str](), asyncio.Event()
+
+        @app.client("/api")
+        class Api(Client):
+            async def on_connected(self) -> None:
+                await self.push("e", "hello", "x" * 2**22)
+                told.append("caught up")
+                await began.wait()
+                told.append("greeted")
+
+        @app.module("e")
+        @app.method
+        def work(request: wsappy.Request) -> None:
+            told.append("called")
+
+        async with wired(app) as wire:
+            wire.send(wire_call("work"))
+            await wire.answer()
+            await wire_until(lambda: app.stats()["calls"] == 1 and told)
+            await turns()
+            began.set()
+            await wire.answer()
+
+        assert told == ["caught up", "greeted", "called"]
+
     async def test_calls_are_held(self) -> None:
         """Calls that arrive meanwhile are held, `$` calls are not."""
         is_free = asyncio.Event()
@@ -7940,6 +8528,22 @@ class TestRawMessages:
                 told("gone")
 
         return app, told
+
+    async def test_more_than_may_wait(self) -> None:
+        """What is over the limit after one message waits on, and nothing is lost."""
+        app, sizes = App(grace=0), list[int]()
+
+        @app.client("/api")
+        class Slow(Client):
+            async def on_message(self, message: str | bytes) -> None:
+                await asyncio.sleep(0)
+                sizes.append(len(message))
+
+        async with wired(app) as wire:
+            wire.send(*[wire_frame(bytes(30_000), FIN | BINARY)] * 20)
+            await wire_until(lambda: len(sizes) == 20)
+
+        assert sizes == [30_000] * 20
 
     async def test_types(self) -> None:
         """Text arrives as str, binary as bytes, whatever they hold."""
@@ -10296,6 +10900,29 @@ class TestServe:
 
             assert url == f"ws://127.0.0.1:{serving.port}/api"
 
+    async def test_entered_twice(self) -> None:
+        """What `serve` returns is entered once."""
+        serving = make_app().serve("127.0.0.1", 0)
+        async with serving:
+            pass
+
+        with pytest.raises(RuntimeError) as caught:
+            await serving.__aenter__()
+
+        text = "serving must be entered once; write app.serve() again"
+        assert str(caught.value) == text
+
+    @pytest.mark.parametrize("value", [None, "mine"])
+    async def test_server_header(self, value: str | None) -> None:
+        """`server_header` is the header of every response; None leaves it out."""
+        async with (
+            make_app().serve("127.0.0.1", 0, server_header=value) as serving,
+            dialled(serving, request_by_hand("/nowhere")) as wire,
+        ):
+            status, headers = await wire.head()
+
+        assert (status, headers.get("Server")) == (404, value)
+
     async def test_all_addresses_have_one_port(self) -> None:
         """With port 0 all of a host's addresses get the same port."""
         async with make_app().serve(BOTH_HOSTS, 0) as serving:
@@ -11657,9 +12284,11 @@ app.run("127.0.0.1", 0, {options})
 """
 
 
-def start_server(hook: str = "pass", options: str = "") -> tuple[Any, str]:
+def start_server(
+    hook: str = "pass", options: str = "", script: str = ""
+) -> tuple[Any, str]:
     """Start a server in a process of its own; return it and its URL, "" for none."""
-    script = SCRIPT.format(hook=hook, options=options)
+    script = script or SCRIPT.format(hook=hook, options=options)
     # Without it Python keeps what is printed into a pipe, until it is flushed.
     environment = {**os.environ, "PYTHONUNBUFFERED": ""}
     process = subprocess.Popen(  # noqa: S603
@@ -11879,6 +12508,512 @@ class TestExit:
 
         assert seen == [STOPPED, "done", (1001, "the server is stopping")]
         assert rest.splitlines()[:2] == ["goodbye", "lifespan"]
+
+
+# -- Who holds the loop -------------------------------------------------------
+
+
+def dog_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was logged about who holds the loop."""
+    records = [each for each in caplog.records if "held the loop" in each.message]
+    assert all(each.levelno == logging.WARNING for each in records)
+    assert all(each.name == "wsappy" for each in records)
+    return [each.message for each in records]
+
+
+def dog_line(function: Any) -> str:
+    """Return the warning that names a function, at its last line."""
+    code = function.__code__
+    line = max(line for _, _, line in code.co_lines() if line)
+    return dog_text(f"{code.co_qualname!r} ({__file__}:{line})")
+
+
+def dog_text(who: str, seconds: str = "0.25") -> str:
+    """Return the warning that names somebody."""
+    return (
+        f"{who} held the loop for over {seconds} s; await what it waits for, or add "
+        f"thread=True"
+    )
+
+
+def dog_hold() -> None:
+    """Hold the loop for longer than allowed."""
+    time.sleep(0.4)
+
+
+def dog_methods(app: App) -> dict[str, Any]:
+    """Add methods that hold the loop; return those whose names are in the warning."""
+    module = app.module("m")
+
+    def plain(request: Any) -> None:
+        time.sleep(0.4)
+
+    async def task(request: Any) -> None:
+        time.sleep(0.4)  # noqa: ASYNC251
+
+    def items(request: Any) -> Iterator[None]:
+        yield
+        time.sleep(0.4)
+
+    async def waits(request: Any) -> None:
+        await asyncio.sleep(0.6)
+
+    def works(request: Any) -> None:
+        time.sleep(0.4)
+
+    functions = {each.__name__: each for each in (plain, task, items, waits, works)}
+    for name, function in functions.items():
+        module.method(name, thread=name == "works")(function)
+    return functions
+
+
+def dog_check(value: int) -> Any:
+    """Hold the loop for longer than allowed, and pass."""
+    return time.sleep(0.4)
+
+
+def dog_seconds(work: Callable[[], Any]) -> float:
+    """Return how many seconds of the processor some work takes."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def dog_count(work: Callable[[int], Any], count: int) -> int:
+    """Return with which count some work takes half a second; about *count* is tried."""
+    work(count)
+    return int(count * 0.5 / dog_seconds(lambda: work(count)))
+
+
+DogChecked = typing.Annotated[int, pydantic.AfterValidator(dog_check)]
+
+
+class DogMember(enum.Enum):
+    """What takes long to be written, for its size."""
+
+    ONE = 1
+
+
+class TestWatchdog:
+    """Who holds the loop for over 0.25 s is named in the log."""
+
+    @pytest.mark.parametrize("name", ["plain", "task", "items"])
+    async def test_handler(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        """File, line and function of a handler of every kind are named, once."""
+        app = make_app()
+        handlers = dog_methods(app)
+
+        async with talking(app) as talk:
+            await talk.call(f"m.{name}")
+
+        assert dog_warnings(caplog) == [dog_line(handlers[name])]
+
+    @pytest.mark.parametrize("name", ["waits", "works"])
+    async def test_nobody(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        """Who awaits, or runs in a thread, holds nothing."""
+        app = make_app()
+        dog_methods(app)
+
+        async with talking(app) as talk:
+            await talk.call(f"m.{name}")
+
+        assert dog_warnings(caplog) == []
+
+    @pytest.mark.parametrize(
+        "name", ["on_connecting", "on_connected", "on_message", "on_disconnected"]
+    )
+    async def test_hook(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        """So is a hook."""
+        app = App()
+
+        async def hook(client: Client, *args: Any) -> None:
+            time.sleep(0.4)  # noqa: ASYNC251
+
+        app.client("/api")(type("Held", (Client,), {name: hook}))
+
+        async with talking(app) as talk:
+            await talk.send("hello")
+
+        assert dog_warnings(caplog) == [dog_line(hook)]
+
+    async def test_route_function(self, caplog: pytest.LogCaptureFixture) -> None:
+        """So is the function of a route."""
+        app = App()
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            time.sleep(0.4)
+
+        async with talking(app):
+            pass
+
+        assert dog_warnings(caplog) == [dog_line(api)]
+
+    @pytest.mark.parametrize("name", ["loads", "dumps"])
+    async def test_codec(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        """So is a codec of the application's."""
+        functions = {"loads": orjson.loads, "dumps": orjson.dumps}
+
+        def codec(value: Any) -> Any:
+            time.sleep(0.4)
+            return functions[name](value)
+
+        app = make_app(**{name: codec})
+        app.module("m")(app.method(echo))
+
+        async with talking(app) as talk:
+            await talk.call("m.echo")
+
+        line = codec.__code__.co_firstlineno + 1
+        where = f"{codec.__code__.co_qualname!r} ({__file__}:{line})"
+        assert dog_warnings(caplog) == [dog_text(where)]
+
+    async def test_page(self, caplog: pytest.LogCaptureFixture) -> None:
+        """So is a page."""
+        app = make_app()
+
+        @app.http("/page")
+        def page(request: Any) -> None:
+            time.sleep(0.4)
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            dialled(serving, request_by_hand("/page")) as wire,
+        ):
+            await wire.head()
+
+        assert dog_warnings(caplog) == [dog_line(page)]
+
+    async def test_error_function(self, caplog: pytest.LogCaptureFixture) -> None:
+        """So is what turns an exception into an `Error`."""
+        app = make_app()
+
+        @app.error(KeyError)
+        def missing(request: Any, exc: KeyError) -> Any:
+            answer: Any = time.sleep
+            return answer(0.4) or Error("missing")
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            raise KeyError
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+
+        assert dog_warnings(caplog) == [dog_line(missing)]
+
+    async def test_validator(self, caplog: pytest.LogCaptureFixture) -> None:
+        """So is a validator."""
+        app = make_app()
+
+        @app.module("m")
+        @app.method
+        def get(request: Any, n: DogChecked) -> None:
+            pass
+
+        async with talking(app) as talk:
+            await talk.call("m.get", n=1)
+
+        assert dog_warnings(caplog) == [dog_line(dog_check)]
+
+    async def test_inside_a_library(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Below frames of libraries it is the user's innermost function."""
+        app = make_app()
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            threading.Event().wait(0.4)
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+
+        assert dog_warnings(caplog) == [dog_line(get)]
+
+    async def test_user_inside_a_library(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A function of the user's that a library calls is the innermost."""
+        app = make_app()
+
+        def hook(value: Any) -> None:
+            time.sleep(0.4)
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            json.loads('{"a": 1}', object_hook=hook)
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+
+        assert dog_warnings(caplog) == [dog_line(hook)]
+
+    @pytest.mark.parametrize("name", ["get", "later"])
+    async def test_no_frame_of_the_users(
+        self, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Where no frame is the user's, the method is named."""
+        library: dict[str, Any] = {"time": time, "json": json}
+        code = compile(DOG_LIBRARY, json.__file__, "exec")
+        exec(code, library)  # noqa: S102
+        app = make_app(dumps=library["dumps"])
+        module = app.module("m")
+
+        @module.method
+        def get(request: Any) -> list[int]:
+            return [1]
+
+        @module.method
+        async def later(request: Any) -> list[int]:
+            return [1]
+
+        async with talking(app) as talk:
+            await talk.call(f"m.{name}")
+
+        assert dog_warnings(caplog) == [dog_text(f"handler 'm.{name}'")]
+
+    async def test_huge_result(self, caplog: pytest.LogCaptureFixture) -> None:
+        """So is the method whose result orjson takes long to write."""
+        app, one, shares = make_app(), DogMember.ONE, list[float]()
+        rows = [one] * dog_count(lambda count: orjson.dumps([one] * count), 10**5)
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> Any:
+            began = time.process_time(), time.monotonic()
+            request.client.share = lambda: (
+                (time.process_time() - began[0]) / (time.monotonic() - began[1])
+            )
+            return rows
+
+        async with wired(app) as wire:
+            wire.send(wire_frame(json.dumps(dog_call("get")).encode()))
+            await wire.reader.readexactly(1)
+            client: Any = wire.client
+            shares.append(client.share())
+
+        if shares[0] < 0.8:
+            pytest.skip("the machine is too busy")
+        assert dog_warnings(caplog) == [dog_text("handler 'm.get'")]
+
+    @pytest.mark.parametrize("name", ["total", "match"])
+    async def test_c_code(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        """C code that keeps the interpreter to itself is named by who calls it."""
+        app, shares = make_app(), [0.0]
+        count = dog_count(lambda count: sum(range(count)), 10**6)
+        text = "a" * 15 + "b"
+        while dog_seconds(functools.partial(re.match, "(a+)+$", text)) < 0.3:
+            text = f"a{text}"
+
+        def total(request: Any) -> None:
+            sum(range(count))
+
+        def match(request: Any) -> None:
+            re.match("(a+)+$", text)
+
+        functions = {"total": total, "match": match}
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            began = time.process_time(), time.monotonic()
+            functions[name](request)
+            used, took = time.process_time() - began[0], time.monotonic() - began[1]
+            shares[0] = used / took
+
+        async with talking(app) as talk:
+            # On a busy machine it looks like a process that was suspended.
+            for _ in range(2):
+                if shares[0] < 0.8:
+                    await talk.call("m.get")
+
+        if shares[0] < 0.8:
+            pytest.skip("the machine is too busy")
+        assert dog_warnings(caplog) == [dog_line(functions[name])]
+
+    async def test_each_place_once_a_minute(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """One place is named once a minute, another one at once."""
+        app = make_app()
+        handlers = dog_methods(app)
+
+        async with talking(app) as talk:
+            for name in ("plain", "plain", "task"):
+                await talk.call(f"m.{name}")
+
+        lines = [dog_line(handlers[name]) for name in ("plain", "task")]
+        assert dog_warnings(caplog) == lines
+
+    async def test_again_after_a_minute(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After a minute a place is named again."""
+        app, ahead = make_app(), [0.0]
+        handlers = dog_methods(app)
+        monkeypatch.setattr(wsappy, "monotonic", lambda: time.monotonic() + ahead[0])
+
+        async with talking(app) as talk:
+            await talk.call("m.plain")
+            ahead[0] = 61.0
+            await asyncio.sleep(0.2)
+            await talk.call("m.plain")
+
+        assert dog_warnings(caplog) == [dog_line(handlers["plain"])] * 2
+
+    async def test_suspended(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A process that was suspended while it was busy held nothing."""
+        app, ahead = make_app(), [0.0]
+        monkeypatch.setattr(wsappy, "monotonic", lambda: time.monotonic() + ahead[0])
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            time.sleep(0.08)
+            ahead[0] += 100.0
+            time.sleep(0.08)
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+            ahead[0] += 100.0
+            await asyncio.sleep(0.1)
+
+        assert dog_warnings(caplog) == []
+
+    @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
+    @pytest.mark.parametrize("name", ["idle", "busy"])
+    async def test_stopped_process(self, name: str) -> None:
+        """Nor does a process that was stopped and goes on."""
+        process, url = start_server(script=DOG_SERVER)
+
+        async with ws_connect(url, proxy=None) as ws:
+            talk = Talk(ws)
+            answer = await talk.call(f"m.{name}")
+            os.kill(process.pid, signal.SIGSTOP)
+            await asyncio.sleep(0.6)
+            os.kill(process.pid, signal.SIGCONT)
+            await asyncio.sleep(0.1)
+            last = await talk.call("$.ping", 2)
+        process.terminate()
+        _, errors = process.communicate(timeout=LIMIT)
+
+        assert answer["event"] == "began"
+        assert (last["event"], errors) == ("result", "")
+
+    async def test_debugger(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A handler that is debugged holds nothing."""
+        app = make_app()
+        # A debugger itself would end the tracing of coverage.
+        names = {"__name__": "bdb", "time": time}
+        interact = types.FunctionType(dog_hold.__code__, names)
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            interact()
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+
+        assert dog_warnings(caplog) == []
+
+    async def test_one_line_for_one_hold(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What runs briefly after what held the loop, in the same turn, isn't named."""
+        app = make_app()
+
+        def brief() -> None:
+            time.sleep(0.15)
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            dog_hold()
+            brief()
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+
+        assert dog_warnings(caplog) == [dog_line(dog_hold)]
+
+    async def test_process_that_is_waited_for(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A handler that waits for a selector of its own isn't idle."""
+        app = make_app()
+        command = [sys.executable, "-c", "import time; time.sleep(0.5)"]
+
+        @app.module("m")
+        @app.method
+        def get(request: Any) -> None:
+            subprocess.run(command, capture_output=True, check=True)  # noqa: S603
+
+        async with talking(app) as talk:
+            await talk.call("m.get")
+
+        assert dog_warnings(caplog) == [dog_line(get)]
+
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_end_of_the_thread(self, fails: bool) -> None:
+        """The thread ends with the server, also where that doesn't come up."""
+        app = make_app()
+        seen: list[str] = []
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            seen.extend(each.name for each in threading.enumerate())
+            if fails:
+                raise KeyError
+            yield
+
+        before = set(threading.enumerate())
+        with contextlib.suppress(KeyError):
+            await start_up(app)
+        for thread in set(threading.enumerate()) - before:
+            await asyncio.to_thread(thread.join, LIMIT)
+
+        assert "wsappy watchdog" in seen
+        assert [each for each in threading.enumerate() if "watchdog" in each.name] == []
+
+
+def dog_call(name: str) -> Any:
+    """Return a call of the module `m`."""
+    return {"module": "m", "method": name, "data": {}, "request_id": 1}
+
+
+DOG_LIBRARY = """
+def dumps(value):
+    time.sleep(0.4)
+    return json.dumps(value)
+"""
+
+DOG_SERVER = """
+import asyncio, time
+from wsappy import App
+
+app = App(grace=0)
+app.client("/api")(lambda client: None)
+module = app.module("m")
+
+@module.method
+async def idle(request):
+    await request.response("began")
+
+@module.method
+async def busy(request):
+    await request.response("began")
+    await asyncio.sleep(0)
+    # Less than is allowed, but for the time in which the process is stopped.
+    for _ in range(15):
+        time.sleep(0.01)
+
+app.run("127.0.0.1", 0)
+"""
 
 
 # -- Types --------------------------------------------------------------------
@@ -15824,6 +16959,228 @@ class TestReadme:
         listed = re.findall(r"^- `examples/(\w+)/`", readme, flags=re.M)
 
         assert sorted(listed) == sorted(file.parent.name for file in folders)
+
+
+# --- Layout ------------------------------------------------------------------
+
+LAYOUT_FILES = [pathlib.Path(wsappy.__file__), pathlib.Path(__file__)]
+LAYOUT_MODULE, LAYOUT_TESTS = (
+    each.read_text(encoding="utf-8") for each in LAYOUT_FILES
+)
+LAYOUT_TREE = ast.parse(LAYOUT_MODULE)
+LAYOUT_BANNER = r"^# --- (?:(\d+)\. )?(.+?) -+$"
+# The last section of the story, and the appendix that the others may use.
+STORY_END, SHARED_APPENDIX = 8, 9
+# Public methods of the story that hand over to an appendix, in three statements.
+HANDS_OVER = {"App.test_client"}
+# What users import beside `__all__`, or get.
+LAYOUT_USERS = {
+    *("connect", "Peer", "Push", "RemoteModule", "TestedPeer"),
+    *("Server", "Handler", "handler_method", "Group", "Serving", "Sent", "Marking"),
+}
+
+
+@functools.cache
+def layout_sections() -> list[tuple[int, int]]:
+    """Return the first line and the number of each section of the module."""
+    lines = LAYOUT_MODULE.splitlines()
+    found = [(at, re.match(LAYOUT_BANNER, each)) for at, each in enumerate(lines, 1)]
+    return [(0, 0), *((at, int(match[1])) for at, match in found if match)]
+
+
+def layout_section(node: ast.AST) -> int:
+    """Return the number of the section in which a node stands."""
+    line: int = node.lineno  # type: ignore[attr-defined]
+    return [number for at, number in layout_sections() if at <= line][-1]
+
+
+def layout_homes() -> dict[str, int]:
+    """Return the section of each top-level name that the module defines."""
+    homes = {}
+    for node in LAYOUT_TREE.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            homes[node.name] = layout_section(node)
+        for target in getattr(node, "targets", [getattr(node, "target", None)]):
+            for each in ast.walk(target) if target is not None else ():
+                if isinstance(each, ast.Name):
+                    homes.setdefault(each.id, layout_section(node))
+    return homes
+
+
+def layout_names(tree: ast.AST) -> Iterator[tuple[Any, str]]:
+    """Yield what a piece of code names, in the annotations that are text, too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            yield node, node.id
+        elif isinstance(node, ast.Attribute) and not layout_is_elsewhere(node):
+            yield node, node.attr
+        elif isinstance(node, ast.alias):
+            yield node, node.name
+        for name in "annotation", "returns":
+            yield from layout_words(getattr(node, name, None))
+
+
+def layout_words(annotation: ast.AST | None) -> Iterator[tuple[Any, str]]:
+    """Yield the words of what an annotation has in quotes."""
+    for each in ast.walk(annotation) if annotation is not None else ():
+        if isinstance(each, ast.Constant) and isinstance(each.value, str):
+            for word in re.findall(r"\w+", each.value):
+                yield each, word
+
+
+@functools.cache
+def layout_attributes() -> set[str]:
+    """Return the names of what belongs to modules that are imported or to classes."""
+    names = set()
+    for node in ast.walk(LAYOUT_TREE):
+        if isinstance(node, ast.Import):
+            names |= {f"{each.asname or each.name}." for each in node.names}
+        elif isinstance(node, ast.ClassDef):
+            nodes: Iterator[Any] = ast.walk(node)
+            names |= {each.id for each in nodes if layout_is_set(each)}
+    return names
+
+
+def layout_is_set(node: ast.AST) -> Any:
+    """Tell whether a node is a name that is given a value, or a type."""
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+
+
+def layout_is_elsewhere(node: ast.Attribute) -> bool:
+    """Tell whether an attribute is that of another module, or one of a class's own."""
+    root = node.value.id if isinstance(node.value, ast.Name) else ""
+    return not {f"{root}.", node.attr}.isdisjoint(layout_attributes())
+
+
+def layout_methods(tree: ast.AST) -> Iterator[tuple[str, Any]]:
+    """Yield the functions of a module with their names, and those of its classes."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node
+        elif isinstance(node, ast.ClassDef):
+            for each, method in layout_methods(node):
+                yield f"{node.name}.{each}", method
+
+
+def layout_code(node: Any) -> set[int]:
+    """Return the lines of a function that are code: no docstring, no comment."""
+    has_doc = ast.get_docstring(node) is not None
+    lines = LAYOUT_MODULE.splitlines()
+    inside = set(range(node.lineno, node.end_lineno + 1))
+    doc = node.body[0]
+    documented = set(range(doc.lineno, doc.end_lineno + 1)) if has_doc else set()
+    return {
+        at
+        for at in inside - documented
+        if lines[at - 1].strip() and not lines[at - 1].lstrip().startswith("#")
+    }
+
+
+class TestLayout:
+    """`wsappy.py` is a story and its appendices, and the tests follow it."""
+
+    def test_banners(self) -> None:
+        """Sections are numbered from 1, each under a banner of 79 columns."""
+        banners = re.findall("^# ---.*$", LAYOUT_MODULE, flags=re.M)
+
+        assert {len(each) for each in banners} == {79}
+        numbers = [number for _, number in layout_sections()]
+        assert numbers == list(range(len(banners) + 1))
+        assert len(banners) >= STORY_END
+
+    def test_contents(self) -> None:
+        """The contents in the docstring have the numbers and titles of the banners."""
+        text = ast.get_docstring(LAYOUT_TREE) or ""
+
+        listed = re.findall(r"^ +(\d+)\. (\S+(?: \S+)*)(?:  |$)", text, flags=re.M)
+
+        banners = re.findall(LAYOUT_BANNER, LAYOUT_MODULE, flags=re.M)
+        assert listed == banners
+
+    def test_story(self) -> None:
+        """No line of the story names what an appendix defines."""
+        homes = layout_homes()
+        methods = dict(layout_methods(LAYOUT_TREE))
+        allowed = {
+            line
+            for name in HANDS_OVER
+            for line in range(methods[name].lineno, methods[name].end_lineno + 1)
+        }
+
+        named = [
+            f"{node.lineno}: {name}"
+            for node, name in layout_names(LAYOUT_TREE)
+            if homes.get(name, 0) > STORY_END
+            and layout_section(node) <= STORY_END
+            and node.lineno not in allowed
+        ]
+
+        assert named == []
+
+    @pytest.mark.parametrize("name", sorted(HANDS_OVER))
+    def test_what_hands_over(self, name: str) -> None:
+        """A public method hands over to an appendix in at most three statements."""
+        owner, _, method = name.partition(".")
+        body = dict(layout_methods(LAYOUT_TREE))[name].body
+
+        statements = [
+            each
+            for each in body
+            if not (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
+        ]
+
+        assert owner in {"App", "Client"}
+        assert not method.startswith("_")
+        assert len(statements) <= 3
+
+    def test_appendices(self) -> None:
+        """An appendix names nothing of another one but of section 9."""
+        homes = layout_homes()
+
+        named = [
+            f"{node.lineno}: {name}"
+            for node, name in layout_names(LAYOUT_TREE)
+            if homes.get(name, 0) > SHARED_APPENDIX
+            and STORY_END < layout_section(node) != homes[name]
+        ]
+
+        assert named == []
+
+    def test_functions_are_short(self) -> None:
+        """No function has more than 40 lines of code."""
+        sizes = {
+            name: len(layout_code(node)) for name, node in layout_methods(LAYOUT_TREE)
+        }
+
+        assert {name: size for name, size in sizes.items() if size > 40} == {}
+
+    def test_documentation(self) -> None:
+        """Every class, and what is public of those for users, has a docstring."""
+        classes = [each for each in LAYOUT_TREE.body if isinstance(each, ast.ClassDef)]
+        users = {*wsappy.__all__, *LAYOUT_USERS}
+        nodes = {
+            name: node
+            for name, node in layout_methods(LAYOUT_TREE)
+            if name.split(".")[0] in users and not re.search(r"(^|\.)_", name)
+        }
+
+        silent = [
+            name
+            for name, node in {**nodes, **{each.name: each for each in classes}}.items()
+            if not ast.get_docstring(node)
+        ]
+
+        assert len(nodes) > 50
+        assert silent == []
+
+    def test_tests(self) -> None:
+        """`test_wsappy.py` has the same sections in the same order, then its own."""
+        sections = re.findall(LAYOUT_BANNER, LAYOUT_MODULE, flags=re.M)
+
+        chapters = re.findall(LAYOUT_BANNER, LAYOUT_TESTS, flags=re.M)
+
+        own = ["Examples", "README", "Layout", "Load"]
+        assert chapters == [*sections, *(("", each) for each in own)]
 
 
 # --- Load --------------------------------------------------------------------

@@ -1100,9 +1100,9 @@ class Runtime:
         self.loop = asyncio.get_running_loop()
         self.thread = threading.get_ident()
         self.threads = threads
-        self.waiting: collections.deque[Callable[[], None]] = collections.deque()
-        self.turns, self.pushed_turn = 1, 0
+        self.waiting: collections.deque[Callable[[], object]] = collections.deque()
         self.deadline = 0.0
+        self.has_pushed = False
         self.unwritten: list[ServerWire] = []
 
     def call(self, action: Callable[..., object], *arguments: Any) -> None:
@@ -1126,11 +1126,21 @@ class Runtime:
         return monotonic() >= (self.deadline or self.begin_turn())
 
     def _end_turn(self) -> None:
-        self.turns += 1
         self.deadline = 0.0
+        self.has_pushed = False
 
-    def wait(self, go_on: Callable[[], None]) -> None:
-        """Go on with something in a later turn, after all that has begun by now."""
+    async def next_turn(self) -> None:
+        """Let a task wait, in the queue, for a turn that it may go on in."""
+        future = self.loop.create_future()
+        self.wait(functools.partial(hand_over, future))
+        await future
+
+    def wait(self, go_on: Callable[[], object]) -> None:
+        """Go on with something in a later turn, after all that has begun by now.
+
+        Args:
+            go_on: Returns True where a task goes on in the turn that follows.
+        """
         if not self.waiting:
             self.loop.call_soon(self._share_turn)
         self.waiting.append(go_on)
@@ -1140,9 +1150,9 @@ class Runtime:
         # Round robin: each goes on for its share, and may queue up again for more.
         for _ in range(len(self.waiting)):
             self.deadline = monotonic() + share
-            self.waiting[0]()
+            has_handed_over = self.waiting[0]()
             self.waiting.popleft()
-            if monotonic() >= end:
+            if has_handed_over or monotonic() >= end:
                 break
         self.deadline = end
         if self.waiting:
@@ -1151,8 +1161,8 @@ class Runtime:
     def is_first_push(self) -> bool:
         """Tell whether no other push to a group came in this turn of the loop."""
         self.begin_turn()
-        pushed, self.pushed_turn = self.pushed_turn, self.turns
-        return pushed != self.pushed_turn
+        is_first, self.has_pushed = not self.has_pushed, True
+        return is_first
 
     def flush_soon(self, wire: ServerWire) -> None:
         """Write what a wire has collected when this turn of the loop has ended."""
@@ -1165,6 +1175,14 @@ class Runtime:
         for wire in unwritten:
             wire.is_collecting = False
             wire.flush()
+
+
+def hand_over(future: asyncio.Future[None]) -> bool:
+    """Let a task go on; tell whether it does, since it may have been cancelled."""
+    is_waiting = not future.done()
+    if is_waiting:
+        future.set_result(None)
+    return is_waiting
 
 
 class Phase(enum.Enum):
@@ -1690,13 +1708,14 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.lane = Lane(self)
         self.is_plain = True
         self.is_clear = self.is_collecting = self.is_fragmenting = False
+        self.is_aging = False
         self.out_size = self.bytes_in = self.bytes_out = self.taken = 0
         self.head_tail = b""
         self.life: asyncio.Task[None] | None = None
-        self.lost: asyncio.Future[None] = self.loop.create_future()
+        self.lost = asyncio.Event()
         self.due = self.taken_at = math.inf
         self.awaited: asyncio.Future[float] | None = None
-        self.pinged_halts = self.paused_turn = 0
+        self.pinged_halts = self.aged = 0
 
     # From the first byte to the goodbye
 
@@ -1733,7 +1752,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             life: Any = self.life
             # A hook that has cancelled its own task may have lost what ends this wait.
             if is_open or not life.cancelling():
-                await self.lost
+                await self.lost.wait()
         finally:
             self.transport.abort()
             status = self.response and self.response.status_code
@@ -1796,8 +1815,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             self.serving.app.labels["closed"][self._close_label()] += 1
         elif self.response is None:
             self.serving.app.counts["handshakes_dropped"] += 1
-        if not self.lost.done():
-            self.lost.set_result(None)
+        self.lost.set()
         self.serving.discard(self)
 
     @property
@@ -1907,16 +1925,32 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         else:
             self.push(payload)
 
+    @property
+    def _backlog(self) -> int:
+        """Bytes that wait for the client."""
+        return self.transport.get_write_buffer_size() + self.out_size
+
     def _is_too_slow(self) -> bool:
         """Tell whether too much waits for a client that is behind, before a push.
 
         What waits since an earlier turn counts; of this turn's, more is allowed.
         """
-        self.runtime.begin_turn()
-        seen, self.paused_turn = self.paused_turn, self.runtime.turns
-        times = MAX_BURST if seen == self.paused_turn else 1
-        backlog = self.transport.get_write_buffer_size() + self.out_size
-        return backlog > times * self.serving.app.max_backlog
+        self._age()
+        limit, backlog = self.serving.app.max_backlog, self._backlog
+        return min(self.aged, backlog) > limit or backlog > MAX_BURST * limit
+
+    def _age(self) -> None:
+        """Find out, in the turns that follow, how much waits since an earlier one."""
+        if not self.is_aging:
+            self.is_aging = True
+            self.loop.call_soon(self._age_once)
+
+    def _age_once(self) -> None:
+        # What is pushed in this round of the loop, before or after, is not old yet.
+        self.loop.call_soon(self._age_twice, self._backlog)
+
+    def _age_twice(self, backlog: int) -> None:
+        self.aged, self.is_aging = backlog, False
 
     def _drop(self) -> None:
         """Close a client that reads too slowly, and abort it a second later."""
@@ -1975,8 +2009,8 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         super().pause_writing()
         self.serving.app.counts["pauses"] += 1
         self.lane.stop()
-        self.runtime.begin_turn()
-        self.paused_turn = self.runtime.turns
+        self.aged = 0
+        self._age()
         self.taken_at = self.loop.time()
 
     def resume_writing(self) -> None:
@@ -2222,7 +2256,8 @@ class Calls:
         unfinished: Calls that are tasks; a thread counts until it returns.
         load: Bytes of the messages of calls that are held or unfinished.
         held: Calls that haven't begun: `on_connected` runs, or the route is ordered.
-        beginning: Tasks that have yet to run their first line, before Python 3.12.
+        beginning: Tasks that have yet to begin, before Python 3.12.
+        starting: Those of them that wait for a turn, in order.
         asked: The unfinished calls to the other side, by id: what gets their events.
         is_greeting: Whether `on_connected` runs.
         is_gated: Whether anything but the plain case may hold; then `dispatch` decides.
@@ -2251,6 +2286,7 @@ class Calls:
         self.bad_messages = self.received = self.beginning = 0
         self.unfinished: dict[asyncio.Task[None], Request] = {}
         self.senders: set[asyncio.Task[None]] = set()
+        self.starting: collections.deque[asyncio.Future[None]] = collections.deque()
         self.held: collections.deque[Request] = collections.deque()
         self.held_size = self.load = 0
         self.asked: dict[JSON, Callable[[str, Any], None]] = {}
@@ -2429,13 +2465,9 @@ class Calls:
             self._start(request, self.run, self.context.copy())
         elif self.beginning:
             # After the tasks of the same read, which have yet to begin.
-            self.loop.call_soon(self._begin_late, request, method)
+            self._start(request, self.run, self.context.copy())
             self.wire.halt()
         else:
-            self._run_inline(request, method)
-
-    def _begin_late(self, request: Request, method: Method) -> None:
-        if self.wire.phase is OPEN:
             self._run_inline(request, method)
 
     def _run_inline(self, request: Request, method: Method) -> None:
@@ -2469,21 +2501,21 @@ class Calls:
         self.load += request._size
         work = self._perform(request, function)
         task = asyncio.Task(work, loop=self.loop, context=context, **TASK_OPTIONS)
-        if task.done():
-            return
         request._task = task
-        self.unfinished[task] = request
+        # An eager task may have ended already.
+        self.unfinished.update({} if task.done() else {task: request})
         timeout = request._method.timeout if request._method else ...
         timeout = self.app.timeout if timeout is ... else timeout
-        if timeout is not None:
+        if timeout is not None and task in self.unfinished:
             request._timer = self.loop.call_later(timeout, self.cut, request, TIMEOUT)
 
     async def _perform(
         self, request: Request, function: Callable[[Request], Any]
     ) -> None:
         """Run a call that is a task, from its first step to its terminal event."""
-        self.beginning -= LAZY_TASKS
         try:
+            if LAZY_TASKS:
+                await self._begin_task()
             outcome = await run_to_end(function, request)
             disarm(request)
             if self.wire.paused and request._stage is not CUT:
@@ -2495,6 +2527,24 @@ class Calls:
             raise
         finally:
             self._finish(request)
+
+    async def _begin_task(self) -> None:
+        """Wait, before Python 3.12, for those that came before, and for a turn."""
+        try:
+            if self.starting or self.runtime.is_turn_over():
+                future = self.loop.create_future()
+                if not self.starting:
+                    self.runtime.wait(self._start_next)
+                self.starting.append(future)
+                await future
+        finally:
+            self.beginning -= 1
+
+    def _start_next(self) -> bool:
+        is_handed_over = hand_over(self.starting.popleft())
+        if self.starting:
+            self.runtime.wait(self._start_next)
+        return is_handed_over
 
     def _finish(self, request: Request) -> None:
         disarm(request)
@@ -2558,13 +2608,16 @@ class Calls:
                 if request._stage is not PENDING:
                     return
                 sender = self.emit(request, "item", item)
-                if sender is not None:
-                    await asyncio.wait([sender])
-                if self.wire.paused:
-                    await self.wire.writable()
-                elif self.runtime.is_turn_over():
-                    await asyncio.sleep(0)
-                    self.runtime.begin_turn()
+                await self._go_on(sender)
+
+    async def _go_on(self, sender: asyncio.Task[None] | None) -> None:
+        """Wait until the last item is on its way, and the stream may go on."""
+        if sender is not None:
+            await asyncio.wait([sender])
+        if self.wire.paused:
+            await self.wire.writable()
+        while self.runtime.is_turn_over():
+            await self.runtime.next_turn()
 
     async def _run_in_thread(
         self, request: Request, method: Method, arguments: dict[str, Any]
@@ -2720,9 +2773,8 @@ class Calls:
             self.wire.push(payload)
 
     def _tell(self, request: Request, event: str, data: JSON) -> Any:
-        stage, tell = request._stage, self.overrides.tell
-        is_free = stage is PENDING or request._last_word == event
-        if not is_free or tell is None:
+        stage, tell = request._stage, typing.cast("Any", self.overrides.tell)
+        if stage is not PENDING and request._last_word != event:
             return Sent(None)
         if event in TERMINAL and stage is PENDING:
             request._stage = ANSWERED
@@ -3514,8 +3566,8 @@ class RawMessages:
             self.size -= size
             if self.size <= MAX_RAW:
                 self.wire.release()
-            if self.wire.runtime.is_turn_over():
-                await asyncio.sleep(0)
+            while self.wire.runtime.is_turn_over():
+                await self.wire.runtime.next_turn()
         self.wire.shut(1011, INTERNAL.message)
         # The answer to the close has to be read, though nobody listens any more.
         self.size = 0
@@ -4311,13 +4363,17 @@ class Lifespan:
 
 
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib")})
+INSTALLED = frozenset({"site-packages", "dist-packages"})
+IDLE = ["selectors", "asyncio.base_events"]
 DEBUGGERS = frozenset({"bdb", "pdb", "pydevd", "_pydevd_bundle", "debugpy"})
 
 
 def is_users(code: types.CodeType) -> bool:
     """Tell whether code is the user's: no library's, and not this module's."""
     path = code.co_filename
-    is_library = path.startswith((*LIBRARIES, "<frozen")) or "-packages" in path
+    is_library = path.startswith((*LIBRARIES, "<")) or not INSTALLED.isdisjoint(
+        path.split(os.sep)
+    )
     return path != __file__ and not is_library
 
 
@@ -4342,7 +4398,7 @@ class Watchdog(threading.Thread):
             now, cpu = monotonic(), time.process_time()
             # Nobody ran, or C code held the interpreter, which uses the processor.
             is_late = now - looked_at >= BLOCKING
-            was_suspended = is_late and cpu - used < (now - looked_at) / 2
+            was_suspended = is_late and cpu - used < (now - looked_at) / 10
             self.look(now, is_late, was_suspended)
             looked_at, used = now, cpu
 
@@ -4353,8 +4409,7 @@ class Watchdog(threading.Thread):
             [] if frame is None else [each for each, _ in traceback.walk_stack(frame)]
         )
         modules = [each.f_globals.get("__name__", "") for each in frames]
-        is_idle = modules[:1] == ["selectors"]
-        if is_idle or not DEBUGGERS.isdisjoint(modules):
+        if modules[:2] == IDLE or not DEBUGGERS.isdisjoint(modules):
             self.asked_at = None
         elif self.asked_at is None or was_suspended:
             self.asked_at = now
@@ -4363,6 +4418,8 @@ class Watchdog(threading.Thread):
                 self.report(frames, now)
         elif now - self.asked_at >= BLOCKING:
             self.report(frames, now)
+            # What holds the loop from now on is somebody else.
+            self.asked_at = now
 
     def answer(self) -> None:
         """Tell, from the loop, that it turns."""
@@ -4549,21 +4606,28 @@ class Serving:
         # Without eager tasks a call of the last read may have yet to begin.
         await asyncio.sleep(0)
         deadline = monotonic() + self.grace
-        while (work := self._work()) and (left := deadline - monotonic()) > 0:
+        while self._has_work() and (left := deadline - monotonic()) > 0:
+            # Held calls begin in a turn to come, or once the work before them ends.
+            work = self._work() or [asyncio.ensure_future(asyncio.sleep(0))]
             await wait_at_most(left, work)
 
     def _calls(self) -> list[Calls]:
         return [each.calls for each in self.sessions if each.calls is not None]
 
+    def _has_work(self) -> bool:
+        """Tell whether a call has yet to get its terminal event."""
+        return any(
+            each.held or each.unfinished or each.senders for each in self._calls()
+        )
+
     def _work(self) -> list[asyncio.Future[Any]]:
         """Return what has to end before every call has its terminal event."""
         work: list[asyncio.Future[Any]] = []
         for session in self.sessions:
-            calls = session.calls
-            if calls is not None:
-                work += [*calls.unfinished, *calls.senders]
-                if calls.is_greeting and calls.held:
-                    work += [each for each in session.hooks if not each.done()]
+            calls: Any = session.calls
+            work += [*calls.unfinished, *calls.senders]
+            if calls.is_greeting and calls.held:
+                work += [each for each in session.hooks if not each.done()]
         return work
 
     async def cut_calls(self) -> None:
