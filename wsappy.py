@@ -1102,7 +1102,7 @@ class Runtime:
         self.threads = threads
         self.waiting: collections.deque[Callable[[], object]] = collections.deque()
         self.deadline = 0.0
-        self.has_pushed = False
+        self.has_pushed = self.is_sharing = False
         self.unwritten: list[ServerWire] = []
 
     def call(self, action: Callable[..., object], *arguments: Any) -> None:
@@ -1135,27 +1135,31 @@ class Runtime:
         self.wait(functools.partial(hand_over, future))
         await future
 
-    def wait(self, go_on: Callable[[], object]) -> None:
+    def wait(self, go_on: Callable[[], object], *, is_urgent: bool = False) -> None:
         """Go on with something in a later turn, after all that has begun by now.
 
         Args:
             go_on: Returns True where a task goes on in the turn that follows.
+            is_urgent: Whether it goes before all others.
         """
-        if not self.waiting:
+        if not self.is_sharing:
+            self.is_sharing = True
             self.loop.call_soon(self._share_turn)
-        self.waiting.append(go_on)
+        if is_urgent:
+            self.waiting.appendleft(go_on)
+        else:
+            self.waiting.append(go_on)
 
     def _share_turn(self) -> None:
         end, share = self.begin_turn(), TURN / min(len(self.waiting), 16)
         # Round robin: each goes on for its share, and may queue up again for more.
         for _ in range(len(self.waiting)):
             self.deadline = monotonic() + share
-            has_handed_over = self.waiting[0]()
-            self.waiting.popleft()
-            if has_handed_over or monotonic() >= end:
+            if self.waiting.popleft()() or monotonic() >= end:
                 break
         self.deadline = end
-        if self.waiting:
+        self.is_sharing = bool(self.waiting)
+        if self.is_sharing:
             self.loop.call_soon(self._share_turn)
 
     def is_first_push(self) -> bool:
@@ -1676,6 +1680,11 @@ class LibraryWire(LibraryConnection, Wire):
         self.flush()
         self.protocol.fail(code, reason)
         self.send_data()
+
+    @property
+    def close_exc(self) -> ConnectionClosed:
+        """How the connection ended, once it is gone."""
+        return self.protocol.close_exc
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End all that waits for this connection."""
@@ -2423,7 +2432,7 @@ class Calls:
     def release(self) -> None:
         """Begin the held calls that need wait no longer, as far as the turn allows."""
         while self.held and self._is_free() and not self.wire.paused:
-            if self.beginning or self.runtime.is_turn_over():
+            if self.runtime.is_turn_over():
                 self.runtime.wait(self.release)
                 return
             self._begin(self._unhold(self.held[0]))
@@ -2465,7 +2474,10 @@ class Calls:
             self._start(request, self.run, self.context.copy())
         elif self.beginning:
             # After the tasks of the same read, which have yet to begin.
-            self._start(request, self.run, self.context.copy())
+            if request.module == "$":
+                self.loop.call_soon(self._run_inline, request, method)
+            else:
+                self._start(request, self.run, self.context.copy())
             self.wire.halt()
         else:
             self._run_inline(request, method)
@@ -2534,7 +2546,7 @@ class Calls:
             if self.starting or self.runtime.is_turn_over():
                 future = self.loop.create_future()
                 if not self.starting:
-                    self.runtime.wait(self._start_next)
+                    self.runtime.wait(self._start_next, is_urgent=True)
                 self.starting.append(future)
                 await future
         finally:
@@ -2543,7 +2555,7 @@ class Calls:
     def _start_next(self) -> bool:
         is_handed_over = hand_over(self.starting.popleft())
         if self.starting:
-            self.runtime.wait(self._start_next)
+            self.runtime.wait(self._start_next, is_urgent=True)
         return is_handed_over
 
     def _finish(self, request: Request) -> None:
@@ -2703,6 +2715,9 @@ class Calls:
             The task in which an override sends it; None where it is sent.
         """
         if self.overrides.emit is not None:
+            if event in TERMINAL:
+                request._last_word = event
+                request._stage = CUT if request._stage is CUT else ANSWERED
             return self._spawn(self.overrides.emit(request, event, data))
         message = {
             "request_id": request.id,
@@ -2798,7 +2813,7 @@ class Calls:
         async def tell() -> None:
             outcome = await run_to_end(self._tell, request, event, data)
             if type(outcome) is Failure:
-                log_failure(f"event {event!r} of handler {request!r}", outcome.exc)
+                self.conclude(request, outcome)
 
         self._spawn(tell())
 
@@ -3560,14 +3575,14 @@ class RawMessages:
         outcome: Any = None
         while not isinstance(outcome, Refused):
             message, size = await self.messages.get()
+            while self.wire.runtime.is_turn_over():
+                await self.wire.runtime.next_turn()
             outcome = await self.session.attempt(
                 "on_message", self.client.on_message, message
             )
             self.size -= size
             if self.size <= MAX_RAW:
                 self.wire.release()
-            while self.wire.runtime.is_turn_over():
-                await self.wire.runtime.next_turn()
         self.wire.shut(1011, INTERNAL.message)
         # The answer to the close has to be read, though nobody listens any more.
         self.size = 0
@@ -4355,9 +4370,10 @@ class Lifespan:
         self.is_stopping.set()
         await wait_at_most(LIFESPAN_GRACE, [self.task])
         if not self.task.done():
-            LOGGER.warning("%s did not end in time; it is cancelled", self.name)
             cut_task(self.task)
             await wait_at_most(LAST_GRACE, [self.task])
+            end = "was cancelled" if self.task.done() else "is left behind"
+            LOGGER.warning("%s did not end in time; it %s", self.name, end)
         if self.task.done() and self.task not in CUT_TASKS:
             self.task.result()
 
@@ -4730,9 +4746,7 @@ async def serve_until_cancelled(serving: Serving) -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
         if count := serving.app.stats()["unfinished"]:
-            text = (
-                "%d calls are unfinished and get %g s; a second signal leaves at once"
-            )
+            text = "unfinished calls: %d, for %g s; a second signal leaves at once"
             LOGGER.warning(text, count, serving.grace)
 
 
@@ -5693,8 +5707,6 @@ def tell_by_override(client: Client, *parts: Any) -> Any:
 
 async def emit_by_response(request: Request, event: str, data: JSON) -> None:
     """Send an event of the framework's through an own `response` or `send_message`."""
-    if event in TERMINAL:
-        request._last_word = event
     if isinstance(data, dict) and all(type(key) is str for key in data):
         respond = functools.partial(request.response, event, **data)
     else:
@@ -5702,8 +5714,6 @@ async def emit_by_response(request: Request, event: str, data: JSON) -> None:
     outcome = await run_to_end(respond)
     if event in TERMINAL:
         request._last_word = None
-        if request._stage is PENDING:
-            request._stage = ANSWERED
     if type(outcome) is Failure:
         request.client.connection.calls.send_internal(request, data, outcome.exc)
 
