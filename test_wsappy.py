@@ -5774,7 +5774,8 @@ class TestPages:
         assert (status, body) == (500, b"internal error")
         assert caplog.messages[0].startswith("page 'TestPages.page.<locals>.page' (")
         assert caplog.messages[0].endswith(
-            f") must return str, bytes or (body, content type): got {outcome!r}"
+            ") must return str, bytes, (body, content type), (body, {header: value}) "
+            f"or (status, body, {{header: value}}): got {outcome!r}"
         )
 
     async def test_refusal(self) -> None:
@@ -9174,8 +9175,9 @@ class TestLimits:
     """The limits that the README lists are those that hold."""
 
     def test_options_of_the_app(self) -> None:
-        """Every option of `App` that is a number is listed, with its default."""
-        options = inspect.signature(App).parameters
+        """Every option of `App` that is a limit is listed, with its default."""
+        options = dict(inspect.signature(App).parameters)
+        del options["proxies"]
         defaults = {name: each.default for name, each in options.items()}
         numbers = {name for name in defaults if type(defaults[name]) in (int, float)}
 
@@ -12300,8 +12302,9 @@ class TestReadme:
         assert len(options) == 8
 
     def test_limits_of_the_app(self) -> None:
-        """The options of `App` that are numbers are listed, each with its default."""
-        options = inspect.signature(App).parameters
+        """The options of `App` that are limits are listed, each with its default."""
+        options = dict(inspect.signature(App).parameters)
+        del options["proxies"]
         names = {"max_clients", "timeout"} | {
             name for name, each in options.items() if type(each.default) in (int, float)
         }
