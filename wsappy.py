@@ -111,11 +111,7 @@ try:
     import websockets
     from websockets import ClientProtocol, ConnectionClosed, Headers, ServerProtocol
     from websockets.asyncio.connection import Connection as LibraryConnection
-    from websockets.exceptions import (
-        HeaderLineTooLong,
-        RequestLineTooLong,
-        TooManyHeaders,
-    )
+    from websockets.exceptions import RequestLineTooLong, SecurityError
     from websockets.frames import CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
     from websockets.http11 import SERVER, parse_headers, parse_line
     from websockets.protocol import Event, Protocol, State
@@ -1573,16 +1569,9 @@ class LibraryWire(LibraryConnection, Wire):
         self.out.clear()
 
 
-HTTP_VERSIONS = ("HTTP/1.1", "HTTP/1.0")
-# What the library raises for a head that is too large.
-TOO_LARGE: dict[type[Exception], int] = {
-    RequestLineTooLong: 414,
-    HeaderLineTooLong: 431,
-    TooManyHeaders: 431,
-}
 # A target that is a whole URL: its authority, and the rest (RFC 9112, section 3.2.2).
 ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([^/?#]+)(.*)")
-NO_REQUEST = "this is no HTTP request"
+NO_REQUEST, ONLY_HTTP_1 = "this is no HTTP request", "this server speaks HTTP/1.1"
 
 
 def read_request(
@@ -1597,13 +1586,13 @@ def read_request(
     try:
         line = yield from parse_line(reader.read_line, RequestLineTooLong)
         method, target, version = line.decode("ascii").split(" ", 2)
-        if version.startswith("HTTP/") and version not in HTTP_VERSIONS:
-            return Answer(505, "this server speaks HTTP/1.1")
-        if version not in HTTP_VERSIONS:
-            return Answer(400, NO_REQUEST)
+        if version not in ("HTTP/1.1", "HTTP/1.0"):
+            is_http = re.fullmatch(r"HTTP/\d(\.\d)?", version)
+            return Answer(505, ONLY_HTTP_1) if is_http else Answer(400, NO_REQUEST)
         headers = yield from parse_headers(reader.read_line)
-    except tuple(TOO_LARGE) as exc:
-        return Answer(TOO_LARGE[type(exc)], "the request's head is too large")
+    except SecurityError as exc:
+        status = 414 if isinstance(exc, RequestLineTooLong) else 431
+        return Answer(status, "the request's head is too large")
     except (EOFError, ValueError):
         # EOFError: a line without CR, too.
         return None if reader.eof else Answer(400, NO_REQUEST)
@@ -1656,22 +1645,20 @@ class Exchange:
     Attributes:
         feed: Gets the bytes that arrive.
         is_upgrade: Whether the request asks for a WebSocket.
+        has_body: Whether more may follow that is no frame.
         fault: The answer to a request that can't be understood.
         dropped: How many bytes were.
     """
 
     def __init__(self, wire: ServerWire) -> None:
         self.wire = wire
-        self.feed: Callable[[bytes], None] = self._begin
-        self.is_upgrade = False
+        self.feed: Callable[[bytes], None] = wire.give
+        self.is_upgrade, self.has_body = False, True
         self.fault: Answer | None = None
         self.dropped = 0
         self.protocol = wire.protocol
         self.protocol.parser = self._read()
         next(self.protocol.parser)
-
-    def _begin(self, data: bytes) -> None:
-        self.wire.give(data)
 
     def _read(self) -> Generator[None, None, None]:
         """Read the request; then let the library's own parser go on."""
@@ -1688,7 +1675,6 @@ class Exchange:
             protocol.fail(CloseCode.ABNORMAL_CLOSURE)
         self.feed(rest)
         yield
-        yield from Protocol.parse(protocol)
 
     def _refuse(self, answer: Answer) -> None:
         """Answer what is no request at all."""
@@ -1696,14 +1682,17 @@ class Exchange:
         self.wire.serving.app.labels["refused"][str(answer.status)] += 1
 
     def _accept(self, request: websockets.Request) -> None:
-        upgrade = ",".join(request.headers.get_all("Upgrade")).lower()
+        headers = request.headers
+        upgrade = ",".join(headers.get_all("Upgrade")).lower()
         # HTTP/1.0 has no upgrades (RFC 9110, section 7.8).
         self.is_upgrade = "websocket" in upgrade and request.protocol != "HTTP/1.0"
         self.fault = fault_of(request, self.is_upgrade)
         if self.fault is None:
             simplify(request)
             self.feed = self._keep if self.is_upgrade else self._drop
+        self.has_body = "Content-Length" in headers or "Transfer-Encoding" in headers
         self.protocol.events.append(request)
+        self.protocol.parser = Protocol.parse(self.protocol)
 
     def _keep(self, data: bytes) -> None:
         self.wire.lane.feed(data)
@@ -1753,6 +1742,9 @@ class Exchange:
             wire.close_deadline = wire.taken_at + BODY_GRACE
             # Only the transport keeps what a slow reader has yet to read.
             response.body = b""
+            if self.has_body and not wire.transport.can_write_eof():
+                # TLS: the library would close at once, and the rest would reset it.
+                protocol.writes.pop()
         wire.is_plain = not protocol.extensions
         wire.send_data()
         # A peer that has reset isn't greeted.
@@ -3150,7 +3142,7 @@ class PageRequest:
 
 # What frames an answer is not for a page to say.
 FRAMING = frozenset({"connection", "content-length", "transfer-encoding"})
-TOKEN = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+")
+HEADER = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+: [\t\x20-\x7e\x80-\xff]*")
 NO_BODY = (204, 304)
 
 
@@ -3166,18 +3158,16 @@ class Answer:
     def __init__(
         self, status: int, body: str | bytes, headers: Mapping[str, str] | None = None
     ) -> None:
-        kind = "text/plain; charset=utf-8"
-        if isinstance(body, bytes):
-            kind = "application/octet-stream"
+        kind = "application/octet-stream"
+        if isinstance(body, str):
+            body, kind = body.encode(errors="replace"), "text/plain; charset=utf-8"
         self.status = status
-        self.body = body.encode(errors="replace") if isinstance(body, str) else body
+        self.body = b"" if status in NO_BODY else body
         self.headers = dict(headers or {})
-        if status in NO_BODY:
-            self.body = b""
-            return
-        if "content-type" not in map(str.lower, self.headers):
-            self.headers["Content-Type"] = kind
-        self.headers["Content-Length"] = str(len(self.body))
+        if status not in NO_BODY:
+            self.headers["Content-Length"] = str(len(body))
+            if "content-type" not in map(str.lower, self.headers):
+                self.headers["Content-Type"] = kind
 
 
 def answer_of(refused: Refused) -> Answer:
@@ -3224,13 +3214,10 @@ def answer_of_page(name: str, outcome: Any) -> Answer:
 
 def is_header(name: object, value: object) -> bool:
     """Tell whether a page may send a header."""
-    return (
-        isinstance(name, str)
-        and isinstance(value, str)
-        and TOKEN.fullmatch(name) is not None
-        and name.lower() not in FRAMING
-        and not re.search(r"[^\t\x20-\x7e\x80-\xff]", value)
-    )
+    if not isinstance(name, str) or not isinstance(value, str):
+        return False
+    is_one_line = HEADER.fullmatch(f"{name}: {value}") is not None
+    return is_one_line and name.lower() not in FRAMING
 
 
 def address_of(text: str, scheme: str) -> tuple[str, int | None] | None:
@@ -5813,14 +5800,13 @@ class Folder:
         return await asyncio.to_thread(self._find, below.split(SLASH)[1:], request)
 
     def _find(self, names: list[str], request: PageRequest) -> Any:
-        # The last one is empty where the path ends with a slash.
-        if any(map(is_forbidden, names[:-1])) or is_forbidden("".join(names[-1:])):
+        has_slash = names[-1:] == [""]
+        names = [*names[:-1], "index.html"] if has_slash else names
+        if any(map(is_forbidden, names)):
             return MISSING
-        if names and not names[-1]:
-            names = [*names[:-1], "index.html"]
         try:
             path = self._resolve(names)
-            if os.path.isdir(path):
+            if os.path.isdir(path) and not has_slash:
                 return redirect_of(request)
             body = read_file(path)
         except (OSError, ValueError):
@@ -5849,8 +5835,8 @@ MISSING = (404, "not found", SAFE)
 
 
 def is_forbidden(name: str) -> bool:
-    """Tell whether a name in a path is hidden, or may lead out of the folder."""
-    return name.startswith(".") or not set(name).isdisjoint("/\\:\0")
+    """Tell whether a name in a path is empty, hidden, or may lead out of the folder."""
+    return name[:1] in ("", ".") or not set(name).isdisjoint("/\\:\0")
 
 
 def redirect_of(request: PageRequest) -> Any:
