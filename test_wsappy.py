@@ -5464,8 +5464,11 @@ class TestRequestsThatTheLibraryDrops:
 
         assert app.stats()["handshakes_dropped"] == 1
 
-    async def test_client_that_shuts_its_sending_side(self) -> None:
+    async def test_client_that_shuts_its_sending_side(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A page goes to a client that has said its last word, as netcat does."""
+        monkeypatch.setattr(wsappy, "BODY_GRACE", 0.1)
         app, go_on = make_app(), asyncio.Event()
 
         @app.http("/page")
@@ -5474,7 +5477,7 @@ class TestRequestsThatTheLibraryDrops:
             return "text"
 
         async with (
-            app.serve("127.0.0.1", 0) as serving,
+            app.serve("127.0.0.1", 0, open_timeout=0.8) as serving,
             dialled(serving, request_by_hand("/page")) as wire,
         ):
             wire.writer.write_eof()
@@ -5487,11 +5490,14 @@ class TestRequestsThatTheLibraryDrops:
 
     @pytest.mark.parametrize("path", ["/api", "/page"])
     @pytest.mark.parametrize("size", [600_000, 5_000_000])
-    async def test_large_body(self, path: str, size: int) -> None:
+    async def test_large_body(
+        self, path: str, size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """A body is read and dropped, so that the answer arrives."""
+        monkeypatch.setattr(wsappy, "BODY_GRACE", 0.3)
         head = request_by_hand(path, "POST", **{"Content-Length": size})
         async with (
-            page_app().serve("127.0.0.1", 0) as serving,
+            page_app().serve("127.0.0.1", 0, open_timeout=0.8) as serving,
             dialled(serving, head + bytes(size)) as wire,
         ):
             status, _ = await wire.head()
@@ -6192,9 +6198,13 @@ class TestSeveralWaysToSayIt:
     @pytest.mark.parametrize("name", ["Protocol", "Extensions"])
     async def test_empty_offer(self, name: str, value: Any) -> None:
         """An empty list of subprotocols, or of extensions, is none."""
-        headers = {f"Sec-WebSocket-{name}": value}
+        request = request_by_hand(**UPGRADE, **{f"Sec-WebSocket-{name}": value})
 
-        assert (await shake_by_hand(make_app(), **headers))[0] == 101
+        async with (
+            make_app().serve("127.0.0.1", 0, compression="deflate") as serving,
+            dialled(serving, request) as wire,
+        ):
+            assert (await wire.head())[0] == 101
 
 
 class TestProxies:
@@ -6349,6 +6359,7 @@ class TestPages:
             ((b"a", {}), 200, {"Content-Type": "application/octet-stream"}, b"a"),
             (("a", {"content-type": "x/y"}), 200, {"content-type": "x/y"}, b"a"),
             (("a", {"Server": "me"}), 200, {"Server": "me"}, b"a"),
+            (("a", {"date": "now"}), 200, {"date": "now"}, b"a"),
             ((201, "a", {}), 201, {}, b"a"),
             ((302, "", {"Location": "/b"}), 302, {"Location": "/b"}, b""),
             ((http.HTTPStatus.NOT_FOUND, "no", {}), 404, {}, b"no"),

@@ -1650,6 +1650,16 @@ class Exchange:
         dropped: How many bytes were.
     """
 
+    __slots__ = (
+        "dropped",
+        "fault",
+        "feed",
+        "has_body",
+        "is_upgrade",
+        "protocol",
+        "wire",
+    )
+
     def __init__(self, wire: ServerWire) -> None:
         self.wire = wire
         self.feed: Callable[[bytes], None] = wire.give
@@ -1723,6 +1733,7 @@ class Exchange:
         for name in ("Content-Length", "Content-Type"):
             del response.headers[name]
         for name, value in answer.headers.items():
+            response.headers.pop(name, None)
             response.headers[name] = value
         response.body = b"" if method == "HEAD" else answer.body
         return response
