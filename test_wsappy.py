@@ -15,8 +15,10 @@ import enum
 import errno
 import functools
 import gc
+import http
 import importlib.util
 import inspect
+import io
 import itertools
 import json
 import logging
@@ -6139,10 +6141,8 @@ class TestSharedTurns:
             await wire_until(lambda: clock.order)
             wire.send(*[wire_call(kind, each) for each in range(100, 120)])
             await wire_until(lambda: app.stats()["calls"] == 120)
-            begun = len(clock.order)
             await wire_until(lambda: len(clock.order) == 120)
 
-        assert begun < 100
         assert clock.order == list(range(120))
         assert max(clock.turns) <= MOST_IN_A_TURN
 
@@ -7004,6 +7004,32 @@ class TestKeepalive:
                 assert first == FIN | PING
                 wire.send(wire_frame(payload, FIN | PONG))
 
+    async def test_pong_behind_a_message(self) -> None:
+        """Any byte is a sign of life: a pong may be stuck behind a large message."""
+        limits = {"ping_interval": 0.02, "ping_timeout": 0.2}
+
+        async with wired(wire_app(), serve=limits) as wire:
+            message = wire_call("echo", text="x" * 200)
+            for position in range(3):
+                assert (await wire.frame())[0] == FIN | PING
+                wire.send(message[position : position + 1])
+            wire.send(message[3:])
+
+            while (frame := await wire.frame())[0] == FIN | PING:
+                pass
+            assert json.loads(frame[1])["data"] == {"text": "x" * 200}
+
+    async def test_no_byte_behind_a_part(self) -> None:
+        """A peer that stops in the middle of a message is failed."""
+        limits = {"ping_interval": 0.02, "ping_timeout": 0.05}
+
+        async with wired(wire_app(), serve=limits) as wire:
+            wire.send(wire_call("echo", text="x" * 200)[:9])
+            while (frame := await wire.frame())[0] == FIN | PING:
+                pass
+
+            assert frame[1][2:] == b"keepalive ping timeout"
+
     async def test_no_pong_across_a_pause(self) -> None:
         """While reading was paused no pong could come, so its absence says nothing."""
         app, limits = wire_app(), {"ping_interval": 0.05, "ping_timeout": 0.3}
@@ -7501,6 +7527,350 @@ class TestWhatIsNoHandshake:
         assert status == 426
 
 
+def page_app() -> App:
+    """Make an app with the route `/api` and the page `/page`."""
+    app = make_app()
+    app.http("/page")(lambda request: "text")
+    return app
+
+
+async def raw_answer(app: App, request: bytes) -> tuple[int, str, str]:
+    """Send bytes; return the status, what is said of the connection, and the body."""
+    async with app.serve("127.0.0.1", 0) as serving, dialled(serving, request) as wire:
+        status, headers = await wire.head()
+        return status, headers["Connection"], (await wire.ended()).decode()
+
+
+HEAD_END = b"Host: localhost\r\n\r\n"
+BODY = b"Content-Length: 2\r\n" + HEAD_END + b"{}"
+CHUNKED = b"Transfer-Encoding: chunked\r\n" + HEAD_END + b"2\r\n{}\r\n0\r\n\r\n"
+BAD_METHOD = (405, "method not allowed")
+BAD_REQUEST = (400, "this is no HTTP request")
+BAD_TARGET = (400, "the target must be a path or a URL")
+BAD_LENGTH = (400, "Content-Length must be one number")
+BAD_VERSION = (505, "this server speaks HTTP/1.1")
+BAD_CODING = (501, "transfer codings are not supported")
+# Requests that the library drops, or would not understand.
+DROPPED: dict[str, tuple[bytes, tuple[int, str]]] = {
+    "body": (b"POST /api HTTP/1.1\r\n" + BODY, BAD_METHOD),
+    "body of a page": (b"GET /page HTTP/1.1\r\n" + BODY, (200, "text")),
+    "body of a route": (b"GET /api HTTP/1.1\r\n" + BODY, NO_PAGE),
+    "body of HTTP/1.0": (b"PUT /api HTTP/1.0\r\n" + BODY, BAD_METHOD),
+    "no body": (b"DELETE /page HTTP/1.1\r\n" + HEAD_END, BAD_METHOD),
+    "chunks": (b"POST /api HTTP/1.1\r\n" + CHUNKED, BAD_CODING),
+    "chunks to a page": (b"GET /page HTTP/1.1\r\n" + CHUNKED, BAD_CODING),
+    "two lengths": (b"GET /page HTTP/1.1\r\nContent-Length: 3\r\n" + BODY, BAD_LENGTH),
+    "length below 0": (
+        b"GET /page HTTP/1.1\r\nContent-Length: -1\r\n" + HEAD_END,
+        BAD_LENGTH,
+    ),
+    "Latin-1": (b"GET /\xe4 HTTP/1.1\r\n" + HEAD_END, BAD_REQUEST),
+    "UTF-8": ("GET /\u00e4 HTTP/1.1\r\n".encode() + HEAD_END, BAD_REQUEST),
+    "Latin-1 method": (b"G\xe4T / HTTP/1.1\r\n" + HEAD_END, BAD_REQUEST),
+    "no CR": (b"GET /page HTTP/1.1\nHost: localhost\n\n", BAD_REQUEST),
+    "no CR in a header": (b"GET /page HTTP/1.1\r\nHost: x\n\r\n", BAD_REQUEST),
+    "no colon": (b"GET /page HTTP/1.1\r\nHost\r\n\r\n", BAD_REQUEST),
+    "PROXY": (
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET /page HTTP/1.1\r\n" + HEAD_END,
+        BAD_REQUEST,
+    ),
+    "PROXY 2": (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12), BAD_REQUEST),
+    "preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), BAD_VERSION),
+    "HTTP/3": (b"GET /page HTTP/3\r\n" + HEAD_END, BAD_VERSION),
+    "HTTP/0.9": (b"GET /page\r\n", BAD_REQUEST),
+    "HTTP/x": (b"GET /page HTTP/x\r\n" + HEAD_END, BAD_REQUEST),
+    "garbage": (bytes(range(14)) + b"\r\n\r\n", BAD_REQUEST),
+    "no path": (b"GET page HTTP/1.1\r\n" + HEAD_END, BAD_TARGET),
+    "asterisk": (b"OPTIONS * HTTP/1.1\r\n" + HEAD_END, BAD_TARGET),
+    "CONNECT": (b"CONNECT localhost:80 HTTP/1.1\r\n" + HEAD_END, BAD_TARGET),
+    "no host": (b"GET http:///page HTTP/1.1\r\n" + HEAD_END, BAD_TARGET),
+    "handshake with a body": (
+        wire_request().replace(b"Host", b"Content-Length: 2\r\nHost") + b"{}",
+        (400, "a WebSocket handshake has no body"),
+    ),
+    "handshake with chunks": (
+        wire_request().replace(b"Host", b"Transfer-Encoding: chunked\r\nHost"),
+        BAD_CODING,
+    ),
+}
+
+
+class TestRequestsThatTheLibraryDrops:
+    """Every request that has a head gets its answer."""
+
+    @pytest.mark.parametrize("kind", DROPPED)
+    async def test_answer(self, kind: str) -> None:
+        """It is an HTTP answer that says why, and `Connection: close`."""
+        request, (status, text) = DROPPED[kind]
+
+        assert await raw_answer(page_app(), request) == (status, "close", text)
+
+    async def test_byte_by_byte(self) -> None:
+        """Neither does it matter how the request is cut."""
+        request, _ = DROPPED["body"]
+
+        async with (
+            page_app().serve("127.0.0.1", 0) as serving,
+            dialled(serving) as wire,
+        ):
+            await wire.trickle(*(bytes((each,)) for each in request))
+            status, _ = await wire.head()
+
+        assert status == 405
+
+    async def test_empty_body(self) -> None:
+        """A handshake with a body of no bytes is one."""
+        request = wire_request().replace(b"Host", b"Content-Length: 0\r\nHost")
+
+        async with (
+            make_app().serve("127.0.0.1", 0) as serving,
+            dialled(serving, request) as wire,
+        ):
+            assert (await wire.head())[0] == 101
+
+    async def test_counted(self) -> None:
+        """What is no request at all is counted as refused."""
+        app = make_app()
+
+        await raw_answer(app, b"garbage\r\n\r\n")
+
+        stats = app.stats()
+        assert (stats["refused"], stats["handshakes_dropped"]) == ({"400": 1}, 0)
+
+    @pytest.mark.parametrize("request_", [b"", b"GET /page", b"GET / HTTP/1.1\r\nHo"])
+    async def test_no_head(self, request_: bytes) -> None:
+        """What ends before its head does gets none."""
+        app = page_app()
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            dialled(serving, request_) as wire,
+        ):
+            wire.writer.write_eof()
+            assert await wire.ended() == b""
+            await wire_until(lambda: wire.is_gone)
+
+        assert app.stats()["handshakes_dropped"] == 1
+
+    async def test_client_that_shuts_its_sending_side(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A page goes to a client that has said its last word, as netcat does."""
+        monkeypatch.setattr(wsappy, "BODY_GRACE", 0.1)
+        app, go_on = make_app(), asyncio.Event()
+
+        @app.http("/page")
+        async def page(request: Any) -> str:
+            await go_on.wait()
+            return "text"
+
+        async with (
+            app.serve("127.0.0.1", 0, open_timeout=0.8) as serving,
+            dialled(serving, request_by_hand("/page")) as wire,
+        ):
+            wire.writer.write_eof()
+            await wire_until(lambda: wire.connection.response is None)
+            await turns()
+            go_on.set()
+            await wire.head()
+
+            assert await wire.ended() == b"text"
+
+    @pytest.mark.parametrize("path", ["/api", "/page"])
+    @pytest.mark.parametrize("size", [600_000, 5_000_000])
+    async def test_large_body(
+        self, path: str, size: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A body is read and dropped, so that the answer arrives."""
+        monkeypatch.setattr(wsappy, "BODY_GRACE", 0.3)
+        head = request_by_hand(path, "POST", **{"Content-Length": size})
+        async with (
+            page_app().serve("127.0.0.1", 0, open_timeout=0.8) as serving,
+            dialled(serving, head + bytes(size)) as wire,
+        ):
+            status, _ = await wire.head()
+
+            assert (status, await wire.ended()) == (405, b"method not allowed")
+
+    async def test_client_that_writes_before_it_reads(self) -> None:
+        """A client that writes all of its body before it reads gets it, too."""
+        size = 600_000
+        head = request_by_hand("/api", "POST", **{"Content-Length": size})
+
+        def post(port: int) -> bytes:
+            with socket.create_connection(("127.0.0.1", port), timeout=LIMIT) as sock:
+                sock.sendall(head + bytes(size))
+                return sock.makefile("rb").read()
+
+        async with make_app().serve("127.0.0.1", 0) as serving:
+            answer = await asyncio.to_thread(post, serving.port)
+
+        assert answer.endswith(b"\r\n\r\nmethod not allowed")
+
+    async def test_body_without_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """At most 1 MiB of it is read, and the connection ends a little later."""
+        monkeypatch.setattr(wsappy, "BODY_GRACE", 0.1)
+        head = request_by_hand("/api", "POST", **{"Content-Length": 2**40})
+        async with (
+            make_app().serve("127.0.0.1", 0, open_timeout=0.4) as serving,
+            dialled(serving, head + bytes(2**23)) as wire,
+        ):
+            await wire.head()
+            connection = wire.connection
+            await wire_until(lambda: wire.is_gone)
+
+            assert 2**20 < connection.bytes_in < 2**21
+
+    async def test_body_of_a_page_that_takes_its_time(self) -> None:
+        """What comes before the answer is dropped, too: it is no early frame."""
+        app, come = make_app(), asyncio.Event()
+
+        @app.http("/page")
+        async def page(request: Any) -> str:
+            await come.wait()
+            return "text"
+
+        length: Any = {"Content-Length": 2**18}
+        head = request_by_hand("/page", **length)
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            dialled(serving, head + bytes(2**18)) as wire,
+        ):
+            await wire_until(
+                lambda: serving.wires and wire.connection.bytes_in >= 2**18 + len(head)
+            )
+            come.set()
+            await wire.head()
+
+            assert await wire.ended() == b"text"
+
+    async def test_body_over_tls(self, tmp_path: pathlib.Path) -> None:
+        """With TLS, too, where a connection has no half that could be shut."""
+        files = tmp_path / "key.pem", tmp_path / "certificate.pem"
+        make_certificate(*files)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(files[1], files[0])
+        trust: Any = ssl.create_default_context(cafile=files[1])
+        head = request_by_hand("/api", "POST", **{"Content-Length": 600_000})
+
+        async with make_app().serve("127.0.0.1", 0, ssl=context) as serving:
+            dial = asyncio.open_connection("127.0.0.1", serving.port, ssl=trust)
+            wire = Wire(serving, await dial)
+            wire.send(head + bytes(600_000))
+            status, _ = await wire.head()
+            async with asyncio.timeout(LIMIT):
+                body = await wire.reader.readexactly(len("method not allowed"))
+            wire.writer.transport.abort()
+
+        assert (status, body) == (405, b"method not allowed")
+
+
+NGINX = """
+daemon off; master_process off; worker_processes 1;
+pid {folder}/nginx.pid; error_log {folder}/error.log;
+events {{ worker_connections 99; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi; client_max_body_size 9m;
+    map $http_upgrade $connection_upgrade {{ default upgrade; "" close; }}
+    upstream wsappy {{ server 127.0.0.1:{one}; server 127.0.0.1:{two}; }}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://wsappy; proxy_http_version 1.1;
+            proxy_request_buffering {buffering};
+            proxy_set_header Host $host;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection $connection_upgrade;
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+        }}
+    }}
+}}
+"""
+
+
+@contextlib.asynccontextmanager
+async def behind_nginx(
+    app: App, folder: pathlib.Path, buffering: str
+) -> AsyncIterator[Any]:
+    """Serve an app twice behind nginx; yield what knows the port of nginx."""
+    async with app.serve("127.0.0.1", 0) as one, app.serve("127.0.0.1", 0) as two:
+        port = await wsappy.free_port("127.0.0.1")
+        ports = {"one": one.port, "two": two.port, "port": port}
+        text = NGINX.format(folder=folder, buffering=buffering, **ports)
+        (folder / "nginx.conf").write_text(text, encoding="utf-8")
+        command = ["nginx", "-e", "error.log", "-p", str(folder), "-c", "nginx.conf"]
+        nginx = await asyncio.create_subprocess_exec(*command)
+        try:
+            async with asyncio.timeout(LIMIT):
+                while not await can_connect(port):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            yield types.SimpleNamespace(port=port, wires=set())
+        finally:
+            nginx.terminate()
+            await nginx.wait()
+
+
+async def can_connect(port: int) -> bool:
+    """Tell whether a port is open."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    await writer.wait_closed()
+    return True
+
+
+@pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
+class TestNginx:
+    """With two servers behind nginx no request makes it give both of them up."""
+
+    @pytest.mark.parametrize("buffering", ["on", "off"])
+    @pytest.mark.parametrize("size", [2, 600_000, 5_000_000])
+    async def test_bodies(
+        self, tmp_path: pathlib.Path, size: int, buffering: str
+    ) -> None:
+        """Two POSTs are answered, and clients go on to come in."""
+        app = page_app()
+        post = request_by_hand("/api", "POST", **{"Content-Length": size}) + bytes(size)
+        statuses = []
+
+        async with behind_nginx(app, tmp_path, buffering) as proxy:
+            for request in (post, post, wire_request(), request_by_hand("/page")):
+                async with dialled(proxy, request) as wire:
+                    statuses.append((await wire.head())[0])
+
+        assert statuses == [405, 405, 101, 200]
+
+    @pytest.mark.parametrize("kind", ["chunks", "Latin-1", "no path"])
+    async def test_others(self, tmp_path: pathlib.Path, kind: str) -> None:
+        """So it is after other requests that the library drops."""
+        request, _ = DROPPED[kind]
+        statuses = []
+
+        async with behind_nginx(page_app(), tmp_path, "off") as proxy:
+            for each in (request, request, wire_request()):
+                async with dialled(proxy, each) as wire:
+                    statuses.append((await wire.head())[0])
+
+        assert 502 not in statuses
+        assert statuses[2] == 101
+
+    async def test_address(self, tmp_path: pathlib.Path) -> None:
+        """With `proxies=1` the address of a client is the one that nginx saw."""
+        app = App(proxies=1)
+        clients = clients_of(app)
+
+        async with behind_nginx(app, tmp_path, "on") as proxy:
+            request = request_by_hand(**UPGRADE, **{"X-Forwarded-For": "192.0.2.1"})
+            async with dialled(proxy, request) as wire:
+                await wire.head()
+
+        assert clients[0].remote == ("127.0.0.1", 0)
+
+
 class TestHandshakeOrder:
     """The order in which the handshake decides."""
 
@@ -7556,6 +7926,26 @@ class TestHandshakeOrder:
                 answer = status, await wire.ended(), len(seen)
 
         assert answer == (503, b"too many clients", 1)
+
+    async def test_goodbye_that_hangs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A client whose goodbye hangs leaves its place to the next one."""
+        monkeypatch.setattr(wsappy, "GOODBYE_GRACE", 0.01)
+        app, is_leaving = App(max_clients=1), asyncio.Event()
+
+        @app.client("/api")
+        class Hanging(Client):
+            async def on_disconnected(self) -> None:
+                is_leaving.set()
+                await asyncio.Event().wait()
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            async with dialled(serving, wire_request()) as wire:
+                await wire.head()
+            await happens(is_leaving)
+            async with dialled(serving, wire_request()) as wire:
+                status, _ = await wire.head()
+
+        assert status == 101
 
     async def test_refused_clients_do_not_count(self) -> None:
         """A client that was refused leaves its place to the next one."""
@@ -7914,6 +8304,158 @@ class TestOrigins:
         assert len(caplog.messages) == 100
 
 
+class TestOriginsWithoutHost:
+    """Origins that have no host are listed as they are."""
+
+    @pytest.mark.parametrize("origin", ["file://", "qrc://", "FILE://", "http://["])
+    async def test_advice(self, origin: str, caplog: pytest.LogCaptureFixture) -> None:
+        """What the log says to write lets it in."""
+        headers = {**UPGRADE, "Origin": origin}
+        before = await ask_by_hand(make_app(origins=["https://a.b"]), **headers)
+        advice = caplog.messages[0].partition("write ")[2]
+        app = eval(advice, {"App": make_app})  # noqa: S307
+
+        after = await ask_by_hand(app, **headers)
+
+        assert (before[0], after[0]) == (403, 101)
+
+    @pytest.mark.parametrize(
+        ("origin", "listed"),
+        [("file://", "qrc://"), ("file://x", "file://"), ("file://", "file")],
+    )
+    async def test_others(self, origin: str, listed: str) -> None:
+        """Another one isn't let in."""
+        assert (await shake_by_hand(make_app(origins=[listed]), Origin=origin))[
+            0
+        ] == 403
+
+
+class TestSeveralWaysToSayIt:
+    """Requests that say the same in another way."""
+
+    @pytest.mark.parametrize(
+        ("target", "path", "query"),
+        [
+            ("http://localhost/api", "/api", {}),
+            ("ws://localhost:8008/api?a=1", "/api", {"a": "1"}),
+            ("HTTP://localhost/api/", "/api/", {}),
+        ],
+    )
+    async def test_absolute_target(
+        self, target: str, path: str, query: dict[str, str]
+    ) -> None:
+        """Of a whole URL the path counts."""
+        app = App()
+        clients = clients_of(app)
+
+        assert (await shake_by_hand(app, target))[0] == 101
+        assert (clients[0].path, clients[0].query) == (path, query)
+
+    @pytest.mark.parametrize("target", ["http://a.b", "http://a.b/", "http://a.b?x=1"])
+    async def test_absolute_target_of_a_page(self, target: str) -> None:
+        """Without a path it is the root."""
+        app = make_app()
+        app.http("/")(lambda request: f"{request.path} {request.query.get('x', '')}")
+
+        status, text = await ask_by_hand(app, target)
+
+        assert (status, text[0]) == (200, "/")
+
+    @pytest.mark.parametrize(
+        ("host", "status"), [("http://a.b", 101), ("http://c.d", 403)]
+    )
+    async def test_host_of_an_absolute_target(self, host: str, status: int) -> None:
+        """Its host stands for the `Host`."""
+        headers = {"Origin": "http://a.b", "Host": "c.d"}
+
+        answer = await shake_by_hand(make_app(), f"{host}/api", **headers)
+
+        assert answer[0] == status
+
+    async def test_cookies(self) -> None:
+        """Two `Cookie` lines are one."""
+        app = App()
+        clients = clients_of(app)
+
+        await shake_by_hand(app, Cookie=["a=1", "b=2; c=3"])
+
+        assert clients[0].headers["Cookie"] == "a=1; b=2; c=3"
+
+    @pytest.mark.parametrize("value", ["", " ", ",", ["", ""]])
+    @pytest.mark.parametrize("name", ["Protocol", "Extensions"])
+    async def test_empty_offer(self, name: str, value: Any) -> None:
+        """An empty list of subprotocols, or of extensions, is none."""
+        request = request_by_hand(**UPGRADE, **{f"Sec-WebSocket-{name}": value})
+
+        async with (
+            make_app().serve("127.0.0.1", 0, compression="deflate") as serving,
+            dialled(serving, request) as wire,
+        ):
+            assert (await wire.head())[0] == 101
+
+
+class TestProxies:
+    """With `proxies` the address comes from `X-Forwarded-For`."""
+
+    @pytest.mark.parametrize(
+        ("proxies", "values", "remote"),
+        [
+            (1, "192.0.2.1", "192.0.2.1"),
+            (1, "192.0.2.9, 192.0.2.1", "192.0.2.1"),
+            (2, "192.0.2.9, 192.0.2.1 ,192.0.2.2", "192.0.2.1"),
+            (2, ["192.0.2.9, 192.0.2.1", "192.0.2.2"], "192.0.2.1"),
+            (1, "192.0.2.1:8008", "192.0.2.1"),
+            (1, "2001:db8::1", "2001:db8::1"),
+            (1, "[2001:db8::1]:8008", "2001:db8::1"),
+            (1, "[2001:db8::1]", "2001:db8::1"),
+            (2, "192.0.2.1", None),
+            (1, [], None),
+            (1, "", None),
+            (1, "unknown", None),
+            (1, "192.0.2.1, example.org", None),
+            (1, "192.0.2.1:x", None),
+            (1, "[192.0.2.1", None),
+            (0, "192.0.2.1", None),
+        ],
+    )
+    async def test_address(self, proxies: int, values: Any, remote: Any) -> None:
+        """It is the n-th one from the right, port 0; the peer's where there is none."""
+        app = App(proxies=proxies)
+        clients = clients_of(app)
+
+        await shake_by_hand(app, **{"X-Forwarded-For": values})
+
+        seen: Any = clients[0].remote
+        assert seen == ((remote, 0) if remote else ("127.0.0.1", seen[1]))
+        assert bool(remote) != bool(seen[1])
+
+    @pytest.mark.parametrize(
+        ("headers", "remote"),
+        [({"X-Forwarded-For": "192.0.2.1"}, "192.0.2.1"), ({}, None)],
+    )
+    async def test_unix_socket(
+        self, tmp_path: pathlib.Path, headers: Any, remote: Any
+    ) -> None:
+        """On a Unix socket, too."""
+        app = App(proxies=1)
+        clients, path = clients_of(app), str(tmp_path / "socket")
+
+        async with (
+            app.serve(unix=path),
+            unix_connect(path, "ws://localhost/api", additional_headers=headers),
+        ):
+            assert clients[0].remote == (remote and (remote, 0))
+
+    @pytest.mark.parametrize("proxies", [-1, 1.0, "1", None])
+    def test_no_number(self, proxies: Any) -> None:
+        """Anything but a whole number is an error."""
+        with pytest.raises(ValueError, match="proxies") as caught:
+            App(proxies=proxies)
+
+        must = "proxies must be a whole number of at least 0"
+        assert str(caught.value) == f"{must}: got {proxies!r}"
+
+
 class TestPages:
     """Pages of `@app.http`."""
 
@@ -7963,7 +8505,8 @@ class TestPages:
         assert (status, body) == (500, b"internal error")
         assert caplog.messages[0].startswith("page 'TestPages.page.<locals>.page' (")
         assert caplog.messages[0].endswith(
-            f") must return str, bytes or (body, content type): got {outcome!r}"
+            ") must return str, bytes, (body, content type), (body, {header: value}) "
+            f"or (status, body, {{header: value}}): got {outcome!r}"
         )
 
     async def test_refusal(self) -> None:
@@ -7995,6 +8538,84 @@ class TestPages:
 
         assert headers["Content-Length"] == "4"
 
+    @pytest.mark.parametrize(
+        ("outcome", "status", "headers", "body"),
+        [
+            (("a", {"X-A": "\u00e4\tb"}), 200, {"X-A": "\u00e4\tb"}, b"a"),
+            (("a", {}), 200, {"Content-Type": "text/plain; charset=utf-8"}, b"a"),
+            ((b"a", {}), 200, {"Content-Type": "application/octet-stream"}, b"a"),
+            (("a", {"content-type": "x/y"}), 200, {"content-type": "x/y"}, b"a"),
+            (("a", {"Server": "me"}), 200, {"Server": "me"}, b"a"),
+            (("a", {"date": "now"}), 200, {"date": "now"}, b"a"),
+            ((201, "a", {}), 201, {}, b"a"),
+            ((302, "", {"Location": "/b"}), 302, {"Location": "/b"}, b""),
+            ((http.HTTPStatus.NOT_FOUND, "no", {}), 404, {}, b"no"),
+            ((204, "", {}), 204, {}, b""),
+        ],
+    )
+    async def test_headers(
+        self, outcome: Any, status: int, headers: dict[str, str], body: bytes
+    ) -> None:
+        """A page returns headers, too, and a status."""
+        app = make_app()
+        app.http("/page")(lambda request: outcome)
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            dialled(serving, request_by_hand("/page")) as wire,
+        ):
+            async with asyncio.timeout(LIMIT):
+                head = await wire.reader.readuntil(b"\r\n\r\n")
+            lines = head.decode("latin-1").split("\r\n")
+            names = [line.partition(":")[0].lower() for line in lines[1:-2]]
+
+            assert int(lines[0].split()[1]) == status
+            assert {f"{name}: {value}" for name, value in headers.items()} <= set(lines)
+            assert len(names) == len(set(names))
+            assert ("content-length" in names) is (status != 204)
+            assert await wire.ended() == body
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"X-A": "a\r\nX-B: b"},
+            {"X-A": "a\n"},
+            {"X-A": "\0"},
+            {"X-A": "\u20ac"},
+            {"X-A": 1},
+            {"X A": "a"},
+            {"X-A\r\nX-B": "b"},
+            {"": "a"},
+            {1: "a"},
+            {"Content-Length": "0"},
+            {"transfer-encoding": "chunked"},
+            {"Connection": "keep-alive"},
+        ],
+        ids=repr,
+    )
+    async def test_bad_headers(
+        self, headers: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Headers that would not be one line each are 500, and a log entry."""
+        status, _, body = await self.page(("text", {**headers, "X-C": "c"}))
+
+        assert (status, body) == (500, b"internal error")
+        assert caplog.messages[0].endswith(
+            f") must return headers of one line each, in Latin-1, that don't frame the "
+            f"answer: got {headers!r}"
+        )
+
+    async def test_bad_content_type(self) -> None:
+        """A content type likewise."""
+        assert (await self.page(("text", "a/b\r\nX: y")))[0] == 500
+
+    @pytest.mark.parametrize(
+        "outcome", [(101, "", {}), (299, "", {}), ("200", "", {}), (200, None, {})]
+    )
+    async def test_bad_status(self, outcome: Any) -> None:
+        """A status that is none of HTTP's, or no answer, is 500."""
+        assert (await self.page(outcome))[0] == 500
+
     async def test_other_method(self) -> None:
         """Other methods are 405."""
         assert (await self.page("text", "DELETE"))[0] == 405
@@ -8024,6 +8645,99 @@ class TestPages:
         app.http("/page")(lambda request: "text")
 
         assert await ask_by_hand(app, "/page", "GET", Upgrade="h2c") == (200, "text")
+
+
+class TestManyAnswers:
+    """Pages that are under way."""
+
+    async def test_limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One more than `MAX_ANSWERS` at once is 503, until one of them is gone."""
+        assert wsappy.MAX_ANSWERS == 64
+        monkeypatch.setattr(wsappy, "MAX_ANSWERS", 2)
+        app, go_on = make_app(), asyncio.Event()
+
+        @app.http("/page")
+        async def page(request: Any) -> str:
+            await go_on.wait()
+            return "text"
+
+        request = request_by_hand("/page")
+        async with app.serve("127.0.0.1", 0) as serving:
+            async with dialled(serving, request) as one, dialled(serving, request):
+                await wire_until(lambda: len(serving.answers) == 2)
+                async with dialled(serving, request) as three:
+                    status, _ = await three.head()
+                    answer = status, await three.ended()
+                go_on.set()
+                await one.head()
+            await wire_until(lambda: not serving.answers)
+            async with dialled(serving, request) as four:
+                last, _ = await four.head()
+
+        assert (answer, last) == ((503, b"too many pages are under way"), 200)
+
+    async def test_readers_that_take_nothing(self) -> None:
+        """A reader that takes nothing for `ping_timeout` is aborted."""
+        app, size = make_app(), 2**23
+        app.http("/page")(lambda request: "x" * size)
+        request = request_by_hand("/page")
+
+        async with (
+            app.serve("127.0.0.1", 0, ping_timeout=0.2) as serving,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            for _ in range(5):
+                wire = await stack.enter_async_context(
+                    dialled(serving, request, is_small=True)
+                )
+                wire.writer.transport.pause_reading()
+            await wire_until(lambda: app.stats()["stalled_clients_dropped"] == 5)
+            await wire_until(lambda: wire.is_gone)
+
+    async def test_one_copy(self) -> None:
+        """Only the transport keeps what a slow reader has yet to read."""
+        app, size = make_app(), 2**24
+        app.http("/page")(lambda request: bytes(size))
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            contextlib.AsyncExitStack() as stack,
+        ):
+            tracemalloc.start()
+            try:
+                for _ in range(4):
+                    wire = await stack.enter_async_context(
+                        dialled(serving, request_by_hand("/page"), is_small=True)
+                    )
+                    wire.writer.transport.pause_reading()
+                await wire_until(
+                    lambda: [each.paused for each in serving.wires] == [True] * 4
+                )
+                held, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+
+        assert held < 5 * size
+
+    async def test_slow_reader(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that goes on to read has all the time that it takes."""
+        monkeypatch.setattr(wsappy, "BODY_GRACE", 0.01)
+        app, size = make_app(), 2**23
+        app.http("/page")(lambda request: bytes(size))
+        limits: Any = {"open_timeout": 0.08, "close_timeout": 0.01}
+
+        async with (
+            app.serve("127.0.0.1", 0, **limits) as serving,
+            dialled(serving, request_by_hand("/page"), is_small=True) as wire,
+        ):
+            await wire.head()
+            count = 0
+            while data := await wire.reader.read(2**16):
+                count += len(data)
+                # Far longer than all of the limits together.
+                await asyncio.sleep(0.002 if count < size else 0)
+
+        assert count == size
 
 
 # -- From the opening to the goodbye ------------------------------------------
@@ -10878,6 +11592,42 @@ class TestClientForms:
 BOTH_HOSTS: Any = ["127.0.0.1", "::1"]
 
 
+def lack_addresses(monkeypatch: pytest.MonkeyPatch, *lacking: str) -> None:
+    """Make the machine lack addresses of `localhost`, which has two."""
+    bind = socket.socket.bind
+
+    def bind_or_fail(self: socket.socket, address: Any) -> None:
+        if address[0] in lacking:
+            raise OSError(errno.EADDRNOTAVAIL, "not there")
+        bind(self, address)
+
+    def both(host: Any, port: Any, *_: Any, **__: Any) -> Any:
+        hosts = ["::1", "127.0.0.1"] if host == "localhost" else [host]
+        families = {"::1": socket.AF_INET6}
+        kind = socket.SOCK_STREAM
+        return [
+            (families.get(each, socket.AF_INET), kind, 0, "", (each, port))
+            for each in hosts
+        ]
+
+    monkeypatch.setattr(socket.socket, "bind", bind_or_fail)
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+
+
+class Stdout(io.TextIOWrapper):
+    """Standard output of some encoding, or whose reader is gone."""
+
+    def __init__(self, encoding: str, *, is_broken: bool = False) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding, newline="\n")
+        self.is_broken = is_broken
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self.is_broken:
+            raise BrokenPipeError
+        super().flush()
+
+
 def take_ports(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
     """Make the first *count* ports that are tried at `::1` taken; list all tries."""
     tried: list[int] = []
@@ -10961,6 +11711,60 @@ class TestServe:
             wsappy.PORT_ATTEMPTS,
             errno.EADDRINUSE,
         )
+
+    @pytest.mark.parametrize("is_random", [True, False])
+    async def test_address_that_the_machine_lacks(
+        self, monkeypatch: pytest.MonkeyPatch, is_random: bool
+    ) -> None:
+        """Of a host's addresses those are opened that the machine has."""
+        lack_addresses(monkeypatch, "::1")
+        port = 0 if is_random else await wsappy.free_port("127.0.0.1")
+
+        async with make_app().serve("localhost", port) as serving:
+            server: Any = serving.server
+            hosts = [each.getsockname()[0] for each in server.sockets]
+
+        assert hosts == ["127.0.0.1"]
+
+    async def test_no_address_at_all(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A host none of whose addresses the machine has is an error."""
+        lack_addresses(monkeypatch, "::1", "127.0.0.1")
+
+        with pytest.raises(OSError, match="cannot listen") as caught:
+            await start_up(make_app(), "localhost", 8008)
+
+        reason = os.strerror(errno.EADDRNOTAVAIL)
+        assert caught.value.strerror == f"cannot listen on localhost:8008: {reason}"
+
+    @pytest.mark.parametrize(
+        ("stdout", "printed"),
+        [
+            (Stdout(encoding="ascii"), b"ws://127.0.0.1:%d/r\\xe4ume\n"),
+            (Stdout(encoding="cp1252"), b"ws://127.0.0.1:%d/r\xe4ume\n"),
+            (Stdout(encoding="utf-8", is_broken=True), b""),
+            (None, b""),
+        ],
+        ids=["ascii", "cp1252", "broken pipe", "none"],
+    )
+    async def test_printed_line(
+        self, monkeypatch: pytest.MonkeyPatch, stdout: Any, printed: bytes
+    ) -> None:
+        """The line that `run` prints can't keep the server from starting."""
+        app = App()
+        clients_of(app, "/r\u00e4ume")
+        serving = app.serve("127.0.0.1", 0)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        running = asyncio.create_task(wsappy.serve_until_cancelled(serving))
+        await wire_until(lambda: serving.server is not None)
+        async with dialled(serving, wire_request("/r%C3%A4ume")) as wire:
+            status, _ = await wire.head()
+        port = serving.port
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+        written = b"" if stdout is None else stdout.buffer.getvalue()
+        assert (status, written) == (101, printed % port if printed else b"")
 
     async def test_port_in_use(self) -> None:
         """A port in use is an OSError in words."""
@@ -13527,8 +14331,9 @@ class TestLimits:
     """The limits that the README lists are those that hold."""
 
     def test_options_of_the_app(self) -> None:
-        """Every option of `App` that is a number is listed, with its default."""
-        options = inspect.signature(App).parameters
+        """Every option of `App` that is a limit is listed, with its default."""
+        options = dict(inspect.signature(App).parameters)
+        del options["proxies"]
         defaults = {name: each.default for name, each in options.items()}
         numbers = {name for name in defaults if type(defaults[name]) in (int, float)}
 
@@ -16153,6 +16958,367 @@ class TestTestClient:
                 await api.nothing_received()
 
 
+# --- 12. For people ----------------------------------------------------------
+
+
+SITE = {
+    "index.html": "<p>home</p>",
+    "app.js": "let x",
+    "r\u00e4ume.txt": "gr\u00fcn",
+    "image.JPG": "\0",
+    "other": "other",
+    ".env": "SECRET",
+    "docs/index.html": "docs",
+    "docs/page.html": "page",
+    "docs/.git/config": "SECRET",
+    "empty/file.map": "{}",
+    "with space/index.html": "space",
+    "api": "file",
+    "page": "file",
+    "folder.html/x.css": "p {}",
+    "index/index.html/x.css": "",
+}
+
+
+@pytest.fixture
+def site(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Make a folder with files, beside a secret, and links in and out of it."""
+    root = tmp_path / "site"
+    for name, text in SITE.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    (tmp_path / "site-secret").mkdir()
+    for folder in (tmp_path, tmp_path / "site-secret"):
+        (folder / "secret.txt").write_text("SECRET", encoding="utf-8")
+    (root / "inside.js").symlink_to(root / "app.js")
+    (root / "outside.txt").symlink_to(tmp_path / "secret.txt")
+    (root / "sibling").symlink_to(tmp_path / "site-secret")
+    (root / "up").symlink_to("..")
+    (root / "loop").symlink_to("loop")
+    os.mkfifo(root / "pipe")
+    return root
+
+
+def site_app(root: Any, path: str = "/") -> App:
+    """Make an app with files."""
+    app = make_app()
+    app.static(path, root)
+    return app
+
+
+class Fetched(NamedTuple):
+    """An answer."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+async def fetch(source: Any, path: str, method: str = "GET", **headers: Any) -> Fetched:
+    """Ask an app, or what serves it, for a file."""
+    async with contextlib.AsyncExitStack() as stack:
+        serving = source
+        if isinstance(source, App):
+            serving = await stack.enter_async_context(source.serve("127.0.0.1", 0))
+        request = request_by_hand(path, method, **headers)
+        wire = await stack.enter_async_context(dialled(serving, request))
+        return Fetched(*await wire.head(), await wire.ended())
+
+
+class TestFiles:
+    """Files of `App.static`."""
+
+    @pytest.mark.parametrize(
+        ("path", "content_type", "body"),
+        [
+            ("/", "text/html; charset=utf-8", "<p>home</p>"),
+            ("/index.html", "text/html; charset=utf-8", "<p>home</p>"),
+            ("/?a=/../x", "text/html; charset=utf-8", "<p>home</p>"),
+            ("/app.js", "text/javascript; charset=utf-8", "let x"),
+            ("/inside.js", "text/javascript; charset=utf-8", "let x"),
+            ("/r%C3%A4ume.txt", "text/plain; charset=utf-8", "gr\u00fcn"),
+            ("/image.JPG", "image/jpeg", "\0"),
+            ("/other", "application/octet-stream", "other"),
+            ("/docs/", "text/html; charset=utf-8", "docs"),
+            ("/docs/page.html", "text/html; charset=utf-8", "page"),
+            ("/with%20space/", "text/html; charset=utf-8", "space"),
+            ("/empty/file.map", "application/json", "{}"),
+            ("/folder.html/x.css", "text/css; charset=utf-8", "p {}"),
+        ],
+    )
+    async def test_file(
+        self, site: pathlib.Path, path: str, content_type: str, body: str
+    ) -> None:
+        """It is sent with its type, and the browser asks again each time."""
+        status, headers, sent = await fetch(site_app(site), path)
+
+        assert (status, sent.decode()) == (200, body)
+        assert headers["Content-Type"] == content_type
+        assert headers["Content-Length"] == str(len(sent))
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cache-Control"] == "no-cache"
+
+    def test_content_types(self) -> None:
+        """The types are those of a table, whatever the machine thinks."""
+        suffixes = (
+            ".html .css .js .mjs .json .svg .png .jpg .ico .wasm .woff2 .txt .map"
+        )
+
+        assert set(wsappy.CONTENT_TYPES) == set(suffixes.split())
+
+    @pytest.mark.parametrize(
+        ("path", "location"),
+        [
+            ("/docs", "docs/"),
+            ("/docs?a=1&b=%26", "docs/?a=1&b=%26"),
+            ("/with%20space", "with%20space/"),
+            ("/empty", "empty/"),
+            ("/index/index.html", "index.html/"),
+        ],
+    )
+    async def test_slash(self, site: pathlib.Path, path: str, location: str) -> None:
+        """The last slash of a folder is added by 308."""
+        status, headers, _ = await fetch(site_app(site), path)
+
+        assert (status, headers["Location"]) == (308, location)
+
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/none",
+            "/none/",
+            "/empty/",
+            "/index.html/",
+            "/index.html/x",
+            "/index/",
+            "/docs//page.html",
+            "//docs/page.html",
+            "//docs",
+            "/../secret.txt",
+            "/docs/../index.html",
+            "/docs/..",
+            "/..",
+            "/.",
+            "/./index.html",
+            "/%2e%2e/secret.txt",
+            "/..%2fsecret.txt",
+            "/%2e%2e%2fsecret.txt",
+            "/docs%2fpage.html",
+            "/..%5csecret.txt",
+            "/docs%5cpage.html",
+            "/docs\\page.html",
+            "/%00",
+            "/index.html%00",
+            "/C:/index.html",
+            "/index.html::$DATA",
+            "/.env",
+            "/%2eenv",
+            "/docs/.git/config",
+            "/docs/.git/",
+            "/outside.txt",
+            "/sibling",
+            "/sibling/",
+            "/sibling/secret.txt",
+            "/up/secret.txt",
+            "/up",
+            "/up/",
+            "/up/site/index.html.",
+            "/loop",
+            "/pipe",
+            "/%ff",
+            "/" + "x" * 300,
+            "/" + "x/" * 3000,
+        ],
+    )
+    async def test_missing(self, site: pathlib.Path, path: str) -> None:
+        """What leads out of the folder, is hidden or isn't there is 404."""
+        status, headers, body = await fetch(site_app(site), path)
+
+        assert (status, body) == (404, b"not found")
+        assert "Location" not in headers
+
+    def test_anything(self, site: pathlib.Path) -> None:
+        """Whatever is asked for, nothing comes out that isn't in the folder."""
+        pieces = ["/", "..", ".", "%2e", "%2F", "%5c", "\\", "%00", ":", "~", "docs"]
+        pieces += ["secret.txt", "up", "sibling", "index.html", ".env", "site", "%25"]
+        bodies = {each.encode() for each in SITE.values()} - {b"SECRET"}
+
+        with asyncio.Runner() as runner:
+            serving = site_app(site).serve("127.0.0.1", 0)
+            runner.run(serving.__aenter__())
+
+            @settings(max_examples=150, deadline=None, database=None)
+            @given(st.lists(st.sampled_from(pieces), max_size=9))
+            def ask(parts: list[str]) -> None:
+                status, _, body = runner.run(fetch(serving, "/" + "".join(parts)))
+                assert (status, body) in {(404, b"not found"), (308, b"")} or (
+                    status == 200 and body in bodies
+                )
+
+            try:
+                ask()
+            finally:
+                runner.run(serving.__aexit__())
+
+    async def test_head(self, site: pathlib.Path) -> None:
+        """HEAD has the headers, and no body."""
+        status, headers, body = await fetch(site_app(site), "/app.js", "HEAD")
+
+        assert (status, headers["Content-Length"], body) == (200, "5", b"")
+
+    async def test_other_method(self, site: pathlib.Path) -> None:
+        """Other methods are 405."""
+        assert (await fetch(site_app(site), "/app.js", "PUT")).status == 405
+
+    @pytest.mark.parametrize(
+        ("known", "status"),
+        [
+            ("{}", 304),
+            ("W/{}", 304),
+            ('"x", {}', 304),
+            (['"x"', "{}"], 304),
+            ("*", 304),
+            ('"x"', 200),
+            ("", 200),
+        ],
+    )
+    async def test_known(self, site: pathlib.Path, known: Any, status: int) -> None:
+        """A browser that has the file gets 304."""
+        app = site_app(site)
+        _, headers, _ = await fetch(app, "/app.js")
+        tag = headers["ETag"]
+        lines = known if isinstance(known, list) else [known]
+        told: Any = {"If-None-Match": [each.format(tag) for each in lines]}
+
+        answer = await fetch(app, "/app.js", **told)
+
+        assert (answer.status, answer.headers["ETag"]) == (status, tag)
+        assert answer.body == (b"" if status == 304 else b"let x")
+
+    async def test_changed(self, site: pathlib.Path) -> None:
+        """A file that has changed, be it to the same size and time, is sent again."""
+        app, file = site_app(site), site / "app.js"
+        _, headers, _ = await fetch(app, "/app.js")
+        times = file.stat()
+        file.write_text("let y", encoding="utf-8")
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+        answer = await fetch(app, "/app.js", **{"If-None-Match": headers["ETag"]})
+
+        assert answer.body == b"let y"
+
+    async def test_large(
+        self, site: pathlib.Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A file of 4 MiB is sent, a larger one is 500, and the log says what to do."""
+        app = site_app(site)
+        (site / "fits").write_bytes(bytes(2**22))
+        (site / "large").write_bytes(bytes(2**22 + 1))
+
+        fits, large = await fetch(app, "/fits"), await fetch(app, "/large")
+
+        assert (fits.status, len(fits.body)) == (200, 2**22)
+        assert (large.status, large.body) == (500, b"internal error")
+        path = str(site / "large")
+        assert caplog.messages == [f"{path!r} has over 4194304 bytes; use a web server"]
+
+    async def test_order(self, site: pathlib.Path) -> None:
+        """Pages and routes win over files, and the longest path over others."""
+        app = site_app(site)
+        app.static("/docs/", site / "empty")
+        app.http("/page")(lambda request: "page")
+        paths = [
+            "/page",
+            "/api",
+            "/docs/file.map",
+            "/docs/page.html",
+            "/docsx",
+            "/app.js",
+        ]
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            answers = [await fetch(serving, path) for path in paths]
+
+        assert [each.status for each in answers] == [200, 426, 200, 404, 404, 200]
+        assert answers[0].body == b"page"
+
+    @pytest.mark.parametrize("path", ["/my files", "/my files/"])
+    async def test_path(self, site: pathlib.Path, path: str) -> None:
+        """Without its slash the path of a folder is 308; others aren't below it."""
+        async with site_app(site, path).serve("127.0.0.1", 0) as serving:
+            root = await fetch(serving, "/my%20files")
+            index = await fetch(serving, "/my%20files/")
+            other = await fetch(serving, "/my%20filesindex.html")
+            outside = await fetch(serving, "/index.html")
+
+        assert (root.status, root.headers["Location"]) == (308, "my%20files/")
+        assert index.body == b"<p>home</p>"
+        assert (other.status, outside.status) == (404, 404)
+
+    async def test_upgrade(self, site: pathlib.Path) -> None:
+        """Upgrades look at routes only."""
+        assert (await shake_by_hand(site_app(site), "/app.js"))[0] == 404
+
+    async def test_relative(
+        self, site: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A folder is looked for in the current directory, once, at the start."""
+        app = site_app("site")
+        monkeypatch.chdir(site.parent)
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            monkeypatch.chdir("/")
+            answer = await fetch(serving, "/app.js")
+
+        assert answer.body == b"let x"
+
+    async def test_new_release(self, site: pathlib.Path) -> None:
+        """A folder that is a link may be linked to another one meanwhile."""
+        link = site.parent / "current"
+        link.symlink_to(site / "docs")
+
+        async with site_app(link).serve("127.0.0.1", 0) as serving:
+            before = await fetch(serving, "/")
+            link.unlink()
+            link.symlink_to(site)
+            after = await fetch(serving, "/")
+
+        assert (before.body, after.body) == (b"docs", b"<p>home</p>")
+
+    @pytest.mark.parametrize("name", ["none", "site/app.js"])
+    async def test_no_folder(self, site: pathlib.Path, name: str) -> None:
+        """A folder that isn't there is an error at the start."""
+        folder = site.parent / name
+
+        with pytest.raises(ValueError, match="folder") as caught:
+            await start_up(site_app(folder, "/files"))
+
+        assert str(caught.value) == (
+            f"folder of app.static('/files', ...) must be there: got {str(folder)!r}; "
+            f"make it"
+        )
+
+    def test_two_at_one_path(self, site: pathlib.Path) -> None:
+        """Two folders at one path are an error."""
+        app = site_app(site, "/files")
+
+        with pytest.raises(ValueError, match="folder") as caught:
+            app.static("/files/", site)
+
+        assert str(caught.value) == (
+            "folder '/files/' must be the only one there; write another"
+        )
+
+    def test_parameters(self, site: pathlib.Path) -> None:
+        """A path with parameters is an error."""
+        with pytest.raises(ValueError, match="folder") as caught:
+            site_app(site, "/{x}")
+
+        assert (
+            str(caught.value) == "folder '/{x}' must have no parameters; use the query"
+        )
+
+
 # --- Examples ----------------------------------------------------------------
 
 EXAMPLE_ROOT = pathlib.Path(__file__).resolve().parent
@@ -16881,8 +18047,9 @@ class TestReadme:
         assert len(options) == 8
 
     def test_limits_of_the_app(self) -> None:
-        """The options of `App` that are numbers are listed, each with its default."""
-        options = inspect.signature(App).parameters
+        """The options of `App` that are limits are listed, each with its default."""
+        options = dict(inspect.signature(App).parameters)
+        del options["proxies"]
         names = {"max_clients", "timeout"} | {
             name for name, each in options.items() if type(each.default) in (int, float)
         }
@@ -17999,7 +19166,8 @@ async def load_knock(serving: Any, request: bytes) -> None:
     async with load_dialled(serving.port, request) as wire:
         wire.writer.write_eof()
         answer = await wire.ended()
-        assert not answer or answer[9:12] in {b"101", b"400", b"404", b"405", b"426"}
+        statuses = b"101 400 404 405 414 426 431 501 505"
+        assert not answer or answer[9:12] in statuses.split()
 
 
 # What is sent in place of frames, of messages and of a handshake, and what checks it.

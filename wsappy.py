@@ -42,6 +42,7 @@ of theirs:
 
     9. connect         the Python client, and the one for tests
     10. The classic API  the class-based server of wsappy 0.1.3
+    12. For people     files
 """
 
 from __future__ import annotations
@@ -54,8 +55,10 @@ import contextvars
 import enum
 import errno
 import functools
+import hashlib
 import http
 import inspect
+import ipaddress
 import json
 import logging
 import math
@@ -63,6 +66,8 @@ import os
 import random
 import re
 import signal
+import socket
+import stat
 import sys
 import sysconfig
 import threading
@@ -116,9 +121,11 @@ try:
     import websockets
     from websockets import ClientProtocol, ConnectionClosed, Headers, ServerProtocol
     from websockets.asyncio.connection import Connection as LibraryConnection
+    from websockets.exceptions import RequestLineTooLong, SecurityError
     from websockets.frames import CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
-    from websockets.http11 import SERVER
-    from websockets.protocol import Event, State
+    from websockets.http11 import SERVER, parse_headers, parse_line
+    from websockets.protocol import Event, Protocol, State
+    from websockets.streams import StreamReader
 
     check_versions()
 except ImportError as exc:
@@ -153,6 +160,11 @@ LIFESPAN_GRACE = 10.0
 MAX_BURST = 8
 # Bytes that may arrive after the handshake's request (RFC 6455, section 4.1: none).
 MAX_EARLY = 2**16
+# Bytes of a request's body that are read, and the seconds until its connection is
+# closed, so that the answer arrives: unread bytes would reset the connection.
+MAX_BODY, BODY_GRACE = 2**20, 1.0
+# Pages and files that are under way at once; one more is 503.
+MAX_ANSWERS = 64
 # Fragments of one message: what `websockets` allows by default.
 MAX_FRAGMENTS = 4096
 # Workers that run `thread=True` handlers: the number that the standard library takes.
@@ -1693,6 +1705,199 @@ class LibraryWire(LibraryConnection, Wire):
         self.out.clear()
 
 
+# A target that is a whole URL: its authority, and the rest (RFC 9112, section 3.2.2).
+ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([^/?#]+)(.*)")
+NO_REQUEST, ONLY_HTTP_1 = "this is no HTTP request", "this server speaks HTTP/1.1"
+
+
+def read_request(
+    reader: StreamReader,
+) -> Generator[None, None, websockets.Request | Answer | None]:
+    """Read the head of a request, as the library does.
+
+    Returns:
+        The request; the answer to what is none, which the library would drop; or None
+        where the stream ends before the head does.
+    """
+    try:
+        line = yield from parse_line(reader.read_line, RequestLineTooLong)
+        method, target, version = line.decode("ascii").split(" ", 2)
+        if version not in ("HTTP/1.1", "HTTP/1.0"):
+            is_http = re.fullmatch(r"HTTP/\d(\.\d)?", version)
+            return Answer(505, ONLY_HTTP_1) if is_http else Answer(400, NO_REQUEST)
+        headers = yield from parse_headers(reader.read_line)
+    except SecurityError as exc:
+        status = 414 if isinstance(exc, RequestLineTooLong) else 431
+        return Answer(status, "the request's head is too large")
+    except (EOFError, ValueError):
+        # EOFError: a line without CR, too.
+        return None if reader.eof else Answer(400, NO_REQUEST)
+    return websockets.Request(target, headers, method, version)
+
+
+def fault_of(request: websockets.Request, is_upgrade: bool) -> Answer | None:
+    """Return the answer to a request that can't be understood, or None."""
+    headers = request.headers
+    if any(len(headers.get_all(name)) > 1 for name in ("Host", "Origin")):
+        return Answer(400, "one Host and one Origin at most")
+    if not request.path.startswith("/") and not ABSOLUTE.fullmatch(request.path):
+        return Answer(400, "the target must be a path or a URL")
+    if "Transfer-Encoding" in headers:
+        return Answer(501, "transfer codings are not supported")
+    sizes = set(headers.get_all("Content-Length"))
+    if len(sizes) > 1 or not all(re.fullmatch("[0-9]+", each) for each in sizes):
+        return Answer(400, "Content-Length must be one number")
+    if is_upgrade and any(each.strip("0") for each in sizes):
+        return Answer(400, "a WebSocket handshake has no body")
+    return None
+
+
+def simplify(request: websockets.Request) -> None:
+    """Rewrite what may be said in several ways, so that all else knows only one."""
+    headers = request.headers
+    # HTTP/2 splits it (RFC 9113, section 8.2.3).
+    cookies = headers.get_all("Cookie")
+    if len(cookies) > 1:
+        del headers["Cookie"]
+        headers["Cookie"] = "; ".join(cookies)
+    for name in ("Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions"):
+        if name in headers and not "".join(headers.get_all(name)).strip(", \t"):
+            del headers[name]
+    if absolute := ABSOLUTE.fullmatch(request.path):
+        authority, rest = absolute.groups()
+        request.path = rest if rest.startswith("/") else f"/{rest}"
+        headers.pop("Host", None)
+        headers["Host"] = authority
+
+
+class Exchange:
+    """The request of a connection and its answer, up to the first frame.
+
+    It reads the request in the library's place, which closes without an answer where
+    it can't read one, and where there is a body. What follows a handshake waits for its
+    answer: the library would parse frames before the 101, and answer a ping. What
+    follows any other request is dropped.
+
+    Attributes:
+        feed: Gets the bytes that arrive.
+        is_upgrade: Whether the request asks for a WebSocket.
+        has_body: Whether more may follow that is no frame.
+        fault: The answer to a request that can't be understood.
+        dropped: How many bytes were.
+    """
+
+    __slots__ = (
+        "dropped",
+        "fault",
+        "feed",
+        "has_body",
+        "is_upgrade",
+        "protocol",
+        "wire",
+    )
+
+    def __init__(self, wire: ServerWire) -> None:
+        self.wire = wire
+        self.feed: Callable[[bytes], None] = wire.give
+        self.is_upgrade, self.has_body = False, True
+        self.fault: Answer | None = None
+        self.dropped = 0
+        self.protocol = wire.protocol
+        self.protocol.parser = self._read()
+        next(self.protocol.parser)
+
+    def _read(self) -> Generator[None, None, None]:
+        """Read the request; then let the library's own parser go on."""
+        protocol, reader = self.protocol, self.protocol.reader
+        request = yield from read_request(reader)
+        rest = bytes(reader.buffer)
+        reader.buffer.clear()
+        self.feed = self._drop
+        if isinstance(request, websockets.Request):
+            self._accept(request)
+        elif request is not None:
+            self._refuse(request)
+        else:
+            protocol.fail(CloseCode.ABNORMAL_CLOSURE)
+        self.feed(rest)
+        yield
+
+    def _refuse(self, answer: Answer) -> None:
+        """Answer what is no request at all."""
+        self.send(self._response_of(answer, "GET"))
+        self.wire.serving.app.labels["refused"][str(answer.status)] += 1
+
+    def _accept(self, request: websockets.Request) -> None:
+        headers = request.headers
+        upgrade = ",".join(headers.get_all("Upgrade")).lower()
+        # HTTP/1.0 has no upgrades (RFC 9110, section 7.8).
+        self.is_upgrade = "websocket" in upgrade and request.protocol != "HTTP/1.0"
+        self.fault = fault_of(request, self.is_upgrade)
+        if self.fault is None:
+            simplify(request)
+            self.feed = self._keep if self.is_upgrade else self._drop
+        self.has_body = "Content-Length" in headers or "Transfer-Encoding" in headers
+        self.protocol.events.append(request)
+        self.protocol.parser = Protocol.parse(self.protocol)
+
+    def _keep(self, data: bytes) -> None:
+        self.wire.lane.feed(data)
+        if len(self.wire.lane.rest) > MAX_EARLY:
+            self.wire.transport.abort()
+
+    def _drop(self, data: bytes) -> None:
+        self.dropped += len(data)
+        if self.dropped > MAX_BODY:
+            self.wire.transport.pause_reading()
+
+    async def decide(self, session: Session) -> websockets.Response:
+        """Return the response, in the order of the protocol, section 8."""
+        request: Any = self.wire.request
+        answer = self.fault
+        if answer is None and not self.is_upgrade:
+            answer = await session.find_page(request.method)
+        elif answer is None:
+            response = self.protocol.accept(request)
+            is_valid = response.status_code == 101
+            answer = await session.enter() if is_valid else None
+            if answer is None:
+                return response
+        return self._response_of(answer, request.method)
+
+    def _response_of(self, answer: Answer, method: str) -> websockets.Response:
+        response = self.protocol.reject(answer.status, "")
+        for name in ("Content-Length", "Content-Type"):
+            del response.headers[name]
+        for name, value in answer.headers.items():
+            response.headers.pop(name, None)
+            response.headers[name] = value
+        response.body = b"" if method == "HEAD" else answer.body
+        return response
+
+    def send(self, response: websockets.Response) -> bool:
+        """Answer the request; tell whether the connection is open now."""
+        wire, protocol = self.wire, self.protocol
+        if protocol.state is not State.CONNECTING:
+            return False
+        wire.response, is_opened = response, response.status_code == 101
+        if wire.serving.server_header is not None and "Server" not in response.headers:
+            response.headers["Server"] = wire.serving.server_header
+        protocol.send_response(response)
+        if not is_opened:
+            self.feed = self._drop
+            wire.taken_at = wire.loop.time()
+            wire.close_deadline = wire.taken_at + BODY_GRACE
+            # Only the transport keeps what a slow reader has yet to read.
+            response.body = b""
+            if self.has_body and not wire.transport.can_write_eof():
+                # TLS: the library would close at once, and the rest would reset it.
+                protocol.writes.pop()
+        wire.is_plain = not protocol.extensions
+        wire.send_data()
+        # A peer that has reset isn't greeted.
+        return is_opened and not wire.transport.is_closing()
+
+
 class ServerWire(LibraryWire, websockets.ServerConnection):
     """The server's wire: a connection of `websockets`, with a lane beside it.
 
@@ -1701,6 +1906,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
 
     Attributes:
         serving: What accepted it.
+        exchange: The request and its answer.
         lane: What reads its bytes.
         is_plain: Whether no extension has to encode what is sent.
         is_clear: Whether a frame may be written at once.
@@ -1714,17 +1920,18 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
     ) -> None:
         super().__init__(serving.runtime, protocol, *args, **options)
         self.serving = serving
+        self.exchange = Exchange(self)
         self.lane = Lane(self)
         self.is_plain = True
         self.is_clear = self.is_collecting = self.is_fragmenting = False
         self.is_aging = False
         self.out_size = self.bytes_in = self.bytes_out = self.taken = 0
-        self.head_tail = b""
         self.life: asyncio.Task[None] | None = None
         self.lost = asyncio.Event()
         self.due = self.taken_at = math.inf
         self.awaited: asyncio.Future[float] | None = None
-        self.pinged_halts = self.aged = 0
+        self.pinged: tuple[int, int] | None = None
+        self.aged = 0
 
     # From the first byte to the goodbye
 
@@ -1741,8 +1948,10 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             super().process_event(event)
         else:
             request = self.request = typing.cast(websockets.Request, event)
-            remote, number = remote_of(self), self.id.hex
-            self.opening = Opening(request.path, request.headers, remote, number)
+            proxies, headers = self.serving.app.proxies, request.headers
+            remote = forwarded_for(headers, proxies) if proxies else None
+            remote = remote or remote_of(self)
+            self.opening = Opening(request.path, headers, remote, self.id.hex)
             self.session = Session(self.serving, self)
             context = self.session.context
             self.life = asyncio.Task(self._live(), loop=self.loop, context=context)
@@ -1751,7 +1960,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         """Answer the request; then be open until the connection ends."""
         session: Any = self.session
         try:
-            is_open = self._send_response(await self._decide(session))
+            is_open = self.exchange.send(await self.exchange.decide(session))
             if is_open:
                 self.lane.intake, self.phase = READING, OPEN
                 self.due = self.loop.time() + (self.ping_interval or math.inf)
@@ -1771,47 +1980,6 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             finally:
                 self.life = None
                 self.serving.discard(self)
-
-    async def _decide(self, session: Session) -> websockets.Response:
-        """Return the response, in the order of the protocol, section 8."""
-        request: Any = self.request
-        answer: Answer | None
-        headers = request.headers
-        upgrade = ",".join(headers.get_all("Upgrade")).lower()
-        if any(len(headers.get_all(name)) > 1 for name in ("Host", "Origin")):
-            answer = Answer(400, "one Host and one Origin at most")
-        # HTTP/1.0 has no upgrades (RFC 9110, section 7.8).
-        elif "websocket" not in upgrade or request.protocol == "HTTP/1.0":
-            answer = await session.find_page(request.method)
-        else:
-            response = self.protocol.accept(request)
-            is_valid = response.status_code == 101
-            answer = await session.enter() if is_valid else None
-            if answer is None:
-                return response
-        return self._response_of(answer, request.method)
-
-    def _response_of(self, answer: Answer, method: str) -> websockets.Response:
-        response = self.protocol.reject(answer.status, "")
-        body = b"" if method == "HEAD" else answer.body
-        for name, value in answer.headers.items():
-            response.headers.pop(name, None)
-            response.headers[name] = value
-        response.body = body
-        return response
-
-    def _send_response(self, response: websockets.Response) -> bool:
-        """Answer the request; tell whether the connection is open now."""
-        if self.protocol.state is not State.CONNECTING:
-            return False
-        self.response = response
-        if self.serving.server_header is not None:
-            response.headers["Server"] = self.serving.server_header
-        self.protocol.send_response(response)
-        self.is_plain = not self.protocol.extensions
-        self.send_data()
-        # A peer that has reset isn't greeted.
-        return response.status_code == 101 and not self.transport.is_closing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count how it ended, and let its client go."""
@@ -1857,26 +2025,18 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         """Hand bytes of the socket to the lane."""
         self.bytes_in += len(data)
         if self.lane.intake is EARLY:
-            self._read_early(data)
+            self.exchange.feed(data)
         else:
             self.lane.feed(data)
 
-    def _read_early(self, data: bytes) -> None:
-        """Give the handshake's request to the library; what follows waits for its end.
-
-        The library would parse frames before the 101, and answer a ping.
-        """
-        if self.request is None:
-            window = self.head_tail + data
-            end = window.find(b"\r\n\r\n")
-            self.head_tail = window[-3:]
-            end = len(data) if end < 0 else end + 4 - len(window) + len(data)
-            self.lane.feed(data[end:])
-            self.give(data[:end])
-        else:
-            self.lane.feed(data)
-            if len(self.lane.rest) > MAX_EARLY:
-                self.transport.abort()
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """End the connection, unless the client may still read a page."""
+        is_asking = self.request is not None and self.response is None
+        is_plain = is_asking and not self.exchange.is_upgrade
+        # TLS has no half of a connection.
+        if is_plain and self.transport.can_write_eof():
+            return True
+        return super().eof_received()
 
     def give(self, data: bytes) -> None:
         """Let the library read, after everything that waits was written."""
@@ -2025,9 +2185,6 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
     def resume_writing(self) -> None:
         """Go on with what waited for a client that was behind."""
         super().resume_writing()
-        if self.close_deadline is not None and self.phase is OPENING:
-            # A page that is being read has all the time that it takes.
-            self.close_deadline = self.loop.time() + (self.close_timeout or math.inf)
         if self.phase is OPEN and self.session is not None:
             self.session.go_on()
         self.lane.go_on()
@@ -2064,6 +2221,8 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         elif self.phase is CLOSED:
             # Its goodbye takes what it takes.
             return
+        elif self.phase is OPENING:
+            self._check_answer(now)
         elif self.paused and self.ping_timeout and self.phase is not CLOSING:
             self._check_stall(now, self.ping_timeout)
         elif self.close_deadline is not None:
@@ -2077,6 +2236,17 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.transport.abort()
         if self.life is not None:
             cut_task(self.life)
+
+    def _check_answer(self, now: float) -> None:
+        """End the connection once the kernel has the answer, which it goes on to send.
+
+        One that is being read has all the time that it takes.
+        """
+        if self.transport.get_write_buffer_size():
+            self.close_deadline = now + BODY_GRACE
+            self._check_stall(now, self.ping_timeout or math.inf)
+        elif self.close_deadline is not None and now >= self.close_deadline:
+            self.transport.abort()
 
     def _check_stall(self, now: float, limit: float) -> None:
         """Abort a client that accepts no byte for *limit* seconds.
@@ -2094,19 +2264,20 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
     def _check_ping(self, now: float) -> None:
         """Ping a client at intervals, and end one that doesn't answer.
 
-        While reading is halted no pong can arrive, so that its absence says nothing. A
-        client that accepts nothing then is found by `_check_stall`; for one that waits
-        for `on_message` the ping itself tells whether it is gone: it is refused.
+        Any byte is a sign of life: the pong may be stuck behind a large message. While
+        reading is halted none can arrive, so that their absence says nothing. A client
+        that accepts nothing then is found by `_check_stall`; for one that waits for
+        `on_message` the ping itself tells whether it is gone: it is refused.
         """
         if self.awaited is not None and self.awaited.done():
             self.awaited, self.due = None, now + (self.ping_interval or math.inf)
         if now < self.due:
             return
-        is_heard = self.lane.intake is READING
+        heard = self.lane.halts, self.bytes_in
         if self.awaited is None and self.ping_interval is not None:
-            self.pinged_halts = self.lane.halts if is_heard else -1
+            self.pinged = heard if self.lane.intake is READING else None
             self.awaited, self.due = self._ping(), now + (self.ping_timeout or math.inf)
-        elif self.awaited is not None and self.pinged_halts == self.lane.halts:
+        elif self.awaited is not None and self.pinged == heard:
             self.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
             self.loop.call_later(SLOW_GRACE, self.transport.abort)
         else:
@@ -2129,6 +2300,20 @@ def remote_of(connection: LibraryConnection) -> tuple[str, int] | None:
     """Return host and port of the peer; None on a Unix socket."""
     address = connection.remote_address
     return address[:2] if isinstance(address, tuple) else None
+
+
+FORWARDED = re.compile(r"\[([^\]]*)\](?::[0-9]+)?|([^:]*)(?::[0-9]+)?|(.*)")
+
+
+def forwarded_for(headers: Headers, proxies: int) -> tuple[str, int] | None:
+    """Return the address that the outermost of one's own proxies saw; None for none."""
+    addresses = ",".join(headers.get_all("X-Forwarded-For")).split(",")
+    if proxies > len(addresses):
+        return None
+    found: Any = FORWARDED.fullmatch(addresses[-proxies].strip())
+    text = "".join(found.groups(""))
+    is_address = type(run(ipaddress.ip_address, text)) is not Failure
+    return (text, 0) if is_address else None
 
 
 # --- 5. Calls ----------------------------------------------------------------
@@ -3235,22 +3420,34 @@ class PageRequest:
     headers: Headers
 
 
+# What frames an answer is not for a page to say.
+FRAMING = frozenset({"connection", "content-length", "transfer-encoding"})
+HEADER = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+: [\t\x20-\x7e\x80-\xff]*")
+NO_BODY = (204, 304)
+
+
 class Answer:
     """An HTTP answer: of a page, or for a client that isn't let in.
 
-    Attributes:
+    Args:
         status: HTTP status.
-        body: Bytes.
+        body: Text or bytes.
         headers: What is said beside the server's own headers.
     """
 
-    def __init__(self, status: int, body: str | bytes, **headers: str) -> None:
+    def __init__(
+        self, status: int, body: str | bytes, headers: Mapping[str, str] | None = None
+    ) -> None:
+        kind = "application/octet-stream"
+        if isinstance(body, str):
+            body, kind = body.encode(errors="replace"), "text/plain; charset=utf-8"
         self.status = status
-        self.body = body.encode(errors="replace") if isinstance(body, str) else body
-        length = {"Content-Length": str(len(self.body))}
-        plain = {"Content-Type": "text/plain; charset=utf-8"}
-        names = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.headers = {**length, **plain, **names}
+        self.body = b"" if status in NO_BODY else body
+        self.headers = dict(headers or {})
+        if status not in NO_BODY:
+            self.headers["Content-Length"] = str(len(body))
+            if "content-type" not in map(str.lower, self.headers):
+                self.headers["Content-Type"] = kind
 
 
 def answer_of(refused: Refused) -> Answer:
@@ -3259,20 +3456,48 @@ def answer_of(refused: Refused) -> Answer:
     return Answer(refused.status, refused.message or phrase)
 
 
+PAGE_RETURNS = (
+    "%s must return str, bytes, (body, content type), (body, {header: value}) or "
+    "(status, body, {header: value}): got %r"
+)
+PAGE_HEADERS = (
+    "%s must return headers of one line each, in Latin-1, that don't frame the answer: "
+    "got %r"
+)
+
+
 def answer_of_page(name: str, outcome: Any) -> Answer:
     """Turn what a page returned, or how it failed, into an answer."""
+    parts: tuple[int, str | bytes, Mapping[Any, Any]]
     match outcome:
         case Refused():
             return answer_of(outcome)
-        case str():
-            return Answer(200, outcome)
-        case bytes():
-            return Answer(200, outcome, Content_Type="application/octet-stream")
+        case str() | bytes():
+            parts = 200, outcome, {}
         case (str() | bytes() as body, str() as content_type):
-            return Answer(200, body, Content_Type=content_type)
-    must = "%s must return str, bytes or (body, content type): got %r"
-    LOGGER.error(must, name, outcome)
-    return answer_of(FAILED)
+            parts = 200, body, {"Content-Type": content_type}
+        case (str() | bytes() as body, Mapping() as headers):
+            parts = 200, body, headers
+        case (int() as status, str() | bytes() as body, Mapping() as headers) if (
+            status in set(http.HTTPStatus) and status >= 200
+        ):
+            parts = status, body, headers
+        case _:
+            LOGGER.error(PAGE_RETURNS, name, outcome)
+            return answer_of(FAILED)
+    bad = {key: value for key, value in parts[2].items() if not is_header(key, value)}
+    if bad:
+        LOGGER.error(PAGE_HEADERS, name, bad)
+        return answer_of(FAILED)
+    return Answer(*parts)
+
+
+def is_header(name: object, value: object) -> bool:
+    """Tell whether a page may send a header."""
+    if not isinstance(name, str) or not isinstance(value, str):
+        return False
+    is_one_line = HEADER.fullmatch(f"{name}: {value}") is not None
+    return is_one_line and name.lower() not in FRAMING
 
 
 def address_of(text: str, scheme: str) -> tuple[str, int | None] | None:
@@ -3292,12 +3517,11 @@ def allows_origin(headers: Headers, origins: str | Sequence[str] | None) -> bool
         return True
     scheme = origin.partition(":")[0].lower()
     address = address_of(origin, scheme)
+    # `null`, which every sandboxed page has, or `file://`: it passes only if listed.
+    if address is None or origin == "null":
+        return origin.lower() in map(str.lower, origins or ())
     allowed: Iterable[str] = [host] if origins is None else origins
-    # Every sandboxed page has this origin, so it passes only if listed.
-    if origin == "null":
-        allowed = {origin}.intersection(origins or ())
-    addresses = [address_of(each, scheme) for each in allowed]
-    return address is not None and address in addresses
+    return address in [address_of(each, scheme) for each in allowed]
 
 
 class Life(enum.Enum):
@@ -3353,10 +3577,13 @@ class Session:
         if page is None and self.app.table.find(opening.target) is None:
             return Answer(404, "not found")
         if method not in ("GET", "HEAD"):
-            return Answer(405, "method not allowed", Allow="GET, HEAD")
+            return Answer(405, "method not allowed", {"Allow": "GET, HEAD"})
         if page is None:
             text = "this address is for WebSocket clients"
-            return Answer(426, text, Upgrade="websocket")
+            return Answer(426, text, {"Upgrade": "websocket"})
+        if len(self.serving.answers) >= MAX_ANSWERS:
+            return Answer(503, "too many pages are under way")
+        self.serving.answers.add(self)
         request = PageRequest(*split_query(opening.target), opening.headers)
         name = f"page {describe(page)}"
         return answer_of_page(name, await self.attempt(name, page, request))
@@ -3512,6 +3739,7 @@ class Session:
     async def depart(self) -> None:
         """End the calls, leave the groups, run `on_disconnected`; once."""
         was, self.life = self.life, Life.GONE
+        self.serving.answers.discard(self)
         client: Any = self.client
         if was is not Life.HERE:
             return
@@ -3521,7 +3749,11 @@ class Session:
             cut_task(hook)
         calls: Any = self.calls
         work = [*calls.abandon(), *self.hooks]
-        await wait_at_most(CANCEL_GRACE, work)
+        try:
+            await wait_at_most(CANCEL_GRACE, work)
+        finally:
+            # A goodbye that hangs doesn't keep the place of another client.
+            self.serving.sessions.discard(self)
         for task in [each for each in work if not each.done()]:
             request = calls.unfinished.get(task)
             who = task if request is None else f"handler {request!r}"
@@ -3533,8 +3765,6 @@ class Session:
                 await self.attempt("on_disconnected", client.on_disconnected)
         except TimeoutError as exc:
             log_failure("on_disconnected", exc)
-        finally:
-            self.serving.sessions.discard(self)
 
 
 async def wait_at_most(seconds: float, work: Iterable[asyncio.Future[Any]]) -> None:
@@ -3708,6 +3938,8 @@ TIMEOUTS = {"open_timeout": 10, "ping_interval": 20, "ping_timeout": 20}
 TIMEOUTS |= {"close_timeout": 10}
 # The least value of an option that is a number, where it isn't 0.
 LEAST = {"timeout": 0.001, "max_in_flight": 1, "max_clients": 1}
+# Options that are whole numbers.
+WHOLE = ("proxies",)
 # How often a port that is free at one address is tried at all of a host's addresses.
 PORT_ATTEMPTS = 20
 # Seconds for each small step of a stop; all but the lifespan's fits into 4 s after the
@@ -3723,9 +3955,10 @@ Allow = Callable[..., Any] | Sequence[Callable[..., Any]] | None
 def check_number(name: str, value: Any) -> None:
     if value is None and name in ("timeout", "max_clients"):
         return
-    least = LEAST.get(name, 0)
-    if not isinstance(value, int | float) or not value >= least:
-        raise ValueError(f"{name} must be a number of at least {least}: got {value!r}")
+    least, kind = LEAST.get(name, 0), int if name in WHOLE else int | float
+    if not isinstance(value, kind) or not value >= least:
+        number = "a whole number" if name in WHOLE else "a number"
+        raise ValueError(f"{name} must be {number} of at least {least}: got {value!r}")
 
 
 # The dicts of `App.stats`, and its counters that are there before anything was counted.
@@ -3992,6 +4225,9 @@ class App(Marking):
         version: Version of the application, for its documentation.
         origins: Where browsers may come from: None for pages of the same host only, a
             list such as `["https://example.org"]`, or "*" for everywhere.
+        proxies: How many proxies of your own stand in front. With n of them
+            `client.remote` is the n-th address from the right of `X-Forwarded-For`,
+            with port 0; with 0 nothing is read from it.
         timeout: Seconds for one call, streams excepted; None for no limit.
         max_in_flight: Unfinished calls of one client; one more is `overloaded`.
         max_in_flight_bytes: Bytes of the messages of one client whose calls are held or
@@ -4012,6 +4248,7 @@ class App(Marking):
     title: str = "wsappy"
     version: str = "0.1.0"
     origins: str | Sequence[str] | None = None
+    proxies: int = 0
     timeout: float | None = None
     max_in_flight: int = 100
     max_in_flight_bytes: int = 2**23
@@ -4026,7 +4263,7 @@ class App(Marking):
 
     def __post_init__(self) -> None:
         check_origins(self.origins)
-        for name in (*LEAST, "max_in_flight_bytes", "max_backlog", "grace"):
+        for name in (*LEAST, *WHOLE, "max_in_flight_bytes", "max_backlog", "grace"):
             check_number(name, getattr(self, name))
         self.codec = Codec(self.loads, self.dumps)
         self.table = Table()
@@ -4034,6 +4271,8 @@ class App(Marking):
         self.checks = []
         self.errors: dict[type[BaseException], Callable[..., Any]] = {}
         self.pages: dict[str, Callable[..., Any]] = {}
+        # Pages for all that is below a path.
+        self.trees: dict[str, Callable[..., Any]] = {}
         self.life: Callable[..., Any] | None = None
         self.counts = collections.Counter[str]()
         self.labels = {each: collections.Counter[str]() for each in LABELLED}
@@ -4172,15 +4411,17 @@ class App(Marking):
     def http(self, path: str) -> Callable[[Function], Function]:
         """Register a page: what a plain GET on the same port is answered.
 
+        It gets a `PageRequest` and returns str, bytes, `(body, content_type)`,
+        `(body, {header: value})` or `(status, body, {header: value})`, or raises
+        `Refused`. At most 64 pages and files are under way at once.
+
         Args:
             path: Without parameters.
 
         Raises:
             ValueError: If the path has parameters, or is taken by another page.
         """
-        if parse_path(path).converters:
-            raise ValueError(f"page {path!r} must have no parameters; use the query")
-        place = key_of(path)
+        place = place_of("page", path)
 
         def register(function: Function) -> Function:
             check_free("page", repr(path), function, self.pages.get(place))
@@ -4188,6 +4429,22 @@ class App(Marking):
             return function
 
         return register
+
+    def static(self, path: str, folder: str | os.PathLike[str]) -> None:
+        """Answer GET and HEAD with the files of a folder; for small sites.
+
+        A file has at most 4 MiB. What leads out of the folder, or begins with a dot,
+        isn't there. Pages and routes win over files, the longest path over others.
+
+        Args:
+            path: What stands before the names of the files.
+            folder: Relative to the current directory at the start.
+
+        Raises:
+            ValueError: If the path has parameters, or is taken by another folder; at
+                the start, if there is no such folder.
+        """
+        add_folder(self, path, folder)
 
     # What users call
 
@@ -4266,8 +4523,14 @@ class App(Marking):
         self.table.prepare()
 
     def find_page(self, path: str) -> Callable[..., Any] | None:
-        """Return the page at a path from outside, or None."""
-        return self.pages.get(decode_path(path).removesuffix(SLASH))
+        """Return the page at a path from outside, or None; the longest tree wins."""
+        decoded = decode_path(path)
+        page = self.pages.get(decoded.removesuffix(SLASH))
+        if page is not None or self.table.find(path) is not None:
+            return page
+        below = f"{decoded}{SLASH}"
+        places = [each for each in self.trees if below.startswith(f"{each}{SLASH}")]
+        return self.trees[max(places, key=len)] if places else None
 
     def log_origin(self, headers: Headers) -> None:
         """Say once how an origin that was refused could be allowed."""
@@ -4324,6 +4587,13 @@ class App(Marking):
                 `timeout` 2.0 (seconds) by default.
         """
         return TestedPeer(self, path, options)
+
+
+def place_of(what: str, path: str) -> str:
+    """Return the decoded path of a page; raises ValueError for one with parameters."""
+    if parse_path(path).converters:
+        raise ValueError(f"{what} {path!r} must have no parameters; use the query")
+    return key_of(path)
 
 
 def check_free(what: str, place: str, new: object, old: object) -> None:
@@ -4476,6 +4746,7 @@ class Serving:
         runtime: The loop that it lives in.
         wires: Of the connections that the sockets have accepted, until the goodbye.
         sessions: Of the clients that are let in, or being asked.
+        answers: Those that are answered with a page.
         service: Where its life stands.
     """
 
@@ -4498,6 +4769,7 @@ class Serving:
         self.runtime: Runtime
         self.wires: set[ServerWire] = set()
         self.sessions: set[Session] = set()
+        self.answers: set[Session] = set()
         self.timer: asyncio.TimerHandle | None = None
         self.service = Service.NEW
         self.stack = contextlib.AsyncExitStack()
@@ -4560,8 +4832,13 @@ class Serving:
     async def listen(self, attempts: int = PORT_ATTEMPTS) -> websockets.Server:
         """Open the port; with port 0 the same one at all of the host's addresses."""
         port = self.requested_port
+        options, is_given = self.options, not {"sock", "unix"}.isdisjoint(self.options)
         try:
-            return await self.open_port(port or await free_port(self.host))
+            if not is_given:
+                hosts = await hosts_of(self.host)
+                free = port or await free_port(hosts)
+                options = {**options, "host": hosts, "port": free}
+            return await self.open_port(options)
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE and not port and attempts > 1:
                 return await self.listen(attempts - 1)
@@ -4569,14 +4846,12 @@ class Serving:
             text = f"cannot listen on {self.unix or f'{self.host}:{port}'}: {reason}"
             raise ListenError(exc.errno, text) from exc
 
-    async def open_port(self, port: int) -> websockets.Server:
+    async def open_port(self, options: dict[str, Any]) -> websockets.Server:
         """Open the port, the Unix socket, or the socket that was handed in."""
         # The library's handler never runs: a wire answers its request by itself.
-        options: Any = {"handler": bool, **self.options}
-        options["create_connection"] = functools.partial(ServerWire, self)
-        if options.keys().isdisjoint(("sock", "unix")):
-            options.update(host=self.host, port=port)
-        return await websockets.serve(**options)
+        wire = functools.partial(ServerWire, self)
+        made = {"handler": bool, **options, "create_connection": wire}
+        return await websockets.serve(**made)
 
     # What wires and sessions ask
 
@@ -4693,10 +4968,35 @@ class Serving:
             await asyncio.wait_for(server.wait_closed(), LAST_GRACE)
 
 
-async def free_port(host: str) -> int:
+async def hosts_of(host: str | list[str]) -> str | list[str]:
+    """Return a host; or its addresses that this machine has, if it lacks some.
+
+    `localhost` has two, of which a container may have one only.
+
+    Raises:
+        OSError: If it has none of them, or the host isn't found.
+    """
+    loop, refused = asyncio.get_running_loop(), None
+    flags, stream = socket.AI_PASSIVE, socket.SOCK_STREAM
+    there: list[str] = []
+    for each in [host] if isinstance(host, str) else host:
+        found = await loop.getaddrinfo(each or None, 0, type=stream, flags=flags)
+        for family, kind, number, _, address in found:
+            try:
+                with socket.socket(family, kind, number) as probe:
+                    probe.bind(address)
+                there.append(str(address[0]))
+            except OSError as exc:
+                refused = exc
+    if refused is not None and not there:
+        raise refused
+    return there if refused is not None else host
+
+
+async def free_port(hosts: str | list[str]) -> int:
     """Return a port that is free at the first of the host's addresses."""
     loop = asyncio.get_running_loop()
-    probe = await loop.create_server(asyncio.Protocol, host, 0, start_serving=False)
+    probe = await loop.create_server(asyncio.Protocol, hosts, 0, start_serving=False)
     async with probe:
         return int(probe.sockets[0].getsockname()[1])
 
@@ -4736,11 +5036,20 @@ def run_main(loop: asyncio.AbstractEventLoop, main: asyncio.Task[None]) -> None:
         loop.run_until_complete(main)
 
 
+def say(text: str) -> None:
+    """Print a line, as far as that is possible: a server runs without it, too."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    with contextlib.suppress(OSError, ValueError):
+        # A code page may lack some of its characters.
+        line = text.encode(encoding, "backslashreplace").decode(encoding)
+        print(line, flush=True)  # noqa: T201
+
+
 async def serve_until_cancelled(serving: Serving) -> None:
     main: Any = asyncio.current_task()
     async with serving:
         for route in serving.app.table.routes.values():
-            print(serving.url(route.path.text, serving.host), flush=True)  # noqa: T201
+            say(serving.url(route.path.text, serving.host))
         # The lifespan may have swallowed a cancellation.
         if not main.cancelling():
             with contextlib.suppress(asyncio.CancelledError):
@@ -5817,3 +6126,129 @@ def set_loop_of_main_thread() -> None:
             asyncio.get_event_loop()
         except (DeprecationWarning, RuntimeError):
             asyncio.set_event_loop(asyncio.new_event_loop())
+
+
+# --- 12. For people ----------------------------------------------------------
+
+CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".txt": "text/plain; charset=utf-8",
+    ".json": "application/json",
+    ".map": "application/json",
+    ".wasm": "application/wasm",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".ico": "image/x-icon",
+    ".woff2": "font/woff2",
+}
+# Bytes of the largest file that is sent.
+MAX_FILE = 2**22
+
+
+class Folder:
+    """The files of a folder, as a page for all that is below a path.
+
+    Attributes:
+        place: The path, decoded.
+        root: The folder.
+    """
+
+    def __init__(self, path: str, folder: str | os.PathLike[str]) -> None:
+        self.path = path
+        self.place = place_of("folder", path)
+        self.root = os.fspath(folder)
+
+    def check(self) -> None:
+        """Find the folder; raises ValueError if it isn't there."""
+        self.root = os.path.abspath(self.root)
+        if not os.path.isdir(self.root):
+            who = f"folder of app.static({self.path!r}, ...)"
+            raise ValueError(f"{who} must be there: got {self.root!r}; make it")
+
+    async def answer(self, request: PageRequest) -> Any:
+        """Answer a request with a file, read in a thread; or with 304, 308 or 404."""
+        below = decode_path(request.path).removeprefix(self.place)
+        return await asyncio.to_thread(self._find, below.split(SLASH)[1:], request)
+
+    def _find(self, names: list[str], request: PageRequest) -> Any:
+        has_slash = names[-1:] == [""]
+        names = [*names[:-1], "index.html"] if has_slash else names
+        if any(map(is_forbidden, names)):
+            return MISSING
+        try:
+            path = self._resolve(names)
+            if os.path.isdir(path) and not has_slash:
+                return redirect_of(request)
+            body = read_file(path)
+        except (OSError, ValueError):
+            return MISSING
+        if body is None:
+            LOGGER.error("%r has over %d bytes; use a web server", path, MAX_FILE)
+            return 500, "internal error", SAFE
+        return answer_of_file(path, body, request)
+
+    def _resolve(self, names: list[str]) -> str:
+        """Return the path of a file, without links.
+
+        Raises:
+            OSError: If it isn't there, or outside of the folder.
+            ValueError: If no file can have that name.
+        """
+        root = os.path.realpath(self.root)
+        path = os.path.realpath(os.path.join(root, *names), strict=True)
+        if path != root and not path.startswith(os.path.join(root, "")):
+            raise FileNotFoundError
+        return path
+
+
+SAFE = {"X-Content-Type-Options": "nosniff"}
+MISSING = (404, "not found", SAFE)
+
+
+def is_forbidden(name: str) -> bool:
+    """Tell whether a name in a path is empty, hidden, or may lead out of the folder."""
+    return name[:1] in ("", ".") or not set(name).isdisjoint("/\\:\0")
+
+
+def redirect_of(request: PageRequest) -> Any:
+    """Send a client to the same path with a slash at its end."""
+    name = decode_path(request.path).rpartition(SLASH)[2]
+    query = urllib.parse.urlencode(request.query)
+    # Relative: a proxy may have cut the path.
+    target = urllib.parse.quote(name) + (f"/?{query}" if query else "/")
+    return 308, "", {"Location": target, **SAFE}
+
+
+def read_file(path: str) -> bytes | None:
+    """Read a file; None for one that is too large, OSError for what is no file."""
+    # A pipe, say, would never end.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise FileNotFoundError
+    with open(path, "rb") as file:
+        body = file.read(MAX_FILE + 1)
+    return body if len(body) <= MAX_FILE else None
+
+
+def answer_of_file(path: str, body: bytes, request: PageRequest) -> Any:
+    """Answer with a file, unless the client has it."""
+    tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+    headers = {"ETag": tag, "Cache-Control": "no-cache", **SAFE}
+    known = ",".join(request.headers.get_all("If-None-Match"))
+    if tag in re.findall('"[^"]*"', known) or known.strip() == "*":
+        return 304, "", headers
+    suffix = os.path.splitext(path)[1].lower()
+    kind = CONTENT_TYPES.get(suffix, "application/octet-stream")
+    return 200, body, {"Content-Type": kind, **headers}
+
+
+def add_folder(app: App, path: str, folder: str | os.PathLike[str]) -> None:
+    """Register a folder; `App.static` does it."""
+    made = Folder(path, folder)
+    if made.place in app.trees:
+        raise ValueError(f"folder {path!r} must be the only one there; write another")
+    app.trees[made.place] = made.answer
+    app.checks.append(made.check)
