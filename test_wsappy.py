@@ -91,6 +91,13 @@ ABSENT: Any = None  # Where no client is looked at.
 LIMIT = 5.0  # Seconds that a test waits for anything before it fails.
 
 
+@pytest.fixture(autouse=True)
+def unmoderated() -> None:
+    """Let no test be silent in the log because of the one before it."""
+    for moderator in wsappy.LOGGER.filters:
+        typing.cast(wsappy.Moderator, moderator).counts.clear()
+
+
 class Talk:
     """A client that writes and reads messages of the protocol, one by one."""
 
