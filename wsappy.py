@@ -596,10 +596,10 @@ class Codec:
             payload = run(str.encode, payload)
         if type(payload) is Failure:
             path, part = find_unwritable(self.dumps, value)
-            what = f"{path} must be JSON: got {type(part).__name__}: {payload.exc}"
+            must = f"{path or 'message'} must be JSON: got {type(part).__name__}"
             is_raw = isinstance(part, bytes | bytearray | memoryview)
             remedy = "; decode it, or write base64" if is_raw else ""
-            raise TypeError(f"{what}{remedy}") from payload.exc
+            raise TypeError(f"{must}: {payload.exc}{remedy}") from payload.exc
         if not isinstance(payload, bytes):
             raise TypeError(f"dumps must return bytes or str: got {payload!r}")
         return payload
@@ -726,8 +726,9 @@ def layers_of(function: Any) -> list[Any]:
 
 
 def signature_of(function: Callable[..., Any]) -> inspect.Signature:
-    """Return a signature, whose annotations may be strings or ForwardRefs."""
-    return inspect.signature(function, **SIGNATURE_OPTIONS)
+    """Return the parameters; their annotations may be strings or ForwardRefs."""
+    signature = inspect.signature(function, **SIGNATURE_OPTIONS)
+    return signature.replace(return_annotation=signature.empty)
 
 
 def describe(function: object) -> str:
@@ -895,6 +896,7 @@ def validator_of(annotation: Any) -> Validator:
     return convert
 
 
+@functools.cache
 def expected(accepted: frozenset[type]) -> str:
     """Say in words which types an argument may have."""
     hidden = {int} if float in accepted else set()
@@ -1064,7 +1066,7 @@ class Method:
     def _accept_rest(self, name: str, annotation: Any) -> None:
         """Make a contract of the annotation of `**kwargs`: for each, or for all."""
         resolved = resolve(self.function, name, annotation)
-        if typing.get_origin(resolved) is typing.Unpack:
+        if word_of(resolved) == "Unpack":
             self.rest_types = None
             self._accept_keys(name, typing.get_args(resolved)[0])
         elif not plain_types(resolved):
@@ -1077,10 +1079,11 @@ class Method:
         """Take the keys of a TypedDict as arguments."""
         hints = run(typing.get_type_hints, kind, include_extras=True)
         for key, hint in checked(hints, self.function, name, kind).items():
-            is_required = REQUIRED.get(typing.get_origin(hint))
-            self._accept(key, hint if is_required is None else typing.get_args(hint)[0])
-            if is_required is None:
-                is_required = key in kind.__required_keys__
+            is_required, inner = key in kind.__required_keys__, hint
+            while (word := word_of(inner)) in KEY_WORDS:
+                is_required = KEY_WORDS[word](is_required)
+                inner = typing.get_args(inner)[0]
+            self._accept(key, inner)
             if is_required:
                 self.required.add(key)
 
@@ -1121,8 +1124,17 @@ class Method:
         return arguments
 
 
-# How a key of a TypedDict says by itself whether it is required.
-REQUIRED = {typing.Required: True, typing.NotRequired: False}
+# What the words around a key's type in a TypedDict make of whether it is required.
+KEY_WORDS: dict[str, Callable[[bool], bool]] = {
+    "Required": lambda _: True,
+    "NotRequired": lambda _: False,
+    "ReadOnly": bool,
+}
+
+
+def word_of(annotation: Any) -> str:
+    """Return `Unpack` for `Unpack[...]`, of typing or of typing_extensions."""
+    return str(typing.get_origin(annotation)).rpartition(".")[2]
 
 
 def is_request(annotation: Any) -> bool:
