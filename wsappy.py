@@ -4060,7 +4060,7 @@ def check_takes(who: str, function: Callable[..., Any], *names: str) -> None:
 HOOKS = [name for name in vars(Client) if name.startswith("on_")]
 OTHER_HOOKS = {"on_connect": "on_connecting or on_connected"}
 OTHER_HOOKS |= {"on_open": "on_connected", "on_close": "on_disconnected"}
-OTHER_HOOKS |= {"on_receive": "on_message"}
+OTHER_HOOKS |= {"on_receive": "on_message", "on_disconnecting": "on_disconnected"}
 
 
 def check_class(kind: type[Client]) -> None:
@@ -4088,7 +4088,9 @@ def check_options(options: Iterable[str]) -> None:
             instead = RESERVED_OPTIONS[name]
             raise TypeError(f"option {name!r} is wsappy's own; write {instead}")
         close = difflib.get_close_matches(name, known, 1)
-        instead = f"{close[0]}=..." if close else "one of these"
+        instead = (
+            f"{close[0]}=..." if close else "one that help(websockets.serve) lists"
+        )
         if name in App.__dataclass_fields__:
             instead = f"App({name}=...)"
         if name not in known:
