@@ -2250,9 +2250,12 @@ class TestReceiving:
         wire = calls_wire(echo, loads=loads)
 
         answers = [wire.read(nested(levels)) for levels in (254, 255)]
+        big = nested(255).replace(b'"value": ', b'"more": %d, "value": ' % 2**70)
+        answers.append(wire.read(big))
 
         assert json.dumps(answers[0]["data"]).count("[") == 126
         assert error_of(answers[1]) == ("bad_message", UNREADABLE)
+        assert error_of(answers[2]) == ("bad_message", UNREADABLE)
         assert caplog.messages == []
 
     async def test_many_brackets(self) -> None:
@@ -8239,11 +8242,11 @@ TYPE_MISTAKES: list[tuple[Callable[[Any], object], str]] = [
             f"{instead}",
         )
         for name, instead in [
-            ("compresion", "compression=..."),
-            ("ping_intervall", "ping_interval=..."),
+            ("compresion", "compression"),
+            ("ping_intervall", "ping_interval"),
             ("timeout", "App(timeout=...)"),
             ("max_in_flight", "App(max_in_flight=...)"),
-            ("xyzzy", "one that help(websockets.serve) lists"),
+            ("xyzzy", "help(websockets)"),
         ]
     ),
 ]

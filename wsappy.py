@@ -61,6 +61,7 @@ import functools
 import http
 import importlib
 import inspect
+import itertools
 import json
 import logging
 import math
@@ -167,13 +168,9 @@ HAS_EAGER_TASKS = sys.version_info >= (3, 12)
 TASK_OPTIONS: dict[str, Any] = {"eager_start": True} if HAS_EAGER_TASKS else {}
 LAZY_TASKS = int(not HAS_EAGER_TASKS)
 # Python 3.14 evaluates annotations when they are asked for, and a name that is imported
-# for type checkers only isn't there; it becomes a ForwardRef, for `resolve`.
-HAS_LATE_ANNOTATIONS = sys.version_info >= (3, 14)
-SIGNATURE_OPTIONS: dict[str, Any] = (
-    {"annotation_format": importlib.import_module("annotationlib").Format.FORWARDREF}
-    if HAS_LATE_ANNOTATIONS
-    else {}
-)
+# for type checkers only isn't there; as a ForwardRef it is, for `resolve`.
+LATE = importlib.import_module("annotationlib") if sys.version_info >= (3, 14) else None
+SIGNATURE_OPTIONS = {"annotation_format": LATE.Format.FORWARDREF} if LATE else {}
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 monotonic = time.monotonic
@@ -434,15 +431,6 @@ def shorten(text: str) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
-def check_depth(payload: bytes, message: JSON) -> None:
-    """Raise ValueError for a message that is nested more than 254 deep."""
-    if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH:
-        # Quicker than any look at it: what may be read can be written back.
-        outcome = run(orjson.dumps, message, default=bool)
-        if type(outcome) is Failure and "ecursion" in str(outcome.exc):
-            raise ValueError("nested too deeply")
-
-
 # Strings, brackets and the rest; an unfinished string ends the text.
 TOKENS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]+|[\]}]+|[^]\[{}"]+', re.DOTALL)
 
@@ -549,13 +537,12 @@ def find_unwritable(encode: Callable[[JSON], Any], value: JSON) -> tuple[str, JS
     path: list[str] = []
     # No deeper: a list may hold itself.
     while len(path) < MAX_DEPTH:
-        for name, part in parts_of(value):
-            if type(run(encode, part)) is Failure:
-                path.append(str(name))
-                value = part
-                break
-        else:
+        is_bad = (type(run(encode, part)) is Failure for _, part in parts_of(value))
+        found = next(itertools.compress(parts_of(value), is_bad), None)
+        if found is None:
             break
+        path.append(str(found[0]))
+        value = found[1]
     return shorten(".".join(path)), value
 
 
@@ -588,6 +575,14 @@ class Codec:
         if type(message) is Failure:
             raise ValueError("not readable") from message.exc
         return message
+
+    def check_depth(self, payload: bytes, message: JSON) -> None:
+        """Raise ValueError for a message that is nested more than 254 deep."""
+        if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH:
+            read = message if self.loads is orjson.loads else orjson.loads(payload)
+            # Five times as quick as reading it: what may be read can be written back.
+            if type(run(orjson.dumps, read)) is Failure:
+                raise ValueError("nested too deeply")
 
     def encode_all(self, value: JSON) -> bytes:
         """Encode whatever can be written; raises TypeError for the rest."""
@@ -830,11 +825,7 @@ class Faults:
 
 # Takes a value and its path; adds what is wrong with it to the faults.
 Validator = Callable[..., Any]
-# What pydantic leaves at the first fault if it is told to; what holds no schema.
-FAST_KINDS = frozenset(
-    {"list", "set", "frozenset", "tuple", "dict", "deque", "counter"}
-)
-FAST_KINDS |= {"ordered-dict", "frozen-dict", "default-dict", "mapping", "generator"}
+# What holds no schema of pydantic's, though it may look like one.
 NO_SCHEMAS = frozenset({"default", "metadata", "serialization"})
 
 
@@ -853,7 +844,8 @@ def fail_fast(schema: Any) -> Any:
     made = {
         key: schema[key] if key in left else fail_fast(schema[key]) for key in schema
     }
-    return {**made, "fail_fast": True} if left and kind in FAST_KINDS else made
+    # What isn't a list or a dict ignores it.
+    return {**made, "fail_fast": True} if left else made
 
 
 def validator_of(annotation: Any) -> Validator:
@@ -2478,7 +2470,7 @@ class Calls:
             message = self.decode(payload)
             # Each level needs two bytes.
             if size > 2 * MAX_DEPTH:
-                check_depth(payload, message)
+                self.app.codec.check_depth(payload, message)
             # The four keys of most calls, by index: it's the quickest look at them.
             module, name = message["module"], message["method"]
             request_id = message["request_id"]
@@ -4087,14 +4079,11 @@ def check_options(options: Iterable[str]) -> None:
         if name in RESERVED_OPTIONS:
             instead = RESERVED_OPTIONS[name]
             raise TypeError(f"option {name!r} is wsappy's own; write {instead}")
-        close = difflib.get_close_matches(name, known, 1)
-        instead = (
-            f"{close[0]}=..." if close else "one that help(websockets.serve) lists"
-        )
-        if name in App.__dataclass_fields__:
-            instead = f"App({name}=...)"
         if name not in known:
+            is_of_app = name in App.__dataclass_fields__
+            close = difflib.get_close_matches(name, known, 1) or ["help(websockets)"]
             must = f"option {name!r} must be one of app.serve or websockets.serve"
+            instead = f"App({name}=...)" if is_of_app else close[0]
             raise TypeError(f"{must}; write {instead}")
 
 
@@ -4173,8 +4162,9 @@ class App(Marking):
             ordered: One call at a time, in order.
 
         Raises:
-            TypeError: If it is something else, or a function's parameters aren't the
-                path's.
+            TypeError: If it is something else, a function's parameters aren't the
+                path's, or a class is a dataclass, has an `__init__` that doesn't take
+                three arguments, or a method that merely looks like a hook.
             ValueError: If the path is taken, or can't be read.
         """
         parsed = parse_path(path)
@@ -4247,7 +4237,8 @@ class App(Marking):
             kind: The exception's class; the most specific one wins.
 
         Raises:
-            TypeError: If *kind* is no class of exceptions.
+            TypeError: If *kind* is no class of exceptions, or the function is async or
+                doesn't take the request and the exception.
             ValueError: If it has a function already.
         """
         if not isinstance(kind, type) or not issubclass(kind, Exception):
@@ -4271,7 +4262,7 @@ class App(Marking):
         It runs in a task of its own. What follows its `yield` has 10 s.
 
         Raises:
-            TypeError: If it is no async generator function.
+            TypeError: If it is no async generator function, or doesn't take the app.
             ValueError: If there is one already.
         """
         who = f"lifespan {describe(function)}"
@@ -4289,6 +4280,7 @@ class App(Marking):
             path: Without parameters.
 
         Raises:
+            TypeError: If the page doesn't take the request.
             ValueError: If the path has parameters, or is taken by another page.
         """
         if parse_path(path).converters:
@@ -4331,7 +4323,8 @@ class App(Marking):
             **options: Those of `websockets.serve`, under their own names.
 
         Raises:
-            TypeError: If an option is one that wsappy itself needs.
+            TypeError: If *host* is a port, or an option is unknown, or one that wsappy
+                itself needs.
             ValueError: On entry, if there is no route.
             OSError: On entry, if the port can't be opened.
         """
@@ -4353,7 +4346,8 @@ class App(Marking):
         Raises:
             RuntimeError: If a loop runs already, or this isn't the main thread.
             SystemExit: With 1, if the port can't be opened.
-            TypeError: If an option is one that wsappy itself needs.
+            TypeError: If *host* is a port, or an option is unknown, or one that wsappy
+                itself needs.
             ValueError: If there is no route.
         """
         is_main = threading.current_thread() is threading.main_thread()
