@@ -431,21 +431,22 @@ def shorten(text: str) -> str:
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
 
 
-# Strings, brackets and the rest; an unfinished string ends the text.
-TOKENS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]+|[\]}]+|[^]\[{}"]+', re.DOTALL)
+# Runs of brackets, and strings, which may hold some; an unfinished one ends the text.
+BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]+|[\]}]+', re.DOTALL)
 
 
 def flatten(text: str) -> str:
     """Write null for each list and object inside of an object."""
-    depth, kept = 0, []
-    for token in TOKENS.findall(text):
-        was, opens = depth, token[0] in "[{"
-        depth += len(token) if opens else -len(token) if token[0] in "]}" else 0
-        if was == 1 and opens:
-            kept.append("null")
-        elif depth == was == 1 or was == 0 or depth == 0:
-            kept.append(token[-1] if depth == 0 else token)
-    return "".join(kept)
+    depth, start, kept = 0, 0, list[str]()
+    for match in BRACKETS.finditer(text):
+        was, first, size = depth, match[0][0], match.end() - match.start()
+        depth += size if first in "[{" else -size if first in "]}" else 0
+        if was <= 1 < depth:
+            kept += text[start : match.start()], "null"
+        elif depth <= 1 < was:
+            # The bracket that ends the object is the last one of its run.
+            start = match.end() - 1 + depth
+    return "".join([*kept, text[start:]])
 
 
 def skim(payload: bytes) -> JSON:
