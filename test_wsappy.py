@@ -1579,6 +1579,16 @@ class TestPydantic:
         assert str(caught.value) == "internal: internal error"
         assert caplog.messages == ["check of argument 'value' failed"]
 
+    def test_validator_of_rest_that_fails(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """So is one in a validator of what **kwargs takes."""
+        with pytest.raises(Error) as caught:
+            _routes_bind(_routes_rest(RoutesFailing), {"a": 1, "b": 7})
+
+        assert str(caught.value) == "internal: internal error"
+        assert caplog.messages == ["check of argument '**' failed"]
+
     def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where pydantic isn't installed, start-up says what to install."""
         monkeypatch.setitem(sys.modules, "pydantic", None)

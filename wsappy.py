@@ -878,7 +878,8 @@ def validator_of(annotation: Any) -> Validator:
         if type(outcome) is not Failure:
             return outcome
         if not isinstance(outcome.exc, ValidationError):
-            log_failure(f"check of argument {path[0]!r}", outcome.exc)
+            name = ".".join(map(str, path)) or "**"
+            log_failure(f"check of argument {name!r}", outcome.exc)
             raise Error(*INTERNAL.args)
         if outcome.exc.error_count() > MAX_FOUND:
             return faults.add(f"{outcome.exc.error_count()} faults", *path)
