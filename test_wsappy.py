@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import dataclasses
 import datetime
+import decimal
 import enum
 import errno
 import functools
@@ -55,6 +56,7 @@ import numpy as np
 import orjson
 import pydantic
 import pytest
+import typing_extensions
 import websockets
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,6 +96,13 @@ from wsappy import (
 
 ABSENT: Any = None  # Where no client is looked at.
 LIMIT = 5.0  # Seconds that a test waits for anything before it fails.
+
+
+@pytest.fixture(autouse=True)
+def unmoderated() -> None:
+    """Let no test be silent in the log because of the one before it."""
+    for moderator in wsappy.LOGGER.filters:
+        vars(moderator).update(vars(wsappy.Moderator()))
 
 
 class Talk:
@@ -188,6 +197,8 @@ def load_copy(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     assert spec.loader is not None
     copy = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "wsappy_copy", copy)
+    # Each copy adds its own moderator to the same logger.
+    monkeypatch.setattr(wsappy.LOGGER, "filters", [*wsappy.LOGGER.filters])
     spec.loader.exec_module(copy)
     return copy
 
@@ -369,6 +380,64 @@ class TestRefused:
         assert wsappy.cut_reason(text) == reason
 
 
+class TestModerator:
+    """One place logs at most 5 lines a second at WARNING and above."""
+
+    def say(self, text: str, count: int, level: int = logging.WARNING) -> None:
+        """Log from one place."""
+        for _ in range(count):
+            wsappy.LOGGER.log(level, "%s is odd: %d", text, count)
+
+    def test_many(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """In a later second the log says how many more there were."""
+        times = [1000.0]
+        monkeypatch.setattr(wsappy, "monotonic", lambda: times[-1])
+        self.say("a", 9)
+        times.append(1000.9)
+        self.say("a", 2)
+        self.say("b", 5)
+        times.append(1001.0)
+
+        self.say("c", 1)
+        self.say("a", 1)
+
+        assert caplog.messages == [
+            *["a is odd: 9"] * 5,
+            *["b is odd: 5"] * 5,
+            "6 more lines like this one: a is odd: 2",
+            "c is odd: 1",
+            "a is odd: 1",
+        ]
+
+    def test_information(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Below WARNING every line is logged."""
+        caplog.set_level(logging.INFO, "wsappy")
+
+        self.say("a", 9, logging.INFO)
+
+        assert len(caplog.messages) == 9
+
+    def test_many_places(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What a place names can't be used to fill the log, or the memory."""
+        monkeypatch.setattr(wsappy, "monotonic", lambda: 1000.0)
+
+        for index in range(1000):
+            self.say(f"{index}", 1)
+
+        assert len(caplog.messages) == 105
+
+    def test_without_arguments(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A line may name nothing, or things by their names."""
+        for args in ((), ({"name": 1},)):
+            wsappy.LOGGER.warning("a %(name)s" if args else "a", *args)
+
+        assert caplog.messages == ["a", "a 1"]
+
+
 # --- 2. Messages -------------------------------------------------------------
 
 BAD_ID = "request_id must be a string of at most 128 characters or a 64 bit integer"
@@ -513,7 +582,22 @@ CODEC_DATE = datetime.date(2026, 1, 2)
 
 @dataclasses.dataclass
 class _CodecPair:
-    item: _CodecItem
+    item: Any
+
+
+class _CodecAny(pydantic.BaseModel):
+    v: Any
+
+
+class _CodecPoint(NamedTuple):
+    x: int
+    y: Any
+
+
+CODEC_LOOP: list[Any] = []
+CODEC_LOOP.append(CODEC_LOOP)
+CODEC_PATH = "data.items.1.when must be JSON"
+CODEC_HOUR = datetime.timedelta(hours=1)
 
 
 class TestEncoding:
@@ -535,6 +619,10 @@ class TestEncoding:
                 [_CodecPair(_CodecItem(id=1, when=CODEC_DATE))],
                 b'[{"item":{"id":1,"when":"2026-01-02"}}]',
             ),
+            (decimal.Decimal("1.10"), b'"1.10"'),
+            ([{1}, frozenset({2}), collections.deque([3])], b"[[1],[2],[3]]"),
+            (_CodecPoint(1, {_CodecPoint(2, None)}), b"[1,[[2,null]]]"),
+            ({"a": [CODEC_HOUR, pathlib.PurePosixPath("/b")]}, b'{"a":["PT1H","/b"]}'),
         ],
     )
     def test_default(self, value: Any, text: bytes) -> None:
@@ -546,19 +634,45 @@ class TestEncoding:
     @pytest.mark.parametrize(
         ("value", "text"),
         [
-            (object(), "Type is not JSON serializable: object"),
-            ("\ud800", "str is not valid UTF-8: surrogates not allowed"),
-            (2**64, "Integer exceeds 64-bit range"),
+            (object(), "data must be JSON: got object: {}: object"),
+            (
+                {"items": [1, {"when": 2 + 1j}]},
+                f"{CODEC_PATH}: got complex: {{}}: complex",
+            ),
+            (
+                {"items": (0, {"when": b""})},
+                f"{CODEC_PATH}: got bytes: {{}}: bytes; decode it, or write base64",
+            ),
+            (
+                _CodecPair(_CodecAny(v=[object()])),
+                "data.item.v.0 must be JSON: got object",
+            ),
+            ({(1,): 2}, "data must be JSON: got dict: Dict key must a type"),
+            ("\ud800", "data must be JSON: got str: str is not valid UTF-8"),
+            (2**64, "data must be JSON: got int: Integer exceeds 64-bit range"),
+            (CODEC_LOOP, f"data{'.0' * 98} must be JSON: got list: Recursion limit"),
         ],
     )
     def test_not_writable(self, value: Any, text: str) -> None:
-        """What can't be written is a TypeError, whose text names its type."""
+        """What can't be written is a TypeError, whose text has its path and type."""
         codec = wsappy.Codec(orjson.loads, None)
 
         with pytest.raises(TypeError) as caught:
             codec.write({"data": value})
 
-        assert str(caught.value) == text
+        start = text.format("Type is not JSON serializable").replace(
+            ".0" * 98, ".0" * 98 + "…"
+        )
+        assert str(caught.value).startswith(start)
+
+    @given(st.timedeltas())
+    def test_duration(self, value: datetime.timedelta) -> None:
+        """A duration is written as pydantic writes it."""
+        written = pydantic.TypeAdapter(datetime.timedelta).dump_python(
+            value, mode="json"
+        )
+
+        assert wsappy.duration_of(value) == written
 
     @pytest.mark.parametrize("payload", [b"[1]", "[1]"])
     def test_custom(self, payload: Any) -> None:
@@ -589,7 +703,8 @@ class TestEncoding:
         with pytest.raises(TypeError) as caught:
             codec.write({})
 
-        assert (str(caught.value), caught.value.__cause__) == (str(exc), exc)
+        text = f"message must be JSON: got dict: {exc}"
+        assert (str(caught.value), caught.value.__cause__) == (text, exc)
 
     def test_custom_lone_surrogate(self) -> None:
         """A string that isn't UTF-8 can't be sent."""
@@ -881,6 +996,137 @@ def annotated_by(annotation: Any) -> Any:
     return get
 
 
+def _routes_rest(annotation: Any) -> Any:
+    def get(request: Any, a: Any, **rest: Any) -> None:
+        pass
+
+    get.__annotations__ = {"rest": annotation}
+    return get
+
+
+class _RoutesKeys(typing.TypedDict):
+    x: typing.Required[int]
+    tags: typing.NotRequired[list[int]]
+    note: typing.NotRequired[str]
+    day: typing.NotRequired[datetime.date]
+
+
+class _RoutesExtended(typing_extensions.TypedDict, total=False):
+    x: typing_extensions.Required[typing_extensions.ReadOnly[int]]
+    y: int
+
+
+class _RoutesGone(typing.TypedDict):
+    x: RoutesGone  # type: ignore[name-defined] # noqa: F821
+
+
+class TestBadData:
+    """However much is wrong, an answer lists 16 faults, and none grows with them."""
+
+    MANY: ClassVar = {f"k{index}": "" for index in range(95_000)}
+    LISTED: ClassVar = {
+        "argument": "k15",
+        "message": "unknown",
+    }
+
+    @pytest.mark.parametrize(
+        ("count", "more"),
+        [(16, ""), (17, "; 1 more faults are not listed"), (95_000, None)],
+    )
+    def test_unknown_keys(self, count: int, more: str | None) -> None:
+        """The message says how many more there are."""
+        data = dict(itertools.islice(self.MANY.items(), count))
+
+        error = self.error_of(lambda request: None, data)
+
+        more = more if more is not None else "; 94984 more faults are not listed"
+        assert error.message == f"k0: unknown{more}"
+        assert (len(error.details), error.details[-1]) == (16, self.LISTED)
+
+    def test_plain_rest(self) -> None:
+        """So with what **kwargs takes."""
+        error = self.error_of(_routes_rest(int), {"a": 1, **self.MANY})
+
+        more = "94984 more faults are not listed"
+        assert error.message == f"k0: expected an integer; {more}"
+        assert len(error.details) == 16
+
+    def test_long_name(self) -> None:
+        """A name is cut at 200 characters, and so is what is said about it."""
+        error = self.error_of(lambda request: None, {"k" * 2**20: 1})
+
+        name = "k" * 200 + "…"
+        assert error.details == [{"argument": name, "message": "unknown"}]
+
+    def test_long_message(self) -> None:
+        """A validator may repeat its value, of which 200 characters arrive."""
+
+        def refuse(value: str) -> str:
+            raise ValueError(value)
+
+        annotation = typing.Annotated[str, pydantic.AfterValidator(refuse)]
+
+        error = self.error_of(annotated_by(annotation), {"value": "x" * 2**20})
+
+        assert error.details[0]["message"] == "Value error, " + "x" * 187 + "…"
+
+    @pytest.mark.parametrize(
+        ("annotation", "value", "faults"),
+        [
+            (list[int], ["a", "b"], ["0"]),
+            (dict[str, int], {"x": "a", "y": "b"}, ["x"]),
+            (tuple[int, ...], ["a", "b"], ["0"]),
+            (set[int] | None, ["a", "b"], ["0"]),
+            (list[int | bool], ["a", "b"], ["0.int", "0.bool"]),
+            (list[int] | list[bool], ["a", "b"], ["list[int].0", "list[bool].0"]),
+            (list[dict[str, list[int]]], [{"x": ["a"]}, {"x": ["b"]}], ["0.x.0"]),
+            ("_RoutesLists", {"default": ["a", "b"], "type": ["a", "b"]}, None),
+            ("list[_RoutesModel]", [{"tags": 1}] * 9, ["0.id", "0.tags"]),
+        ],
+    )
+    def test_first_of_many(self, annotation: Any, value: Any, faults: Any) -> None:
+        """Of a list or a dict the first fault is found, and no more are made."""
+        error = self.error_of(annotated_by(annotation), {"value": value})
+
+        found = [each["argument"].partition(".")[2] for each in error.details]
+        assert found == (faults or ["default.0", "type.0"])
+
+    def test_more_than_pydantic_should_find(self) -> None:
+        """Where a thousand are found all the same, their number is said."""
+        error = self.error_of(annotated_by(_RoutesClosed), {"value": self.MANY})
+
+        assert error.details == [{"argument": "value", "message": "95000 faults"}]
+
+    def test_some_that_pydantic_finds(self) -> None:
+        """Up to then they are counted with the others."""
+        value = dict(itertools.islice(self.MANY.items(), 20))
+
+        error = self.error_of(annotated_by(_RoutesClosed), {"value": value})
+
+        assert error.message.endswith("; 4 more faults are not listed")
+
+    @pytest.mark.parametrize("annotation", ["list[int]", "list[_RoutesModel]"])
+    def test_memory(self, annotation: str) -> None:
+        """A call of 1 MiB makes no error of each of its values."""
+        method = routes_method(annotated_by(annotation))
+        data = {"value": [""] * 350_000}
+        tracemalloc.start()
+
+        with pytest.raises(Error):
+            method.bind(data)
+
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**27
+
+    def error_of(self, function: Any, data: Any) -> Error:
+        """Return the error for data that is bad."""
+        with pytest.raises(Error) as caught:
+            _routes_bind(function, data)
+        assert caught.value.code == "bad_data"
+        return caught.value
+
+
 class TestArguments:
     """The keys of data are the handler's arguments."""
 
@@ -933,6 +1179,95 @@ class TestArguments:
             pass
 
         assert routes_faults(get, {"z": 1, "a": "1"}) == ["a: expected an integer"]
+
+    @pytest.mark.parametrize(
+        ("annotation", "value", "converted"),
+        [
+            (int, 1, 1),
+            ("float | None", None, None),
+            (list[int], [1], [1]),
+            ("RoutesDay", "2026-01-02", CODEC_DATE),
+            (inspect.Parameter.empty, {}, {}),
+        ],
+    )
+    def test_contract_of_rest(
+        self, annotation: Any, value: Any, converted: Any
+    ) -> None:
+        """The annotation of **kwargs holds for each of its values."""
+        get = _routes_rest(annotation)
+
+        assert _routes_bind(get, {"a": 1, "b": value}) == {"a": 1, "b": converted}
+        assert _routes_bind(get, {"a": 1}) == {"a": 1}
+
+    @pytest.mark.parametrize(
+        ("annotation", "fault"),
+        [
+            (int, "b: expected an integer"),
+            ("float | None", "b: expected a number or null"),
+            (list[int], "b: Input should be a valid array"),
+            (typing.Annotated[str, pydantic.Field(max_length=1)], "b: {} 1 character"),
+        ],
+    )
+    def test_fault_of_rest(self, annotation: Any, fault: str) -> None:
+        """A value that breaks it is bad data, with its name."""
+        faults = routes_faults(_routes_rest(annotation), {"a": 1, "b": "xx"})
+
+        assert faults == [fault.format("String should have at most")]
+
+    def test_rest_that_is_reserved(self) -> None:
+        """A key that can't be passed on is unknown, whatever the contract."""
+
+        def get(request: Any, **rest: list[int]) -> None:
+            pass
+
+        assert routes_faults(get, {"request": [1], "b": [1]}) == ["request: unknown"]
+
+    @pytest.mark.parametrize(
+        ("data", "faults"),
+        [
+            ({"id": 1, "x": 1}, []),
+            ({"id": 1, "x": 1, "tags": [1], "note": "n", "day": "2026-01-02"}, []),
+            ({}, ["id: missing", "x: missing"]),
+            ({"id": 1, "x": "1", "y": 1}, ["x: expected an integer", "y: unknown"]),
+            (
+                {"id": 1, "x": 1, "tags": ["1"]},
+                ["tags.0: Input should be a valid integer"],
+            ),
+        ],
+    )
+    def test_unpacked_rest(self, data: Any, faults: list[str]) -> None:
+        """The keys of an unpacked TypedDict are arguments like others."""
+
+        def get(request: Any, id: int, **rest: typing.Unpack[_RoutesKeys]) -> None:  # noqa: A002
+            pass
+
+        method = routes_method(get)
+        method.prepare()
+
+        if faults:
+            assert routes_faults(get, data) == faults
+        else:
+            day = {"day": CODEC_DATE} if "day" in data else {}
+            assert method.bind(data) == {**data, **day}
+
+    def test_unpacked_rest_of_typing_extensions(self) -> None:
+        """Those of typing_extensions will do."""
+        get = _routes_rest(typing_extensions.Unpack[_RoutesExtended])
+
+        assert _routes_bind(get, {"a": 1, "x": 1}) == {"a": 1, "x": 1}
+        assert routes_faults(get, {"a": 1}) == ["x: missing"]
+
+    def test_unpacked_rest_that_is_not_resolved(self) -> None:
+        """What can't be resolved in it raises at start-up."""
+        get = _routes_rest(typing.Unpack[_RoutesGone])
+
+        with pytest.raises(TypeError) as caught:
+            routes_method(get)
+
+        assert str(caught.value) == (
+            f"annotation {_RoutesGone!r} of parameter 'rest' of {describe(get)} can't "
+            f"be checked: name 'RoutesGone' is not defined; write a type of its module"
+        )
 
     def test_rest_of_positional_only_request(self) -> None:
         """A request that can't be named leaves its name to **kwargs."""
@@ -1067,6 +1402,54 @@ class TestAnnotation:
 
         assert _routes_bind(get, {}) == {}
 
+    @pytest.mark.parametrize(
+        ("annotation", "text"), [(int, "int"), ("list[int]", "list[int]")]
+    )
+    def test_default_of_pydantic(self, annotation: Any, text: str) -> None:
+        """A `Field(...)` as the default is an error that shows the right form."""
+        default = pydantic.Field(gt=1)
+
+        def get(request: Any, value: Any = default) -> None:
+            pass
+
+        get.__annotations__ = {"value": annotation}
+
+        with pytest.raises(TypeError) as caught:
+            routes_method(get)
+
+        assert str(caught.value) == (
+            f"default of parameter 'value' of {describe(get)} must be a value: got "
+            f"{default!r}; write value: Annotated[{text}, Field(...)]"
+        )
+
+    async def test_late_annotations(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Python 3.14 is asked for annotations that it can't resolve yet."""
+        asked, signature = [], inspect.signature
+
+        def ask(function: Any, *, annotation_format: Any = None) -> Any:
+            asked.append(annotation_format)
+            return signature(function)
+
+        monkeypatch.setattr(wsappy, "SIGNATURE_OPTIONS", {"annotation_format": 3})
+        monkeypatch.setattr(inspect, "signature", ask)
+        app = App()
+        app.client("/{key}")(lambda client, key: None)
+        app.module("m")(app.method("f")(lambda request, a: None))
+        app.error(KeyError)(lambda request, exc: Error("x"))
+        app.http("/")(lambda request: "")
+        app.prepare()
+        connect("ws://x").on("m", "e")(lambda a: None)
+
+        assert set(asked) == {3}
+
+    def test_reference_in_an_annotation(self) -> None:
+        """What Python 3.14 gives for a name is resolved like a string."""
+        get = annotated_by(typing.ForwardRef("RoutesDay"))
+
+        bound = _routes_bind(get, {"value": "2026-01-02"})
+
+        assert bound == {"value": CODEC_DATE}
+
     def test_only_needed_ones_are_resolved(self) -> None:
         """Those of the request and of the return are never needed."""
 
@@ -1102,6 +1485,15 @@ class TestAnnotation:
 class _RoutesModel(pydantic.BaseModel):
     id: int
     tags: list[str] = []
+
+
+class _RoutesLists(pydantic.BaseModel):
+    default: list[int] = [1]
+    type: list[int] = [1]
+
+
+class _RoutesClosed(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
 
 
 @dataclasses.dataclass
@@ -1192,6 +1584,16 @@ class TestPydantic:
         assert str(caught.value) == "internal: internal error"
         assert caplog.messages == ["check of argument 'value' failed"]
 
+    def test_validator_of_rest_that_fails(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """So is one in a validator of what **kwargs takes."""
+        with pytest.raises(Error) as caught:
+            _routes_bind(_routes_rest(RoutesFailing), {"a": 1, "b": 7})
+
+        assert str(caught.value) == "internal: internal error"
+        assert caplog.messages == ["check of argument '**' failed"]
+
     def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where pydantic isn't installed, start-up says what to install."""
         monkeypatch.setitem(sys.modules, "pydantic", None)
@@ -1245,27 +1647,68 @@ class _RoutesKinds:
         yield
 
 
+class _RoutesForgot:
+    def plain(self, request: Any) -> None:
+        pass
+
+    def selfless(request, item: Any) -> None:  # noqa: N805
+        pass
+
+
+def _routes_first(annotation: Any) -> Any:
+    def get(item: Any) -> None:
+        pass
+
+    get.__annotations__ = {"item": annotation}
+    return get
+
+
+class _RoutesProtocol(typing.Protocol):
+    data: Any
+
+
 class TestRegistration:
     """What is wrong in itself raises at the decorator."""
 
-    NO_REQUEST = "takes no request; write it as the first parameter"
+    NO_REQUEST = "must take the request first: got {}; write def {}(request, ...)"
     BY_POSITION = "must take 'a' by name; write it after the /, without a *"
     NO_DEF = "has thread=True, but is no plain def; leave it out"
     TIMEOUT = "is a def with a timeout; add async or thread=True"
+    MODULE_ABOVE = ", or @app.module above its class"
 
     @pytest.mark.parametrize(
         ("function", "options", "text"),
         [
-            (lambda: None, {}, NO_REQUEST),
-            (lambda *args: None, {}, NO_REQUEST),
-            (lambda *, a: None, {}, NO_REQUEST),
-            (lambda **a: None, {}, NO_REQUEST),
+            (lambda: None, {}, NO_REQUEST.format("()", "<lambda>")),
+            (lambda *args: None, {}, NO_REQUEST.format("(*args)", "<lambda>")),
+            (lambda *, a: None, {}, NO_REQUEST.format("(*, a)", "<lambda>")),
+            (lambda **a: None, {}, NO_REQUEST.format("(**a)", "<lambda>")),
             (lambda r, *a: None, {}, BY_POSITION),
             (lambda r, a, /: None, {}, BY_POSITION),
             (_RoutesKinds().task, {"in_thread": True}, NO_DEF),
             (_RoutesKinds().items, {"in_thread": True}, NO_DEF),
             (_RoutesKinds().async_items, {"in_thread": True}, NO_DEF),
             (_RoutesKinds().plain, {"timeout": 1.0}, TIMEOUT),
+            (
+                _RoutesForgot.plain,
+                {},
+                NO_REQUEST.format("(self, request: 'Any')", "plain") + MODULE_ABOVE,
+            ),
+            (
+                _RoutesForgot().selfless,
+                {},
+                NO_REQUEST.format("(item: 'Any')", "selfless").replace(
+                    "(req", "(self, req"
+                ),
+            ),
+            (_routes_first(int), {}, NO_REQUEST.format("(item: int)", "get")),
+            (_routes_first("str"), {}, NO_REQUEST.format("(item: 'str')", "get")),
+            (
+                _routes_first(list[int]),
+                {},
+                NO_REQUEST.format("(item: list[int])", "get"),
+            ),
+            (_routes_first(None), {}, NO_REQUEST.format("(item: None)", "get")),
         ],
     )
     def test_mistake(self, function: Any, options: Any, text: str) -> None:
@@ -1274,6 +1717,24 @@ class TestRegistration:
             routes_method(function, **options)
 
         assert str(caught.value) == f"handler {describe(function)} {text}"
+
+    @pytest.mark.parametrize(
+        "annotation",
+        [
+            Any,
+            object,
+            Request,
+            "Request",
+            "Gone",
+            _RoutesProtocol,
+            Request | None,
+            typing.TypeVar("AnyRequest"),
+            inspect.Parameter.empty,
+        ],
+    )
+    def test_request(self, annotation: Any) -> None:
+        """What may be a request is one, and a name for type checkers only as well."""
+        assert routes_method(_routes_first(annotation)).bind({}) == {}
 
     @pytest.mark.parametrize(
         ("first", "second"), [(None, None), (None, ["/a"]), (["/{x}"], ["/a", "/{y}/"])]
@@ -1352,8 +1813,29 @@ class TestRegistration:
         )
 
 
+def _routes_wrapped(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **keywords: Any) -> Any:
+        return function(*args, **keywords)
+
+    return wrapper
+
+
 class TestKind:
     """How a handler runs."""
+
+    @pytest.mark.parametrize("name", ["items", "async_items"])
+    def test_wrapped_generator(self, name: str) -> None:
+        """A generator that is wrapped is a stream all the same."""
+        handler = _routes_wrapped(getattr(_RoutesKinds(), name))
+
+        assert routes_method(handler).kind is Kind.STREAM
+
+    def test_wrapped_coroutine(self) -> None:
+        """An `async def` that is wrapped in a `def` is a task, and has its timeout."""
+        handler = _routes_wrapped(_RoutesKinds().task)
+
+        assert routes_method(handler, timeout=1.0).kind is Kind.TASK
 
     @pytest.mark.parametrize(
         ("name", "options", "kind"),
@@ -1626,6 +2108,23 @@ async def asleep(request: Request) -> None:
     await asyncio.get_running_loop().create_future()
 
 
+NO_OBJECT = "a message must be a JSON object"
+UNREADABLE = "a message must be at most 254 deep, and hold no half of a surrogate pair"
+
+
+def nested(levels: int, request_id: Any = 4, word: str = "echo") -> bytes:
+    """Return a call of that many levels, half of them objects."""
+    half, odd = divmod(levels - 2, 2)
+    deep = '{"a":[' * half + "[" * odd + "]" * odd + "]}" * half
+    call = {
+        "module": "m",
+        "method": word,
+        "data": {"value": 0},
+        "request_id": request_id,
+    }
+    return json.dumps(call).replace(": 0}", f": {deep}}}").encode()
+
+
 class TestReceiving:
     """How a message is read, from the top of the protocol's table."""
 
@@ -1638,7 +2137,14 @@ class TestReceiving:
             (b"7", None, "a message must be a JSON object"),
             (b"null", None, "a message must be a JSON object"),
             (b"[" * 100_000, None, "a message must be a JSON object"),
-            (b'{"method":"\\ud800"}', None, "a message must be a JSON object"),
+            (b'{"method":"\\ud800"}', None, UNREADABLE),
+            (b'{"method":"\\ud800","request_id":4}', 4, UNREADABLE),
+            (b'{"x":["\\udc00"],"request_id":"x"}', "x", UNREADABLE),
+            (b'{"x":"\\ud800","request_id":1.5}', None, UNREADABLE),
+            (b'{"request_id":"\\ud800"}', None, UNREADABLE),
+            (b'["\\ud800"]', None, "a message must be a JSON object"),
+            (b'{"x":"\\ud800","y":NaN,"request_id":4}', None, NO_OBJECT),
+            (b'{"x":"\\ud800","request_id":4', None, NO_OBJECT),
             (b'{"data": NaN}', None, "a message must be a JSON object"),
             ({"module": "m", "request_id": 4}, 4, "method must be a string"),
             ({"method": "m", "request_id": "x"}, "x", "module must be a string"),
@@ -1660,6 +2166,11 @@ class TestReceiving:
             ),
             ({"event": 1, "request_id": 4}, None, "event must be a string"),
             ({"event": None, "request_id": 4}, None, "event must be a string"),
+            *((nested(levels), 4, UNREADABLE) for levels in (255, 1024, 1025, 100_000)),
+            (nested(255, 2.5), None, UNREADABLE),
+            (nested(100_000, "x]}"), "x]}", UNREADABLE),
+            (nested(100_000)[:-1], None, NO_OBJECT),
+            (b'{"event": "x", %s' % nested(255)[1:], 4, UNREADABLE),
         ],
     )
     async def test_bad_message(self, message: Any, request_id: Any, why: str) -> None:
@@ -1765,19 +2276,39 @@ class TestReceiving:
 
         assert answer == calls_event("echo", "result", {})
 
-    @pytest.mark.parametrize(
-        ("levels", "code"), [(1024, "bad_data"), (1025, "bad_message")]
-    )
-    async def test_nesting(self, levels: int, code: str) -> None:
-        """JSON is read down to 1,024 levels; what is deeper is a bad message."""
+    @pytest.mark.parametrize("loads", [orjson.loads, json.loads])
+    async def test_nesting(self, loads: Any, caplog: pytest.LogCaptureFixture) -> None:
+        """What may be read can be written back: 254 levels."""
+        wire = calls_wire(echo, loads=loads)
+
+        answers = [wire.read(nested(levels)) for levels in (254, 255)]
+        big = nested(255).replace(b'"value": ', b'"more": %d, "value": ' % 2**70)
+        answers.append(wire.read(big))
+
+        assert json.dumps(answers[0]["data"]).count("[") == 126
+        assert error_of(answers[1]) == ("bad_message", UNREADABLE)
+        assert error_of(answers[2]) == ("bad_message", UNREADABLE)
+        assert caplog.messages == []
+
+    async def test_many_brackets(self) -> None:
+        """A message of many lists is read, as long as they are side by side."""
+        wire = calls_wire(echo, loads=functools.partial(json.loads, parse_int=str))
+
+        answer = wire.call("m.echo", "x", value=[[1]] * 300)
+
+        assert answer == calls_event("echo", "result", [["1"]] * 300, "x")
+
+    @pytest.mark.parametrize("module", ["m" * 2**20, "\0" * 2**20])
+    @pytest.mark.parametrize("rest", [{"data": {}}, {"data": []}])
+    async def test_long_names(self, module: str, rest: Any) -> None:
+        """An answer has 200 characters of names that nobody knows."""
         wire = calls_wire(echo)
-        deep = "[" * (levels - 2) + "]" * (levels - 2)
 
         answer = wire.read(
-            b'{"module": "m", "method": "echo", "data": {"x": %s}}' % deep.encode()
+            {"module": module, "method": module, "request_id": 1, **rest}
         )
 
-        assert error_of(answer)[0] == code
+        assert (answer["module"], answer["method"]) == (f"{module[:200]}…",) * 2
 
     async def test_codec_that_returns_something_else(self) -> None:
         """What a codec of one's own reads must be a dict, or it's a bad message."""
@@ -1790,6 +2321,31 @@ class TestReceiving:
 
 class TestFindingMethods:
     """How a call finds its method and its arguments."""
+
+    @pytest.mark.parametrize("wraps", [False, True])
+    async def test_method_of_another_route(
+        self, wraps: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A method that is registered for another route is named once in the log."""
+        caplog.set_level(logging.INFO, "wsappy")
+
+        class Wrapping(Client):
+            async def process_message(self, request: Request) -> Any:
+                return await super().process_message(request)
+
+        app = App()
+        app.client("/api")(Wrapping if wraps else Client)
+        app.client("/admin")(Client)
+        app.module("m", clients=["/admin"])(app.method(echo))
+
+        async with talking(app) as talk:
+            answers = [await talk.call("m.echo") for _ in range(2)]
+
+        assert {error_of(each)[0] for each in answers} == {"unknown_method"}
+        assert [each for each in caplog.messages if "m.echo" in each] == [
+            f"'m.echo' was called at '/api', but handler {describe(echo)} is for "
+            f"clients=['/admin']"
+        ]
 
     @pytest.mark.parametrize(
         "name", ["m.nothing", "x.echo", "m.__init__", "m.echo.__call__", "m."]
@@ -2004,7 +2560,7 @@ class TestAnswers:
 
     @pytest.mark.parametrize(
         "exc",
-        [RuntimeError("secret"), TimeoutError("secret"), Refused(401, "secret")],
+        [RuntimeError("secret"), TimeoutError("secret"), KeyError("secret")],
     )
     async def test_bug(self, exc: Exception, caplog: pytest.LogCaptureFixture) -> None:
         """Any other exception is `internal`, and its text stays in the log."""
@@ -2018,6 +2574,20 @@ class TestAnswers:
 
         assert answer == calls_error("fail", "internal", "internal error")
         assert caplog.messages == ["handler 'm.fail' failed"]
+
+    async def test_refused_in_a_handler(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A `Refused` is `internal` as well, and the log says where it belongs."""
+
+        def fail(request: Request) -> None:
+            raise Refused(401, "secret")
+
+        answer = calls_wire(fail).call("m.fail")
+
+        assert answer == calls_error("fail", "internal", "internal error")
+        assert caplog.messages == [
+            "handler 'm.fail' failed; Refused is for on_connecting, write raise "
+            "Error('forbidden')"
+        ]
 
     async def test_cancelled_error_of_its_own(
         self, caplog: pytest.LogCaptureFixture
@@ -2047,8 +2617,8 @@ class TestAnswers:
 
         assert answer == calls_error("fail", "internal", "internal error")
         assert caplog.messages == [
-            "handler 'm.fail': its dict can't be written as JSON: Type is not JSON "
-            "serializable: object"
+            "what handler 'm.fail' sends can't be written: data.a must be JSON: got "
+            "object: Type is not JSON serializable: object"
         ]
 
     @pytest.mark.parametrize(("levels", "event"), [(254, "result"), (255, "error")])
@@ -2086,7 +2656,7 @@ class TestAnswers:
         """Details that can't be written make an error `internal`."""
 
         def fail(request: Request) -> None:
-            raise Error("odd", details={1, 2})
+            raise Error("odd", details=object())
 
         wire = calls_wire(fail)
 
@@ -2401,11 +2971,11 @@ class TestKinds:
 
     async def test_object_that_json_knows(self) -> None:
         """A returned object that isn't awaitable goes to the codec."""
-        wire = calls_wire(functools.wraps(echo)(lambda request: frozenset()))
+        wire = calls_wire(functools.wraps(echo)(lambda request: frozenset({1})))
 
         answer = wire.call("m.echo")
 
-        assert error_of(answer) == ("internal", "internal error")
+        assert result_of(answer) == [1]
 
     async def test_thread(self) -> None:
         """A `def` with thread=True runs in a worker thread."""
@@ -11253,7 +11823,29 @@ class _Mistaken:
     def page(request: Any) -> str:
         return ""
 
+    @staticmethod
+    def nothing() -> str:
+        return ""
 
+    @staticmethod
+    async def no_app() -> AsyncIterator[None]:
+        yield
+
+    @dataclasses.dataclass
+    class Data(Client):
+        name: str = ""
+
+    class Short(Client):
+        def __init__(self) -> None: ...
+
+
+def client_with(name: str) -> type[Client]:
+    """Make a class of clients with that method."""
+    return type("Room", (Client,), {name: lambda self: None})
+
+
+WRAPPED = functools.wraps(_Mistaken.enter_by_yield)(lambda client: None)
+NOTHING, NO_APP = describe(_Mistaken.nothing), describe(_Mistaken.no_app)
 GET, ENTER, LIFE = map(describe, (_Mistaken.get, _Mistaken.enter, _Mistaken.life))
 MISSING, PAGE = describe(_Mistaken.missing), describe(_Mistaken.page)
 
@@ -11321,8 +11913,76 @@ TYPE_MISTAKES: list[tuple[Callable[[Any], object], str]] = [
         lambda app: app.lifespan(_Mistaken.no_life),
         f"lifespan {describe(_Mistaken.no_life)} must be async def with yield",
     ),
+    (
+        lambda app: app.client("/api")(WRAPPED),
+        f"client of '/api' must be a subclass of Client or a function: got "
+        f"{WRAPPED!r}; write async def api(client)",
+    ),
+    (
+        lambda app: app.error(KeyError)(_Mistaken.page),
+        f"error function {PAGE} must take (request, exc): got (request: 'Any'); write "
+        f"def page(request, exc)",
+    ),
+    (
+        lambda app: app.lifespan(_Mistaken.no_app),
+        f"lifespan {NO_APP} must take (app): got (); write def no_app(app)",
+    ),
+    (
+        lambda app: app.http("/")(_Mistaken.nothing),
+        f"page {NOTHING} must take (request): got (); write def nothing(request)",
+    ),
+    (
+        lambda app: app.client("/api")(_Mistaken.Data),
+        "class '_Mistaken.Data' must be no dataclass: its fields would be what a "
+        "connection is; write self.name = ... in on_connecting",
+    ),
+    (
+        lambda app: app.client("/api")(_Mistaken.Short),
+        "__init__ of class '_Mistaken.Short' must take (self, server, connection, "
+        "handlers): got (self); write def __init__(self, server, connection, handlers)",
+    ),
+    *(
+        (
+            lambda app, name=name: app.client("/api")(client_with(name)),
+            f"hook of class 'Room' must be one that is called: got {name!r}; write "
+            f"{instead}",
+        )
+        for name, instead in [
+            ("on_connect", "on_connecting or on_connected"),
+            ("on_disconnect", "on_disconnected"),
+            ("on_disconnecting", "on_disconnected"),
+            ("on_receive", "on_message"),
+            ("on_messages", "on_message"),
+            ("on_open", "on_connected"),
+            ("on_close", "on_disconnected"),
+            ("onconnected", "on_connected"),
+        ]
+    ),
+    (
+        lambda app: app.run(8008),
+        "host must be a name or an address: got 8008; write port=8008",
+    ),
+    *(
+        (
+            lambda app, name=name: app.run(**{name: None}),
+            f"option {name!r} must be one of app.serve or websockets.serve; write "
+            f"{instead}",
+        )
+        for name, instead in [
+            ("compresion", "compression"),
+            ("ping_intervall", "ping_interval"),
+            ("timeout", "App(timeout=...)"),
+            ("max_in_flight", "App(max_in_flight=...)"),
+            ("xyzzy", "help(websockets)"),
+        ]
+    ),
 ]
 VALUE_MISTAKES: list[tuple[Callable[[Any], object], str]] = [
+    (
+        lambda app: app.module("x" * 201),
+        "name of a module must have at most 200 characters: got 201; write a shorter "
+        "one",
+    ),
     (
         lambda app: app.module("$x")(_Mistaken.get),
         "name of a module must not start with '$': got '$x'; write it without",
@@ -11397,6 +12057,34 @@ class TestMistakes:
             register(App())
 
         assert str(caught.value) == text
+
+    async def test_awaited_serve(self) -> None:
+        """Awaiting `serve` says how it is entered."""
+        with pytest.raises(TypeError) as caught:
+            await make_app().serve()
+
+        text = "app.serve() must be entered, not awaited; write async with app.serve():"
+        assert str(caught.value) == text
+
+    def test_methods_of_ones_own(self) -> None:
+        """What merely begins like a hook is the application's."""
+        for name in ("on_timer", "on_connection_lost", "one"):
+            App().client("/api")(client_with(name))
+
+    def test_known_options(self) -> None:
+        """Those of websockets and of asyncio's servers go through."""
+        App().serve(unix="/x", ssl=None, reuse_port=True, sock=None, ping_interval=1)
+
+    async def test_error_in_a_client_function(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An `Error` that a hook raises is a bug; the log says where it belongs."""
+        status, _ = await shake_by_hand(refusing(Error("forbidden")))
+
+        assert status == 500
+        assert caplog.messages == [
+            "on_connecting failed; Error is for handlers, write raise Refused(403)"
+        ]
 
     @pytest.mark.parametrize(("register", "text"), LATE_MISTAKES)
     async def test_start_up(self, register: Callable[[Any], object], text: str) -> None:
@@ -11547,6 +12235,23 @@ class TestClientForms:
             pass
 
         assert seen == [("a", True)]
+
+    async def test_wrapped_generator(self) -> None:
+        """A generator that is wrapped is one all the same; a lifespan as well."""
+        app, seen = App(), []
+
+        async def visit(who: Any) -> AsyncIterator[None]:
+            seen.append("came")
+            yield
+            seen.append("went")
+
+        app.lifespan(_routes_wrapped(visit))
+        app.client("/api")(_routes_wrapped(visit))
+
+        async with talking(app):
+            pass
+
+        assert seen == ["came", "came", "went", "went"]
 
     async def test_bound_method(self) -> None:
         """A method of an object is a function, too."""
@@ -19381,10 +20086,7 @@ class TestHostilePeers:
             wire.send(wire_frame(rb'{"data": "\ud800"}'))
             wire.send(wire_call())
 
-            assert error_of(await wire.answer()) == (
-                "bad_message",
-                "a message must be a JSON object",
-            )
+            assert error_of(await wire.answer()) == ("bad_message", UNREADABLE)
             assert await wire.answer() == wire_result(1, {})
 
     async def test_one_does_not_read(self) -> None:

@@ -52,17 +52,24 @@ import asyncio
 import collections
 import contextlib
 import contextvars
+import dataclasses
+import datetime
+import decimal
+import difflib
 import enum
 import errno
 import functools
 import hashlib
 import http
+import importlib
 import inspect
 import ipaddress
+import itertools
 import json
 import logging
 import math
 import os
+import pathlib
 import random
 import re
 import signal
@@ -142,6 +149,14 @@ TURN = 0.005
 # Seconds without a turn after which who holds the loop is named, between two looks at
 # it, and between two lines about one place.
 BLOCKING, BLOCKING_LOOK, BLOCKING_SILENCE = 0.25, 0.05, 60.0
+# Lines of one place in the log that a second may have, and places that are told apart.
+MAX_LINES, MAX_PLACES = 5, 100
+# Characters of a name or a text of a client's that an answer repeats.
+MAX_TEXT = 200
+# Levels of lists and objects in a message: what orjson writes, though it reads 1,024.
+MAX_DEPTH = 254
+# Faults that an answer lists, and that pydantic may have found to be looked at at all.
+MAX_FAULTS, MAX_FOUND = 16, 1000
 # Bad messages in a row that close a connection with 4400 (protocol, section 1).
 MAX_BAD_MESSAGES = 16
 # Refused origins that are logged, one line for each.
@@ -174,6 +189,10 @@ MAX_THREADS = min(32, (os.cpu_count() or 1) + 4)
 HAS_EAGER_TASKS = sys.version_info >= (3, 12)
 TASK_OPTIONS: dict[str, Any] = {"eager_start": True} if HAS_EAGER_TASKS else {}
 LAZY_TASKS = int(not HAS_EAGER_TASKS)
+# Python 3.14 evaluates annotations when they are asked for, and a name that is imported
+# for type checkers only isn't there; as a ForwardRef it is, for `resolve`.
+LATE = importlib.import_module("annotationlib") if sys.version_info >= (3, 14) else None
+SIGNATURE_OPTIONS = {"annotation_format": LATE.Format.FORWARDREF} if LATE else {}
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 monotonic = time.monotonic
@@ -342,14 +361,56 @@ def cut_task(task: asyncio.Task[Any]) -> None:
     task.cancel()
 
 
-def log_failure(what: str, exc: BaseException) -> None:
-    LOGGER.error("%s failed", what, exc_info=exc)
+def log_failure(what: str, exc: BaseException, hint: str = "") -> None:
+    LOGGER.error("%s failed%s", what, hint, exc_info=exc)
+
+
+class Moderator(logging.Filter):
+    """Lets a place log 5 lines a second, at WARNING and above, and then their count.
+
+    A place is a line of code with the first thing that it names, a handler, say. How
+    many lines more there were is said before the first line of a later second.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = 0
+        self.counts = collections.Counter[Any]()
+        self.silenced: dict[Any, logging.LogRecord] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a line is logged."""
+        if record.levelno < logging.WARNING:
+            return True
+        if self.second != int(monotonic()):
+            self._begin_second()
+        # No more than the first: the others may come from a client.
+        first = record.args[:1] if isinstance(record.args, tuple) else ()
+        is_known = len(self.counts) < MAX_PLACES
+        place = record.pathname, record.lineno, str(first) if is_known else ""
+        self.counts[place] += 1
+        if self.counts[place] > MAX_LINES:
+            self.silenced[place] = record
+        return self.counts[place] <= MAX_LINES
+
+    def _begin_second(self) -> None:
+        silenced, self.silenced = self.silenced, {}
+        counts, self.counts = self.counts, collections.Counter()
+        self.second = int(monotonic())
+        for place, record in silenced.items():
+            record.args = (counts[place] - MAX_LINES, record.getMessage())
+            record.msg, record.exc_info = "%d more lines like this one: %s", None
+            LOGGER.callHandlers(record)
+
+
+LOGGER.addFilter(Moderator())
 
 
 # --- 2. Messages -------------------------------------------------------------
 
 MIN_REQUEST_ID, MAX_REQUEST_ID = -(2**63), 2**63 - 1
 MAX_REQUEST_ID_LENGTH = 128
+UNREADABLE = "a message must be at most 254 deep, and hold no half of a surrogate pair"
 BAD_ID = "request_id must be a string of at most 128 characters or a 64 bit integer"
 TERMINAL = frozenset({"result", "error"})
 # The keys of an event, in the order of the protocol.
@@ -401,7 +462,48 @@ def classify_call(message: dict[str, JSON], request_id: str | int | None) -> Rea
 def name_of(message: JSON, key: str) -> str | None:
     """Return the string under *key*, or None; for the answer to a bad message."""
     value = message.get(key) if isinstance(message, dict) else None
-    return value if isinstance(value, str) else None
+    return shorten(value) if isinstance(value, str) else None
+
+
+def shorten(text: str) -> str:
+    """Cut a client's text, or one about it, to what an answer may repeat."""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}…"
+
+
+# Runs of brackets, and strings, which may hold some; an unfinished one ends the text.
+BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]+|[\]}]+', re.DOTALL)
+
+
+def flatten(text: str) -> str:
+    """Write null for each list and object inside of an object."""
+    depth, start, kept = 0, 0, list[str]()
+    for match in BRACKETS.finditer(text):
+        was, first, size = depth, match[0][0], match.end() - match.start()
+        depth += size if first in "[{" else -size if first in "]}" else 0
+        if was <= 1 < depth:
+            kept += text[start : match.start()], "null"
+        elif depth <= 1 < was:
+            # The bracket that ends the object is the last one of its run.
+            start = match.end() - 1 + depth
+    return "".join([*kept, text[start:]])
+
+
+def skim(payload: bytes) -> JSON:
+    """Return what an answer needs of a message that orjson doesn't read.
+
+    Returns:
+        Its keys with what can be written of their values, for an object that is JSON
+        but for its depth and halves of surrogate pairs; None for anything else.
+    """
+    # The standard library takes NaN, unless it is told not to.
+    loads = functools.partial(json.loads, parse_constant=int)
+    message = run(lambda: loads(payload.decode()))
+    if type(message) is Failure and isinstance(message.exc, RecursionError):
+        message = run(lambda: loads(flatten(payload.decode())))
+    if not isinstance(message, dict):
+        return None
+    is_written = {key: type(run(orjson.dumps, message[key])) for key in message}
+    return {key: message[key] for key in message if is_written[key] is bytes}
 
 
 def message_of(*values: JSON) -> dict[str, JSON]:
@@ -421,14 +523,67 @@ def merge(data: JSON, fields: dict[str, JSON]) -> JSON:
     return {**data, **fields} if fields else data
 
 
+def duration_of(value: datetime.timedelta) -> str:
+    """Return a duration in ISO 8601, as pydantic writes it: `P1DT2H`."""
+    (years, days), rest = divmod(abs(value).days, 365), abs(value).seconds
+    seconds = f"{rest % 60}.{abs(value).microseconds:06}".rstrip("0").rstrip(".")
+    parts: list[tuple[Any, str]] = [(years, "Y"), (days, "D"), ("", "T")]
+    parts += [(rest // 3600, "H"), (rest // 60 % 60, "M"), (seconds, "S")]
+    text = "".join(f"{n}{unit}" for n, unit in parts if str(n) != "0").rstrip("T")
+    return f"{'-' * (value.days < 0)}P{text or 'T0S'}"
+
+
+# What is written for an object that orjson doesn't know.
+PLAIN_FORMS: dict[type, Callable[[Any], JSON]] = {
+    decimal.Decimal: str,
+    pathlib.PurePath: str,
+    datetime.timedelta: duration_of,
+    # A named tuple: orjson writes no subclasses of tuple.
+    **dict.fromkeys((set, frozenset, collections.deque, tuple), list),
+}
+
+
 def plain_of(value: Any) -> JSON:
-    """Return what orjson can write for a pydantic model, or an array that it can't."""
+    """Return what orjson can write for an object that it doesn't know."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     # Arrays that aren't contiguous, or hold strings, say.
     if hasattr(value, "tolist"):
         return value.tolist()
+    for kind in type(value).__mro__:
+        if kind in PLAIN_FORMS:
+            return PLAIN_FORMS[kind](value)
     raise TypeError
+
+
+def parts_of(value: Any) -> Iterable[tuple[Any, Any]]:
+    """Return what a value is made of, each with its name or its position."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if hasattr(value, "model_dump"):
+        return list(vars(value).items())
+    if dataclasses.is_dataclass(value):
+        return [
+            (each.name, getattr(value, each.name)) for each in dataclasses.fields(value)
+        ]
+    return enumerate(value if isinstance(value, SEQUENCES) else ())
+
+
+SEQUENCES = (list, tuple, set, frozenset, collections.deque)
+
+
+def find_unwritable(encode: Callable[[JSON], Any], value: JSON) -> tuple[str, JSON]:
+    """Return path and value of the innermost part that can't be written."""
+    path: list[str] = []
+    # No deeper: a list may hold itself.
+    while len(path) < MAX_DEPTH:
+        is_bad = (type(run(encode, part)) is Failure for _, part in parts_of(value))
+        found = next(itertools.compress(parts_of(value), is_bad), None)
+        if found is None:
+            break
+        path.append(str(found[0]))
+        value = found[1]
+    return shorten(".".join(path)), value
 
 
 ALL = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
@@ -461,13 +616,25 @@ class Codec:
             raise ValueError("not readable") from message.exc
         return message
 
+    def check_depth(self, payload: bytes, message: JSON) -> None:
+        """Raise ValueError for a message that is nested more than 254 deep."""
+        if payload.count(b"[") + payload.count(b"{") > MAX_DEPTH:
+            read = message if self.loads is orjson.loads else orjson.loads(payload)
+            # Five times as quick as reading it: what may be read can be written back.
+            if type(run(orjson.dumps, read)) is Failure:
+                raise ValueError("nested too deeply")
+
     def encode_all(self, value: JSON) -> bytes:
         """Encode whatever can be written; raises TypeError for the rest."""
         payload = run(self.dumps, value)
         if isinstance(payload, str):
             payload = run(str.encode, payload)
         if type(payload) is Failure:
-            raise TypeError(str(payload.exc)) from payload.exc
+            path, part = find_unwritable(self.dumps, value)
+            must = f"{path or 'message'} must be JSON: got {type(part).__name__}"
+            is_raw = isinstance(part, bytes | bytearray | memoryview)
+            remedy = "; decode it, or write base64" if is_raw else ""
+            raise TypeError(f"{must}: {payload.exc}{remedy}") from payload.exc
         if not isinstance(payload, bytes):
             raise TypeError(f"dumps must return bytes or str: got {payload!r}")
         return payload
@@ -593,6 +760,12 @@ def layers_of(function: Any) -> list[Any]:
     return [function] if is_plain else [function, type(function).__call__]
 
 
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the parameters; their annotations may be strings or ForwardRefs."""
+    signature = inspect.signature(function, **SIGNATURE_OPTIONS)
+    return signature.replace(return_annotation=signature.empty)
+
+
 def describe(function: object) -> str:
     """Name a function for an error text: `get` at `app.py`, line 12."""
     inner = layers_of(function)[-1]
@@ -660,50 +833,103 @@ def checked(outcome: Any, function: object, name: str, annotation: object) -> An
     raise TypeError(f"{who} can't be checked: {why}; write {remedy}") from outcome.exc
 
 
-# Which arguments are wrong, and how.
-Faults = list[tuple[str, str]]
+class Faults:
+    """Which arguments are wrong and how: at most 16, and how many more there are.
+
+    Attributes:
+        details: Those of the error `bad_data`.
+        count: How many there are in all.
+    """
+
+    def __init__(self) -> None:
+        self.details: list[dict[str, str]] = []
+        self.count = 0
+
+    def add(self, message: str, *path: object) -> None:
+        """Note what is wrong with the argument at *path*."""
+        self.count += 1
+        if self.count <= MAX_FAULTS:
+            name = shorten(".".join(map(str, path)))
+            self.details.append({"argument": name, "message": shorten(message)})
+
+    def as_error(self) -> Error:
+        """Return `bad_data`: all of them, the first one in its message too.
+
+        The message ends with how many more there are than those in `details`.
+        """
+        text = ": ".join(self.details[0].values())
+        more = self.count - len(self.details)
+        text += f"; {more} more faults are not listed" if more else ""
+        return Error("bad_data", text, details=self.details)
 
 
-def bad_data(faults: Faults) -> Error:
-    """Return the error that names all *faults*, the first one in its message too."""
-    details = [{"argument": name, "message": message} for name, message in faults]
-    return Error("bad_data", ": ".join(faults[0]), details=details)
+# Takes a value and its path; adds what is wrong with it to the faults.
+Validator = Callable[..., Any]
+# What holds no schema of pydantic's, though it may look like one.
+NO_SCHEMAS = frozenset({"default", "metadata", "serialization"})
 
 
-def validator_of(annotation: Any) -> Callable[[str, JSON, Faults], Any]:
+def fail_fast(schema: Any) -> Any:
+    """Return a pydantic schema that finds one fault in each list or dict.
+
+    Else one call of 1 MiB makes 350,000 of them, or ten times as many of models.
+    """
+    if isinstance(schema, list | tuple):
+        return type(schema)(map(fail_fast, schema))
+    if not isinstance(schema, Mapping):
+        return schema
+    kind = schema.get("type")
+    # Where its type is no string these are names of fields, say.
+    left = NO_SCHEMAS if isinstance(kind, str) else ()
+    made = {
+        key: schema[key] if key in left else fail_fast(schema[key]) for key in schema
+    }
+    # What isn't a list or a dict ignores it.
+    return {**made, "fail_fast": True} if left else made
+
+
+def validator_of(annotation: Any) -> Validator:
     """Return what converts an argument with pydantic, as strictly as JSON allows.
 
-    It takes name and value, and a list to which it adds what is wrong with them; it
-    raises `Error`, `internal`, if a validator of the application's fails.
+    It raises `Error`, `internal`, if a validator of the application's fails.
 
     Raises:
         ImportError: If pydantic isn't installed.
         Exception: Whatever, if it can't check the annotation.
     """
     from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415
+    from pydantic_core import SchemaValidator  # noqa: PLC0415
 
     # The look-up raises where pydantic has put off a type that it can't resolve.
-    validate = TypeAdapter(annotation).validator.validate_json
+    schema = fail_fast(TypeAdapter(annotation).core_schema)
+    # Else models have validators of their own; before 2.13 they always have.
+    made = run(SchemaValidator, schema, _use_prebuilt=False)
+    validate = (
+        SchemaValidator(schema) if type(made) is Failure else made
+    ).validate_json
 
-    def convert(name: str, value: JSON, faults: Faults) -> Any:
+    def convert(value: JSON, faults: Faults, *path: object) -> Any:
         # Strictness in JSON differs from that in Python: a date is a string there.
         payload = run(orjson.dumps, value, default=str)
         if type(payload) is Failure:
-            faults.append((name, str(payload.exc)))
-            return None
+            return faults.add(str(payload.exc), *path)
         outcome = run(validate, payload, strict=True)
         if type(outcome) is not Failure:
             return outcome
         if not isinstance(outcome.exc, ValidationError):
+            name = ".".join(map(str, path)) or "**"
             log_failure(f"check of argument {name!r}", outcome.exc)
             raise Error(*INTERNAL.args)
+        if outcome.exc.error_count() > MAX_FOUND:
+            return faults.add(f"{outcome.exc.error_count()} faults", *path)
         for fault in outcome.exc.errors(include_url=False, include_input=False):
-            faults.append((".".join(map(str, (name, *fault["loc"]))), fault["msg"]))
+            faults.add(fault["msg"], *path, *fault["loc"])
         return None
 
     return convert
 
 
+@functools.cache
 def expected(accepted: frozenset[type]) -> str:
     """Say in words which types an argument may have."""
     hidden = {int} if float in accepted else set()
@@ -782,16 +1008,25 @@ class Kind(enum.Enum):
 INLINE, TASK, STREAM, THREAD = Kind
 
 
+# What the code of a function says; `types.coroutine` marks generators as awaited.
+AWAITED = inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE
+YIELDS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
+
 def kind_of(function: Callable[..., Any], mark: Mark) -> Kind:
     """Return how a handler runs."""
-    code = getattr(layers_of(function)[-1], "__code__", None)
-    # A plain generator that `types.coroutine` has marked can be awaited.
-    is_coroutine = code is not None and code.co_flags & inspect.CO_ITERABLE_COROUTINE
-    if is_coroutine or inspect.iscoroutinefunction(function):
-        return TASK
-    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-        return STREAM
+    for layer in layers_of(function):
+        flags = getattr(getattr(layer, "__code__", None), "co_flags", 0)
+        if flags & AWAITED or inspect.iscoroutinefunction(layer):
+            return TASK
+        if flags & YIELDS:
+            return STREAM
     return THREAD if mark.in_thread else INLINE
+
+
+def is_async_generator(function: Callable[..., Any]) -> bool:
+    """Tell whether it is an `async def` with `yield`, maybe wrapped in others."""
+    return any(map(inspect.isasyncgenfunction, layers_of(function)))
 
 
 class Method:
@@ -802,14 +1037,17 @@ class Method:
 
     Attributes:
         names: Of its module and its own.
+        parameters: Those of the handler; the first one is the request.
+        rest: The one of `**kwargs`, or None.
         annotations: The arguments it names, with their annotations.
         required: Those without a default.
-        takes_rest: Whether it has `**kwargs`.
         reserved: Keys of data that Python would take for parameters that aren't theirs.
         types: The exact JSON types of each argument; none where pydantic decides.
         module_guards: Those of its module, which every method of that name has.
         guards: What decides whether a call may run, in order.
         validators: How pydantic checks arguments; filled by `prepare`.
+        rest_types: The exact JSON types of what `**kwargs` takes, all as `types`.
+        check_rest: How pydantic checks all of them together.
         paths: The routes it is limited to, by their shapes; None for every one.
     """
 
@@ -829,33 +1067,50 @@ class Method:
         self.answers_itself = mark.answers_itself
         is_endless = self.kind is STREAM and mark.timeout is ...
         self.timeout = None if is_endless else mark.timeout
-        parameters = list(inspect.signature(function).parameters.values())
-        self._check(mark, parameters)
-        named = [each for each in parameters[1:] if each.kind is not each.VAR_KEYWORD]
+        self.parameters = list(signature_of(function).parameters.values())
+        self._check(mark)
+        named = self.parameters[1:]
+        has_rest = bool(named) and named[-1].kind is inspect.Parameter.VAR_KEYWORD
+        self.rest = named.pop() if has_rest else None
         self.annotations = {each.name: each.annotation for each in named}
         self.required = {each.name for each in named if each.default is each.empty}
-        self.takes_rest = len(named) < len(parameters) - 1
         by_position = map(names_by_position, layers_of(function))
         self.reserved = frozenset[str]().union(*by_position) - self.annotations.keys()
         self.types = dict.fromkeys(self.annotations, ANYTHING)
-        self.validators: dict[str, Callable[[str, JSON, Faults], Any]] = {}
+        self.validators: dict[str, Validator] = {}
+        self.rest_types = ANYTHING if has_rest else None
+        self.check_rest: Validator | None = None
         self.paths: dict[str, str] | None = None
         if clients is not None:
             self.paths = {parse_path(each).shape: each for each in clients}
 
-    def _check(self, mark: Mark, parameters: list[inspect.Parameter]) -> None:
+    def _check(self, mark: Mark) -> None:
         """Refuse a handler that can't run as it is marked, or be called by names."""
         who = f"handler {describe(self.function)}"
         if mark.in_thread and self.kind is not THREAD:
             raise TypeError(f"{who} has thread=True, but is no plain def; leave it out")
         if mark.timeout is not ... and self.kind is INLINE:
             raise TypeError(f"{who} is a def with a timeout; add async or thread=True")
-        if not parameters or parameters[0].kind > parameters[0].POSITIONAL_OR_KEYWORD:
-            raise TypeError(f"{who} takes no request; write it as the first parameter")
-        for each in parameters[1:]:
+        kinds = [each.kind for each in self.parameters[:1]]
+        is_by_position = kinds and kinds[0] <= inspect.Parameter.POSITIONAL_OR_KEYWORD
+        plain = names_by_position(layers_of(self.function)[-1])
+        # `self` that is left over, or was left out: the object came as the request.
+        is_odd = inspect.ismethod(self.function) and plain[:1] == ("request",)
+        if not is_by_position or is_odd or self.parameters[0].name == "self":
+            raise self._no_request()
+        for each in self.parameters[1:]:
             if each.kind in (each.VAR_POSITIONAL, each.POSITIONAL_ONLY):
                 must = f"{who} must take {each.name!r} by name"
                 raise TypeError(f"{must}; write it after the /, without a *")
+
+    def _no_request(self) -> TypeError:
+        name = getattr(layers_of(self.function)[-1], "__name__", "get")
+        first = "self, " if inspect.ismethod(self.function) else ""
+        remedy = f"def {name}({first}request, ...)"
+        if self.parameters and self.parameters[0].name == "self":
+            remedy += ", or @app.module above its class"
+        must = f"handler {describe(self.function)} must take the request first"
+        return TypeError(f"{must}: got {signature_of(self.function)}; write {remedy}")
 
     def __repr__(self) -> str:
         return ".".join(self.names)
@@ -870,12 +1125,51 @@ class Method:
 
     def prepare(self) -> None:
         """Resolve the annotations; raises TypeError for one that can't be checked."""
+        request, *named = self.parameters
+        found = run(resolve, self.function, request.name, request.annotation)
+        # One that is for type checkers only will do.
+        if type(found) is not Failure and not is_request(found):
+            raise self._no_request()
+        for each in named:
+            check_default(self.function, each)
         for name, annotation in self.annotations.items():
-            resolved = resolve(self.function, name, annotation)
-            self.types[name] = plain_types(resolved)
-            if not self.types[name]:
-                made = run(validator_of, resolved)
-                self.validators[name] = checked(made, self.function, name, annotation)
+            self._accept(name, resolve(self.function, name, annotation))
+        if self.rest is not None:
+            self._accept_rest(self.rest.name, self.rest.annotation)
+
+    def _accept(self, name: str, resolved: Any) -> None:
+        self.types[name] = plain_types(resolved)
+        if not self.types[name]:
+            self.validators[name] = self._validator(name, resolved)
+
+    def _validator(self, name: str, resolved: Any, whole: Any = None) -> Validator:
+        made = run(validator_of, resolved if whole is None else whole)
+        validator: Validator = checked(made, self.function, name, resolved)
+        return validator
+
+    def _accept_rest(self, name: str, annotation: Any) -> None:
+        """Make a contract of the annotation of `**kwargs`: for each, or for all."""
+        resolved = resolve(self.function, name, annotation)
+        if word_of(resolved) == "Unpack":
+            self.rest_types = None
+            self._accept_keys(name, typing.get_args(resolved)[0])
+        elif not plain_types(resolved):
+            whole = types.GenericAlias(dict, (str, resolved))
+            self.check_rest = self._validator(name, resolved, whole)
+        else:
+            self.rest_types = plain_types(resolved)
+
+    def _accept_keys(self, name: str, kind: Any) -> None:
+        """Take the keys of a TypedDict as arguments."""
+        hints = run(typing.get_type_hints, kind, include_extras=True)
+        for key, hint in checked(hints, self.function, name, kind).items():
+            is_required, inner = key in kind.__required_keys__, hint
+            while (word := word_of(inner)) in KEY_WORDS:
+                is_required = KEY_WORDS[word](is_required)
+                inner = typing.get_args(inner)[0]
+            self._accept(key, inner)
+            if is_required:
+                self.required.add(key)
 
     def bind(self, data: dict[str, JSON]) -> dict[str, Any]:
         """Return the handler's arguments for *data*, or raise `Error("bad_data")`."""
@@ -892,20 +1186,59 @@ class Method:
         return self._bind_slowly(data)
 
     def _bind_slowly(self, data: dict[str, JSON]) -> dict[str, Any]:
-        faults = [(name, "missing") for name in sorted(self.required - data.keys())]
+        faults = Faults()
+        for name in sorted(self.required - data.keys()):
+            faults.add("missing", name)
         arguments = dict(data)
         for name, value in data.items():
-            accepted = self.types.get(name, ANYTHING)
-            is_known = name in self.types or self.takes_rest
+            accepted = self.types.get(name, self.rest_types)
             if name in self.validators:
-                arguments[name] = self.validators[name](name, value, faults)
-            elif name in self.reserved or not is_known:
-                faults.append((name, "unknown"))
+                arguments[name] = self.validators[name](value, faults, name)
+            elif name in self.reserved or accepted is None:
+                faults.add("unknown", name)
             elif accepted.isdisjoint((object, type(value))):
-                faults.append((name, expected(accepted)))
-        if faults:
-            raise bad_data(faults)
+                faults.add(expected(accepted), name)
+        if self.check_rest is not None:
+            # All of them in one step, which ends at the first fault.
+            left = data.keys() - self.types.keys() - self.reserved
+            rest = {name: data[name] for name in data if name in left}
+            arguments.update(self.check_rest(rest, faults) or {})
+        if faults.count:
+            raise faults.as_error()
         return arguments
+
+
+# What the words around a key's type in a TypedDict make of whether it is required.
+KEY_WORDS: dict[str, Callable[[bool], bool]] = {
+    "Required": lambda _: True,
+    "NotRequired": lambda _: False,
+    "ReadOnly": bool,
+}
+
+
+def word_of(annotation: Any) -> str:
+    """Return `Unpack` for `Unpack[...]`, of typing or of typing_extensions."""
+    return str(typing.get_origin(annotation)).rpartition(".")[2]
+
+
+def is_request(annotation: Any) -> bool:
+    """Tell whether the annotation of a handler's first parameter fits a request."""
+    kind = typing.get_origin(annotation) or annotation
+    is_open = kind in (typing.Union, types.UnionType) or plain_types(kind) == ANYTHING
+    if is_open or not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
+        return True
+    return issubclass(kind, Request)
+
+
+def check_default(function: object, parameter: inspect.Parameter) -> None:
+    """Raise TypeError for a pydantic `Field(...)`, which would be the default."""
+    if type(parameter.default).__module__ == "pydantic.fields":
+        who = f"default of parameter {parameter.name!r} of {describe(function)}"
+        hint = parameter.annotation
+        hint = hint if isinstance(hint, str) else inspect.formatannotation(hint)
+        remedy = f"{parameter.name}: Annotated[{hint}, Field(...)]"
+        must = f"{who} must be a value: got {parameter.default!r}"
+        raise TypeError(f"{must}; write {remedy}")
 
 
 def names_by_position(function: Any) -> tuple[str, ...]:
@@ -916,6 +1249,9 @@ def names_by_position(function: Any) -> tuple[str, ...]:
 
 def check_name(kind: str, name: object) -> None:
     check_string(f"name of a {kind}", name, f"@app.{kind}('name')")
+    if len(str(name)) > MAX_TEXT:
+        must = f"name of a {kind} must have at most {MAX_TEXT} characters"
+        raise ValueError(f"{must}: got {len(str(name))}; write a shorter one")
     if str(name).startswith("$"):
         must = f"name of a {kind} must not start with '$'"
         raise ValueError(f"{must}: got {name!r}; write it without")
@@ -955,6 +1291,7 @@ class Table:
         literals: Those without parameters, by their decoded paths.
         methods: All methods, in the order of registration.
         guards: Those of each module.
+        limited: Those that a call at another route has yet to be told of, by names.
     """
 
     def __init__(self) -> None:
@@ -962,6 +1299,7 @@ class Table:
         self.literals: dict[str, Route] = {}
         self.methods: list[Method] = []
         self.guards: dict[str, Guards] = {}
+        self.limited: dict[tuple[str, str], Method] = {}
 
     def add_route(self, route: Route) -> None:
         """Add a route; raises ValueError for a path that can't be told from another."""
@@ -989,8 +1327,18 @@ class Table:
             must = f"module {name!r} must have one allow: got {both[0]} and {both[1]}"
             raise ValueError(f"{must}; write the same for both")
         self.methods.append(method)
+        if method.paths is not None:
+            self.limited[method.names] = method
         for route in self.routes.values():
             route.offer(method)
+
+    def note_unknown(self, route: Route, names: tuple[str, str]) -> None:
+        """Say once that a method which was called is there, but for other routes."""
+        method = self.limited.pop(names, None)
+        if method is not None and method.paths is not None:
+            text = "%r was called at %r, but handler %s is for clients=%r"
+            paths, place = list(method.paths.values()), route.path.text
+            LOGGER.info(text, str(method), place, describe(method.function), paths)
 
     def find(self, path: str) -> tuple[Route, dict[str, Any]] | None:
         """Return the route of a path from outside with its parameters' values."""
@@ -2491,9 +2839,12 @@ class Calls:
 
     def receive(self, payload: bytes, is_text: bool) -> None:
         """Read one whole message: a plain call here, the others in `_receive_other`."""
-        data = None
+        data, size = None, len(payload)
         try:
             message = self.decode(payload)
+            # Each level needs two bytes.
+            if size > 2 * MAX_DEPTH:
+                self.app.codec.check_depth(payload, message)
             # The four keys of most calls, by index: it's the quickest look at them.
             module, name = message["module"], message["method"]
             request_id = message["request_id"]
@@ -2514,7 +2865,7 @@ class Calls:
                 else is_request_id(request_id)
             )
         ):
-            self._receive_other(message, len(payload))
+            self._receive_other(message, size)
             return
         request = new_request()
         request.client, request.module, request.method = self.client, module, name
@@ -2522,7 +2873,7 @@ class Calls:
         request._stage, request._has_answered = PENDING, False
         request._last_word = None
         request._credit = request._task = request._timer = None
-        request._size = len(payload)
+        request._size = size
         self.bad_messages = 0
         self.received += 1
         self.begin(request, method)
@@ -2530,8 +2881,13 @@ class Calls:
     def _receive_unreadable(self, payload: bytes, is_text: bool) -> None:
         """Answer what isn't JSON; text that isn't UTF-8 ends the connection."""
         if not is_text or self.wire.read_text(payload) is not None:
-            why = "a message must be a JSON object"
-            self._receive_bad(None, Reading("bad", None, why))
+            message = skim(payload)
+            reading = classify(message)
+            if message is not None:
+                request_id = message.get("request_id")
+                request_id = request_id if is_request_id(request_id) else None
+                reading = Reading("bad", request_id, UNREADABLE)
+            self._receive_bad(message, reading)
 
     def _receive_other(self, message: JSON, size: int) -> None:
         """Read a message by the whole table: bad ones, events, calls behind a gate."""
@@ -2551,7 +2907,7 @@ class Calls:
 
     def _request_of(self, message: dict[str, JSON], size: int) -> Request:
         data, request_id = message.get("data") or {}, message.get("request_id")
-        names = message["module"], message["method"]
+        names = shorten(message["module"]), shorten(message["method"])
         request = self.overrides.request(*names, data, self.client, request_id)
         request._credit, request._size = message.get("items"), size
         return request
@@ -2654,7 +3010,7 @@ class Calls:
                 self._start(request, self.client.process_message, self.context.copy())
                 return
         if method is None:
-            self.send_error(request, UNKNOWN_METHOD)
+            self.send_error(request, self._unknown(request))
         elif method.kind is not INLINE:
             self._start(request, self.run, self.context.copy())
         elif self.beginning:
@@ -2666,6 +3022,11 @@ class Calls:
             self.wire.halt()
         else:
             self._run_inline(request, method)
+
+    def _unknown(self, request: Request) -> Error:
+        names = request.module, request.method
+        self.app.table.note_unknown(self.route, names)
+        return Error(*UNKNOWN_METHOD.args)
 
     def _run_inline(self, request: Request, method: Method) -> None:
         context = self.context.copy()
@@ -2761,7 +3122,7 @@ class Calls:
         """
         method = self.methods.get((request.module, request.method))
         if method is None:
-            raise Error(*UNKNOWN_METHOD.args)
+            raise self._unknown(request)
         request._method = method
         return self._run_guarded(request, method, method.guards)
 
@@ -2883,7 +3244,8 @@ class Calls:
                 name = describe(self.app.errors[kind])
                 LOGGER.error("%s for @app.error returned no Error: %r", name, outcome)
                 break
-        log_failure(f"handler {request!r}", exc)
+        hint = "; Refused is for on_connecting, write raise Error('forbidden')"
+        log_failure(f"handler {request!r}", exc, hint * isinstance(exc, Refused))
         return INTERNAL
 
     def send_error(self, request: Request, error: Error) -> None:
@@ -2933,12 +3295,7 @@ class Calls:
 
     def send_internal(self, request: Request, data: JSON, exc: BaseException) -> None:
         """End a call whose data can't be written."""
-        LOGGER.error(
-            "handler %r: its %s can't be written as JSON: %s",
-            request,
-            type(data).__name__,
-            exc,
-        )
+        LOGGER.error("what handler %r sends can't be written: %s", request, exc)
         request._stage = ANSWERED
         self.app.labels["errors"][INTERNAL.code] += 1
         error = message_of(*names_of(request), "error", INTERNAL.as_data())
@@ -3166,7 +3523,9 @@ def cancel_call(request: Request, request_id: str | int) -> JSON:
 def give_credit(request: Request, request_id: str | int, items: int) -> None:
     """Let a stream send that many items more; an unknown id is no error."""
     if items < 1:
-        raise bad_data([("items", "expected an integer of at least 1")])
+        faults = Faults()
+        faults.add("expected an integer of at least 1", "items")
+        raise faults.as_error()
     for each in request.client.connection.calls.unfinished.values():
         if each.id == request_id:
             each._earn(items)
@@ -3733,7 +4092,8 @@ class Session:
         ):
             LOGGER.info("%s raised %r", what, error)
         else:
-            log_failure(what, error)
+            hint = "; Error is for handlers, write raise Refused(403)"
+            log_failure(what, error, hint * isinstance(error, Error))
         return error if isinstance(error, Refused) else FAILED
 
     async def depart(self) -> None:
@@ -4184,22 +4544,22 @@ def client_of(path: Path, function: Any) -> type[Client]:
     Raises:
         TypeError: If it doesn't take the client, or more than the path has.
     """
-    parameters = inspect.signature(function).parameters
+    parameters = signature_of(function).parameters
     names = [name for name in path.converters if name in parameters]
     try:
-        inspect.signature(function).bind(None, **dict.fromkeys(names))
+        signature_of(function).bind(None, **dict.fromkeys(names))
     except TypeError as exc:
         must = f"client function {describe(function)} must fit {path.text!r}"
         arguments = ", ".join(["client", *path.converters])
         raise TypeError(f"{must}: {exc}; write def api({arguments})") from exc
-    base = VisitClient if inspect.isasyncgenfunction(function) else FunctionClient
+    base = VisitClient if is_async_generator(function) else FunctionClient
     attributes = {"_function": staticmethod(function), "_names": names}
     return type(function.__name__, (base,), attributes)
 
 
 def check_types(path: Path, function: Any) -> None:
     """Refuse a client function's parameter that isn't of its converter's type."""
-    parameters = inspect.signature(function).parameters
+    parameters = signature_of(function).parameters
     for name in [each for each in path.converters if each in parameters]:
         wanted = CONVERTERS[path.converters[name]].type
         annotation = resolve(function, name, parameters[name].annotation)
@@ -4207,6 +4567,58 @@ def check_types(path: Path, function: Any) -> None:
             who = f"parameter {name!r} of client function {describe(function)}"
             must = f"{who} must fit {path.text!r}: got {annotation!r}"
             raise TypeError(f"{must}; write {name}: {wanted.__name__}")
+
+
+def check_takes(who: str, function: Callable[..., Any], *names: str) -> None:
+    """Refuse a function that can't be called with these, by position."""
+    signature = signature_of(function)
+    try:
+        signature.bind(*names)
+    except TypeError as exc:
+        name = getattr(layers_of(function)[-1], "__name__", "f")
+        takes = f"({', '.join(names)})"
+        raise TypeError(
+            f"{who} must take {takes}: got {signature}; write def {name}{takes}"
+        ) from exc
+
+
+# What other frameworks call their hooks, beside what is merely misspelt.
+HOOKS = [name for name in vars(Client) if name.startswith("on_")]
+OTHER_HOOKS = {"on_connect": "on_connecting or on_connected"}
+OTHER_HOOKS |= {"on_open": "on_connected", "on_close": "on_disconnected"}
+OTHER_HOOKS |= {"on_receive": "on_message", "on_disconnecting": "on_disconnected"}
+
+
+def check_class(kind: type[Client]) -> None:
+    """Refuse a class whose objects can't be made, or with a hook that isn't one."""
+    who = f"class {kind.__qualname__!r}"
+    if dataclasses.is_dataclass(kind):
+        must = f"{who} must be no dataclass: its fields would be what a connection is"
+        raise TypeError(f"{must}; write self.name = ... in on_connecting")
+    names = ("self", "server", "connection", "handlers")
+    check_takes(f"__init__ of {who}", kind.__init__, *names)
+    for name in set(dir(kind)) - {*dir(Client)}:
+        close = difflib.get_close_matches(name, HOOKS, 1, 0.8)
+        if instead := OTHER_HOOKS.get(name, "".join(close)):
+            must = f"hook of {who} must be one that is called"
+            raise TypeError(f"{must}: got {name!r}; write {instead}")
+
+
+def check_options(options: Iterable[str]) -> None:
+    """Refuse options that nobody knows, or that wsappy needs itself."""
+    loop = asyncio.AbstractEventLoop
+    takers = (websockets.serve, loop.create_server, loop.create_unix_server)
+    known = {"unix"}.union(*(inspect.signature(each).parameters for each in takers))
+    for name in options:
+        if name in RESERVED_OPTIONS:
+            instead = RESERVED_OPTIONS[name]
+            raise TypeError(f"option {name!r} is wsappy's own; write {instead}")
+        if name not in known:
+            is_of_app = name in App.__dataclass_fields__
+            close = difflib.get_close_matches(name, known, 1) or ["help(websockets)"]
+            must = f"option {name!r} must be one of app.serve or websockets.serve"
+            instead = f"App({name}=...)" if is_of_app else close[0]
+            raise TypeError(f"{must}; write {instead}")
 
 
 def check_origins(origins: Any) -> None:
@@ -4293,8 +4705,9 @@ class App(Marking):
             ordered: One call at a time, in order.
 
         Raises:
-            TypeError: If it is something else, or a function's parameters aren't the
-                path's.
+            TypeError: If it is something else, a function's parameters aren't the
+                path's, or a class is a dataclass, has an `__init__` that doesn't take
+                three arguments, or a method that merely looks like a hook.
             ValueError: If the path is taken, or can't be read.
         """
         parsed = parse_path(path)
@@ -4303,12 +4716,15 @@ class App(Marking):
 
         def register(target: Target) -> Target:
             factory: Any = target
-            if inspect.isroutine(target) and not inspect.isgeneratorfunction(target):
+            is_generator = any(map(inspect.isgeneratorfunction, layers_of(target)))
+            if inspect.isroutine(target) and not is_generator:
                 factory = client_of(parsed, target)
                 self.checks.append(functools.partial(check_types, parsed, target))
             elif not isinstance(target, type) or not issubclass(target, Client):
                 must = f"client of {path!r} must be a subclass of Client or a function"
                 raise TypeError(f"{must}: got {target!r}; write async def api(client)")
+            else:
+                check_class(target)
             overrides = type(self).overrides_of(factory)
             make = functools.partial(make_client, factory, self, None)
             self.table.add_route(Route(parsed, make, allowed, ordered, overrides))
@@ -4375,7 +4791,8 @@ class App(Marking):
             kind: The exception's class; the most specific one wins.
 
         Raises:
-            TypeError: If *kind* is no class of exceptions.
+            TypeError: If *kind* is no class of exceptions, or the function is async or
+                doesn't take the request and the exception.
             ValueError: If it has a function already.
         """
         if not isinstance(kind, type) or not issubclass(kind, Exception):
@@ -4383,9 +4800,10 @@ class App(Marking):
             raise TypeError(text)
 
         def register(function: Function) -> Function:
+            who = f"error function {describe(function)}"
             if inspect.iscoroutinefunction(function):
-                who = f"error function {describe(function)}"
                 raise TypeError(f"{who} must not be async")
+            check_takes(who, function, "request", "exc")
             check_free("error function", kind.__name__, function, self.errors.get(kind))
             self.errors[kind] = function
             return function
@@ -4398,12 +4816,13 @@ class App(Marking):
         It runs in a task of its own. What follows its `yield` has 10 s.
 
         Raises:
-            TypeError: If it is no async generator function.
+            TypeError: If it is no async generator function, or doesn't take the app.
             ValueError: If there is one already.
         """
-        if not inspect.isasyncgenfunction(function):
-            who = f"lifespan {describe(function)}"
+        who = f"lifespan {describe(function)}"
+        if not is_async_generator(function):
             raise TypeError(f"{who} must be async def with yield")
+        check_takes(who, function, "app")
         check_free("lifespan", "the app", function, self.life)
         self.life = function
         return function
@@ -4419,11 +4838,13 @@ class App(Marking):
             path: Without parameters.
 
         Raises:
+            TypeError: If the page doesn't take the request.
             ValueError: If the path has parameters, or is taken by another page.
         """
         place = place_of("page", path)
 
         def register(function: Function) -> Function:
+            check_takes(f"page {describe(function)}", function, "request")
             check_free("page", repr(path), function, self.pages.get(place))
             self.pages[place] = function
             return function
@@ -4474,13 +4895,15 @@ class App(Marking):
             **options: Those of `websockets.serve`, under their own names.
 
         Raises:
-            TypeError: If an option is one that wsappy itself needs.
+            TypeError: If *host* is a port, or an option is unknown, or one that wsappy
+                itself needs.
             ValueError: On entry, if there is no route.
             OSError: On entry, if the port can't be opened.
         """
-        for name, instead in RESERVED_OPTIONS.items():
-            if name in options:
-                raise TypeError(f"option {name!r} is wsappy's own; write {instead}")
+        if isinstance(host, int):
+            text = f"host must be a name or an address: got {host!r}"
+            raise TypeError(f"{text}; write port={host!r}")
+        check_options(options)
         place = {"unix": True, "path": unix} if unix else {}
         return Serving(self, host, port, {**place, **options})
 
@@ -4503,7 +4926,8 @@ class App(Marking):
         Raises:
             RuntimeError: If a loop runs already, or this isn't the main thread.
             SystemExit: With 1, if the port can't be opened.
-            TypeError: If an option is one that wsappy itself needs.
+            TypeError: If *host* is a port, or an option is unknown, or one that wsappy
+                itself needs.
             ValueError: If there is no route.
         """
         is_main = threading.current_thread() is threading.main_thread()
@@ -4773,6 +5197,11 @@ class Serving:
         self.timer: asyncio.TimerHandle | None = None
         self.service = Service.NEW
         self.stack = contextlib.AsyncExitStack()
+
+    def __await__(self) -> NoReturn:
+        raise TypeError(
+            "app.serve() must be entered, not awaited; write async with app.serve():"
+        )
 
     async def __aenter__(self) -> Self:
         if self.service is not Service.NEW:
@@ -5331,7 +5760,7 @@ def listener(
         raise TypeError(
             f"handler {describe(function)} of pushes must not yield; write return"
         )
-    signature = inspect.signature(function)
+    signature = signature_of(function)
     request = inspect.Parameter("_request", inspect.Parameter.POSITIONAL_ONLY)
     parameters = [request, *signature.parameters.values()]
     checked: Any = functools.update_wrapper(lambda _: None, function)
