@@ -11505,9 +11505,9 @@ class TestOpen:
     @pytest.mark.parametrize(
         ("url", "reason"),
         [
-            ("ws://a..b/", "UnicodeError("),
-            (f"ws://{'x' * 64}/", "UnicodeError("),
-            ("ws://127.0.0.1/", "InvalidProxy('http://', 'hostname isn\\'t provided')"),
+            ("ws://a..b/", "Unicode"),
+            (f"ws://{'x' * 64}/", "Unicode"),
+            ("ws://127.0.0.1/", "InvalidProxy("),
         ],
         ids=["host", "long host", "proxy"],
     )
@@ -11518,7 +11518,7 @@ class TestOpen:
             connect(url, proxy=proxy).__aenter__(), ConnectionError
         )
 
-        assert str(error).startswith(f"can't connect to {url}: {reason[:12]}")
+        assert str(error).startswith(f"can't connect to {url}: {reason}")
 
     @pytest.mark.parametrize("kind", ["def", "async def"])
     async def test_functions(self, kind: str) -> None:
@@ -11575,6 +11575,7 @@ class TestOpen:
                 "x:8008/api",
                 f"'x:8008/api', scheme isn't ws or wss; write {EXAMPLE_URL}",
             ),
+            ("httpd/a", f"'httpd/a', scheme isn't ws or wss; write {EXAMPLE_URL}"),
             ("/api", f"'/api', scheme isn't ws or wss; write {EXAMPLE_URL}"),
             ("", f"'', scheme isn't ws or wss; write {EXAMPLE_URL}"),
             ("ws://", f"'ws://', hostname isn't provided; write {EXAMPLE_URL}"),
@@ -11878,8 +11879,9 @@ class TestSubscribe:
 
         assert bounds == [(0, high) for high in [0.25, 0.5, 1, 2, 4, 8, 15, 15]]
 
-    async def test_left_during_the_wait(self, monkeypatch: Any) -> None:
-        """A group that is left while it waits isn't joined again."""
+    @pytest.mark.parametrize("verb", ["subscribe", "unsubscribe"])
+    async def test_no_need_after_the_wait(self, verb: str, monkeypatch: Any) -> None:
+        """A group that was joined or left during the wait isn't joined once more."""
         waits = iter([0.01, 0.05])
         monkeypatch.setattr(random, "uniform", lambda *_: next(waits))
         async with pair() as (api, wire, _):
@@ -11889,13 +11891,23 @@ class TestSubscribe:
                 await wire.answer(await wire.read(), data)
                 await done(task)
             await wire.write(push_of("x", group="room", offset=9))
-            task = start(api.unsubscribe("room"))
+            await settled(api, wire)
+            task = start(getattr(api, verb)("room"))
             await wire.answer(await wire.read())
             await done(task)
             # It waits longer, and begins later.
             await wire.write(push_of("x", group="other", offset=9))
 
             assert (await wire.read())["data"]["group"] == "other"
+
+    async def test_progress(self) -> None:
+        """Other events before the answer are passed over."""
+        async with pair() as (api, wire, _):
+            task = start(api.subscribe("room"))
+            call = await wire.read()
+            await wire.write(event_of(call, 1, "progress"), event_of(call))
+
+            assert await done(task) is None
 
     async def test_odd_epoch(self) -> None:
         """An epoch that is no string is none."""

@@ -4453,7 +4453,7 @@ def checked_url(url: Any) -> str:
     if type(outcome) is Failure:
         reason = getattr(outcome.exc, "msg", outcome.exc)
         must = f"url must be that of a WebSocket: got {place!r}, {reason}"
-        right = place.replace("http", "ws", 1) if place.startswith("http") else right
+        right = "ws" + place[4:] if re.match("https?://", place) else right
         raise ValueError(f"{must}; write {right!r}")
     return typing.cast(str, url)
 
@@ -4503,60 +4503,43 @@ async def run_hook(what: str, hook: Callable[..., Any], *arguments: Any) -> None
         log_failure(what, outcome.exc)
 
 
-class Inbox:
-    """What has come and waits to be looped over, then how it ended.
+class Inbox(asyncio.Queue[Any]):
+    """What has come and waits to be looped over; an exception is how it ended.
 
     Attributes:
-        items: What waits.
-        end: What is raised after the last item; None while more may come.
-        limit: Bounds each wait; used by tests.
+        limit: Bounds each wait, in tests.
     """
 
     def __init__(self, limit: Callable[[], Any] = contextlib.nullcontext) -> None:
-        self.items: collections.deque[Any] = collections.deque()
-        self.end: Exception | None = None
-        self.arrived = asyncio.Event()
+        super().__init__()
         self.limit = limit
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
-        while not self.items:
-            if self.end is not None:
-                raise self.end
-            self.arrived.clear()
-            async with self.limit():
-                await self.arrived.wait()
-        return self.items.popleft()
-
-    def put(self, item: Any) -> None:
-        self.items.append(item)
-        self.arrived.set()
-
-    def close(self, end: Exception) -> None:
-        self.end = end
-        self.arrived.set()
+        async with self.limit():
+            item = await self.get()
+        if isinstance(item, Exception):
+            # Whoever asks once more hears the same.
+            self.put_nowait(item)
+            raise item
+        return item
 
 
-class Items(Inbox):
-    """The items of a stream: at most *window* wait, and no result comes after them."""
-
-    def __init__(self, names: tuple[str, str], window: int, *limit: Any) -> None:
-        super().__init__(*limit)
-        self.names, self.window = names, window
-
-    def handle(self, event: str, value: Any) -> None:
-        """Handle an event of the stream, or how it ended."""
-        if event == "item" and len(self.items) < self.window:
-            self.put(value)
-        elif event == "item":
-            self.close(Error("bad_message", "more items than were asked for"))
-        elif event == "result" and value not in (None, {}):
-            must = f"stream of {'.'.join(self.names)!r} must have items: got a result"
-            self.close(TypeError(f"{must}; write await api.call{self.names}"))
-        elif event in TERMINAL:
-            self.close(value or StopAsyncIteration())
+def receive_item(
+    inbox: Inbox, names: tuple[str, str], window: int, event: str, value: Any
+) -> None:
+    """Handle an event of a stream; at most *window* items wait."""
+    if event == "item" and inbox.qsize() >= window:
+        value = Error("bad_message", "more items than were asked for")
+    elif event == "result" and value in (None, {}):
+        value = StopAsyncIteration()
+    elif event == "result":
+        must = f"stream of {'.'.join(names)!r} must have items: got a result"
+        value = TypeError(f"{must}; write await api.call{names}")
+    if event == "item" or event in TERMINAL:
+        inbox.put_nowait(value)
 
 
 class Backoff:
@@ -4579,11 +4562,10 @@ class Backoff:
 class PeerCalls(Calls):
     """The calls of a client's connection."""
 
-    peer: Peer
-
     def hear(self, message: dict[str, JSON]) -> None:
         """Hand a push to the peer."""
-        self.peer.hear(self.wire, message)
+        wire: Any = self.wire
+        wire.peer.hear(wire, message)
 
     def cancel_there(self, request_id: int) -> None:
         """Cancel a call on the server; only an error would be answered."""
@@ -4626,7 +4608,6 @@ class PeerWire(LibraryWire, websockets.ClientConnection):
         client, context = Client(self.app, self, None), contextvars.copy_context()
         context.run(CURRENT.set, client.id)
         self.calls = PeerCalls(self.app, self.peer.route, self, client, context)
-        self.calls.peer = self.peer
         self.calls.is_greeting = False
         self.calls.set_gate()
         self.receive = self.calls.receive
@@ -4926,11 +4907,12 @@ class Peer:
             TypeError: If the data can't be written as JSON, or the method streams.
         """
         name, limit = f"{module}.{method}", self.timeout if timeout is ... else timeout
-        remedy = f"async for item in api.stream{module, method}"
 
         def note(event: str, value: JSON) -> None:
-            refuse_item(name, event, value, remedy)
-            if on_event is not None and event != "result":
+            if event == "item":
+                remedy = f"async for item in api.stream{module, method}"
+                refuse_item(name, event, value, remedy)
+            elif on_event is not None and event != "result":
                 self._spawn(run_hook(f"on_event of {name}", on_event, event, value))
 
         return await self._result_of(module, method, merge(data, fields), limit, note)
@@ -4938,8 +4920,9 @@ class Peer:
     async def _result_of(
         self, module: str, method: str, data: JSON, limit: float | None, note: Any
     ) -> JSON:
-        began, name = monotonic(), f"{module}.{method}"
-        connection = self._usable() or await self._connected(name, limit)
+        began, connection = monotonic(), self._usable()
+        if connection is None:
+            connection = await self._connected(f"{module}.{method}", limit)
         left = None if limit is None else limit - (monotonic() - began)
         return await connection.calls.ask(module, method, data, left, note)
 
@@ -5008,10 +4991,10 @@ class Peer:
             raise ValueError(f"{must}; write window=1")
         name, half = f"{module}.{method}", (window + 1) // 2
         connection = self._usable() or await self._connected(name, self.timeout)
-        limit = functools.partial(self._limit, f"an item of {name}")
-        items, calls = Items((module, method), window, limit), connection.calls
-        names: Any = items.handle, module, method
-        number = calls.ask_for_events(*names, data=merge(data, fields), items=window)
+        calls, names, data = connection.calls, (module, method), merge(data, fields)
+        items = Inbox(functools.partial(self._limit, f"an item of {name}"))
+        handle = functools.partial(receive_item, items, names, window)
+        number = calls.ask_for_events(handle, *names, data=data, items=window)
         more: JSON = {"request_id": number, "items": half}
         taken = 0
         try:
@@ -5065,8 +5048,9 @@ class Peer:
 
     def _reader(self, *limit: Any) -> Inbox:
         inbox = Inbox(*limit)
-        inbox.end = self._end_of_pushes()
         self._readers.add(inbox)
+        if self._end is not None:
+            inbox.put_nowait(self._end_of_pushes())
         return inbox
 
     def _limit(self, what: str) -> Any:
@@ -5086,8 +5070,8 @@ class Peer:
             self.counts["dropped_push"] += 1
         else:
             for reader in self._readers:
-                reader.put(push)
-            if any(len(reader.items) >= MAX_UNREAD for reader in self._readers):
+                reader.put_nowait(push)
+            if any(reader.qsize() >= MAX_UNREAD for reader in self._readers):
                 connection.is_overrun = True
                 connection.shut(4508, "too many unread pushes")
 
@@ -5218,7 +5202,6 @@ class Peer:
         """Connect once; raises OSError or Refused, whatever went wrong."""
         outcome = await run_to_end(self._attempt)
         if type(outcome) is not Failure:
-            self._connection = outcome
             return outcome  # type: ignore[no-any-return]
         exc = outcome.exc
         if isinstance(exc, websockets.InvalidStatus):
@@ -5234,7 +5217,8 @@ class Peer:
         self._place = place_of(checked_url(url))
         options["additional_headers"] = await asked(headers)
         options["create_connection"] = functools.partial(PeerWire, self)
-        return await websockets.connect(url, **options)
+        self._connection = await websockets.connect(url, **options)  # type: ignore[assignment]
+        return self._connection
 
     async def _live(self, connection: PeerWire) -> None:
         """Keep the peer connected until it has to stay away."""
@@ -5256,7 +5240,7 @@ class Peer:
             self._end = why if is_final(why) else closed
             self._changed.set()
             for reader in self._readers:
-                reader.close(self._end_of_pushes())
+                reader.put_nowait(self._end_of_pushes())
 
     async def _stay(self, connection: PeerWire) -> ConnectionClosed:
         """Be connected until the connection ends, and all that ran on it."""
@@ -5313,8 +5297,8 @@ class Peer:
         self._reconnects = False
         if self._connection is not None:
             self._connection.shut(code, reason)
-        elif self._life is not None:
-            self._life.cancel()
+        else:
+            self._life.cancel()  # type: ignore[union-attr]
 
 
 connect = Peer
@@ -5408,10 +5392,9 @@ class TestedPeer(Peer):
             if seconds is None:
                 raise
             came = ", ".join(f"{each.module}.{each.event}" for each in self.unread)
-            raise TimeoutError(
-                f"{what} must come within {seconds:g} s: got "
-                f"{'the push ' + came if came else 'nothing'} instead"
-            ) from None
+            must = f"{what} must come within {seconds:g} s"
+            came = f"the push {came}" if came else "nothing"
+            raise TimeoutError(f"{must}: got {came} instead") from None
 
     async def _result_of(
         self, module: str, method: str, data: JSON, limit: float | None, note: Any
