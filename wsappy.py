@@ -4602,9 +4602,8 @@ class PeerWire(LibraryWire, websockets.ClientConnection):
 
     def _open(self) -> None:
         request: Any = self.request
-        self.opening = Opening(
-            request.path, request.headers, remote_of(self), self.id.hex
-        )
+        ends = remote_of(self), self.id.hex
+        self.opening = Opening(request.path, request.headers, *ends)
         client, context = Client(self.app, self, None), contextvars.copy_context()
         context.run(CURRENT.set, client.id)
         self.calls = PeerCalls(self.app, self.peer.route, self, client, context)
@@ -4681,13 +4680,8 @@ def offset_of(message: dict[str, JSON]) -> int | None:
 
 
 def push_of(message: dict[str, JSON]) -> Push:
-    return Push(
-        name_of(message, "module"),
-        message["event"],
-        message.get("data"),
-        name_of(message, "group"),
-        offset_of(message),
-    )
+    parts = name_of(message, "module"), message["event"], message.get("data")
+    return Push(*parts, name_of(message, "group"), offset_of(message))
 
 
 @dataclass(slots=True)
@@ -4747,18 +4741,15 @@ class RemoteModule:
         return call
 
 
-def listener(
-    module: str, event: str, function: Callable[..., Any]
-) -> Callable[[JSON], Any]:
+def listener(module: str, event: str, function: Any) -> Callable[[JSON], Any]:
     """Return what checks a push's data and runs *function*, which gets no request.
 
     Raises:
         TypeError: If the arguments can't come by name, or it yields.
     """
     if kind_of(function, Mark(event)) is STREAM:
-        raise TypeError(
-            f"handler {describe(function)} of pushes must not yield; write return"
-        )
+        who = f"handler {describe(function)} of pushes"
+        raise TypeError(f"{who} must not yield; write return")
     signature = inspect.signature(function)
     request = inspect.Parameter("_request", inspect.Parameter.POSITIONAL_ONLY)
     parameters = [request, *signature.parameters.values()]
@@ -4992,7 +4983,8 @@ class Peer:
         name, half = f"{module}.{method}", (window + 1) // 2
         connection = self._usable() or await self._connected(name, self.timeout)
         calls, names, data = connection.calls, (module, method), merge(data, fields)
-        items = Inbox(functools.partial(self._limit, f"an item of {name}"))
+        limit = functools.partial(self.limit, f"an item of {name}", self.timeout)
+        items = Inbox(limit)
         handle = functools.partial(receive_item, items, names, window)
         number = calls.ask_for_events(handle, *names, data=data, items=window)
         more: JSON = {"request_id": number, "items": half}
@@ -5044,7 +5036,7 @@ class Peer:
             ConnectionClosed: If the peer stays away, and not because all is done.
             Refused: If the server refused to let the peer in again.
         """
-        return self._reader(functools.partial(self._limit, "a push"))
+        return self._reader(functools.partial(self.limit, "a push", self.timeout))
 
     def _reader(self, *limit: Any) -> Inbox:
         inbox = Inbox(*limit)
@@ -5053,8 +5045,8 @@ class Peer:
             inbox.put_nowait(self._end_of_pushes())
         return inbox
 
-    def _limit(self, what: str) -> Any:
-        """Bound a wait for *what*, in tests."""
+    def limit(self, what: str, seconds: float | None) -> Any:
+        """Bound a wait for *what*; tests do."""
         return contextlib.nullcontext()
 
     def _end_of_pushes(self) -> Any:
@@ -5402,9 +5394,6 @@ class TestedPeer(Peer):
         async with self.limit(f"the answer to {module}.{method}", limit):
             return await super()._result_of(module, method, data, None, note)
 
-    def _limit(self, what: str) -> Any:
-        return self.limit(what, self.timeout)
-
     async def push_received(self, module: str, event: str) -> Push:
         """Wait for a push and return it; others stay.
 
@@ -5431,10 +5420,8 @@ class TestedPeer(Peer):
         connection = self._connection
         calls = list(connection.calls.asked) if connection else []
         if self.unread or calls:
-            raise AssertionError(
-                f"nothing must have come: got the pushes {self.unread!r}, and the "
-                f"calls {calls!r} are unfinished"
-            )
+            must = f"nothing must have come: got the pushes {self.unread!r}"
+            raise AssertionError(f"{must}, and the calls {calls!r} are unfinished")
 
 
 # --- 10. The classic API -----------------------------------------------------
