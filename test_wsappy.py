@@ -11955,6 +11955,25 @@ class TestSubscribe:
         warnings = [each.getMessage() for each in caplog.records]
         assert warnings[0] == "group 'room' can't be joined again: Error('no', '')"
 
+    @pytest.mark.parametrize("is_answered", [True, False])
+    async def test_tried_again_later(self, is_answered: bool) -> None:
+        """A group that may be joined later is tried until it lets the peer in."""
+        async with pair(timeout=LIMIT if is_answered else 0.05) as (api, wire, fake):
+            await self.join(api, wire)
+            await wire.ws.close(4503)
+            again = await fake.accept()
+            for _ in range(2):
+                call = await again.read()
+                assert call["method"] == "subscribe"
+                if is_answered:
+                    error = {"code": "overloaded", "message": "", "retry": True}
+                    await again.answer(call, error, "error")
+                else:
+                    assert (await again.read())["method"] == "cancel"
+            call = await again.read()
+
+            assert (call["method"], call["data"]) == ("subscribe", {"group": "room"})
+
     async def test_unsubscribe(self) -> None:
         """A group that was left isn't joined again."""
         async with pair() as (api, wire, fake):
