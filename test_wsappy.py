@@ -64,7 +64,7 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.asyncio.client import connect as ws_connect
 from websockets.asyncio.server import serve
 from websockets.datastructures import Headers
-from websockets.exceptions import ConnectionClosedError, InvalidURI
+from websockets.exceptions import ConnectionClosedError
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.utils import apply_mask
@@ -4364,7 +4364,7 @@ class TestAsking:
             await wire.ask({}, 0.001)
         wire.read({"request_id": 1, "event": "result"})
 
-        assert str(raised.value) == "no answer to ui.confirm in time"
+        assert str(raised.value) == "no answer to ui.confirm in time; it was sent"
         assert wire.counted("dropped_event") == 1
 
     async def test_client_that_goes(self) -> None:
@@ -10889,6 +10889,8 @@ class TestCallToTheClient:
                 return await client.call("ui", "confirm", text="Delete?")
             except Error as exc:
                 return exc.as_data()
+            except TypeError as exc:
+                return str(exc)
 
         async with talking(client_app(hook, **options)) as talk:
             call = await talk.call("do.it", "mine")
@@ -10945,9 +10947,19 @@ class TestCallToTheClient:
         """Events before the terminal one are passed over, a second answer dropped."""
         last = {"event": "result", "data": 1}
 
-        _, result = await self.answered([{"event": "item"}, last, {**last, "data": 2}])
+        messages = [{"event": "progress"}, last, {**last, "data": 2}]
+        _, result = await self.answered(messages)
 
         assert result == 1
+
+    async def test_stream(self) -> None:
+        """A method of the client's that streams is an error that says what to write."""
+        _, result = await self.answered([{"event": "item", "data": 1}])
+
+        assert result == (
+            "call of 'ui.confirm' must have one result: got an item; write return "
+            "instead of yield there"
+        )
 
     async def test_no_answer(self) -> None:
         """`call` raises TimeoutError where the client doesn't answer in time."""
@@ -15734,7 +15746,7 @@ class TestCall:
                 api.call("entity", "get", timeout=0.01), TimeoutError
             )
 
-            assert str(error) == "no answer to entity.get in time"
+            assert str(error) == "no answer to entity.get in time; it was sent"
             await wire.read()
             assert await wire.read() == {
                 "module": "$",
@@ -15822,14 +15834,101 @@ class TestCall:
             assert (call["module"], call["method"]) == ("entity", "get")
             assert await done(task) == 1
 
-    async def test_timeout_of_a_module(self) -> None:
-        """A module's methods take a timeout, as `call` does."""
-        async with pair() as (api, _, _):
-            error = await peer_error_of(
-                api.module("entity").get(timeout=0.01), TimeoutError
-            )
+    @pytest.mark.parametrize("is_async", [False, True])
+    async def test_on_event(self, is_async: bool) -> None:
+        """`on_event` hears of each event before the result, in order."""
+        seen: list[Any] = []
 
-        assert str(error) == "no answer to entity.get in time"
+        async def hear(event: str, data: Any) -> None:
+            seen.append((event, data))
+
+        hears = hear if is_async else lambda *event: seen.append(event)
+        async with pair() as (api, wire, _):
+            task = start(api.call("entity", "get", on_event=hears))
+            call = await wire.read()
+            events = [event_of(call, n, "progress") for n in range(3)]
+            await wire.write(*events, event_of(call, "all"))
+
+            assert await done(task) == "all"
+        assert seen == [("progress", 0), ("progress", 1), ("progress", 2)]
+
+    async def test_on_event_that_raises(self, caplog: Any) -> None:
+        """What `on_event` raises is logged, and the call goes on."""
+        async with pair() as (api, wire, _):
+            task = start(api.call("entity", "get", on_event=lambda *_: 1 / 0))
+            call = await wire.read()
+            await wire.write(event_of(call, 1, "progress"), event_of(call, "all"))
+
+            assert await done(task) == "all"
+        logged = [(each.levelname, each.getMessage()) for each in caplog.records]
+        assert logged == [("ERROR", "on_event of entity.get failed")]
+
+    async def test_stream(self) -> None:
+        """A call of a stream raises at the first item, and is cancelled there."""
+        async with pair() as (api, wire, _):
+            task = start(api.call("entity", "watch"))
+            call = await wire.read()
+            await wire.write(*(event_of(call, n, "item") for n in range(3)))
+
+            await peer_error_of(task, TypeError)
+
+            cancel = await wire.read()
+            assert (cancel["method"], cancel["data"]) == ("cancel", {"request_id": 1})
+            await settled(api, wire)
+
+    async def test_another_loop(self) -> None:
+        """Nothing is sent from another thread's loop."""
+        async with pair() as (api, wire, _):
+            for use in (
+                lambda: api.call("entity", "get"),
+                lambda: collect(api.stream("entity", "watch")),
+                lambda: api.subscribe("room"),
+                api.close,
+            ):
+                error = await peer_error_of(
+                    asyncio.to_thread(asyncio.run, use()), RuntimeError
+                )
+
+                assert str(error) == (
+                    "peer must be used in the loop in which it was entered; write "
+                    "asyncio.run_coroutine_threadsafe(api.call(...), loop)"
+                )
+            await settled(api, wire)
+
+    async def test_from_another_thread(self) -> None:
+        """What that error says to write works."""
+        async with pair() as (api, wire, _):
+            loop = asyncio.get_running_loop()
+
+            def work() -> Any:
+                call = api.call("entity", "get")
+                return asyncio.run_coroutine_threadsafe(call, loop).result(LIMIT)
+
+            task = start(asyncio.to_thread(work))
+            await wire.answer(await wire.read(), 1)
+
+            assert await done(task) == 1
+
+    @pytest.mark.parametrize("name", ["timeout", "window", "on_event", "self", "data"])
+    async def test_keywords_of_a_module(self, name: str) -> None:
+        """Every keyword of a module's method is an argument."""
+        async with pair() as (api, wire, _):
+            task = start(api.module("entity").get({"a": 1}, **{name: 5}))
+            call = await wire.read()
+            await wire.answer(call, 1)
+
+            assert (call["data"], await done(task)) == ({"a": 1, name: 5}, 1)
+
+    async def test_task_of_a_module(self) -> None:
+        """A call of a module is a coroutine, and may become a task."""
+        async with pair() as (api, wire, _):
+            task = asyncio.create_task(api.module("entity").get())
+            await wire.read()
+            task.cancel()
+
+            await peer_error_of(task, asyncio.CancelledError)
+
+            assert (await wire.read())["method"] == "cancel"
 
     async def test_special_names(self) -> None:
         """A module has no methods that Python asks for by itself."""
@@ -15850,6 +15949,74 @@ class TestCall:
             error = await peer_error_of(api.__aenter__(), RuntimeError)
 
         assert str(error) == "peer must be entered once; write connect(...) again"
+
+
+CONFUSIONS = [
+    (
+        "item",
+        lambda api: api.call("entity", "watch"),
+        "call of 'entity.watch' must have one result: got an item; write async for "
+        "item in api.stream('entity', 'watch')",
+    ),
+    (
+        "item",
+        lambda api: api.module("entity").watch(),
+        "call of 'entity.watch' must have one result: got an item; write async for "
+        "item in api.stream('entity', 'watch')",
+    ),
+    (
+        "result",
+        lambda api: collect(api.stream("entity", "get")),
+        "stream of 'entity.get' must have items: got a result; write await "
+        "api.call('entity', 'get')",
+    ),
+    (
+        "",
+        lambda api: collect(api.module("entity").watch()),
+        "call of 'entity.watch' must be awaited: got async for; write async for item "
+        "in api.stream('entity', 'watch')",
+    ),
+]
+
+
+class TestConfusions:
+    """What is called, looped over or awaited the wrong way says what to write."""
+
+    @pytest.mark.parametrize(
+        ("event", "use", "text"),
+        CONFUSIONS,
+        ids=["call", "module", "stream", "loop over a module"],
+    )
+    async def test_text(self, event: str, use: Any, text: str) -> None:
+        """Each names the other one."""
+        async with pair() as (api, wire, _):
+            task = start(use(api))
+            if event:
+                await wire.answer(await wire.read(), [], event)
+
+            assert str(await peer_error_of(task, TypeError)) == text
+
+    @pytest.mark.parametrize("result", [0, False, "", [], {"a": 1}])
+    async def test_results(self, result: Any) -> None:
+        """Any result but an empty one says that it was no stream."""
+        async with pair() as (api, wire, _):
+            task = start(collect(api.stream("entity", "get")))
+            await wire.answer(await wire.read(), result)
+
+            await peer_error_of(task, TypeError)
+
+    @pytest.mark.parametrize("window", [0, -1, True, 1.0, None, "2"])
+    async def test_window(self, window: Any) -> None:
+        """A window must be an integer of at least 1."""
+        async with pair() as (api, wire, _):
+            stream = api.stream("entity", "watch", window=window)
+            error = await peer_error_of(collect(stream), ValueError)
+
+            assert str(error) == (
+                f"window must be an integer of at least 1: got {window!r}; write "
+                "window=1"
+            )
+            await settled(api, wire)
 
 
 class TestWire:
@@ -16025,6 +16192,43 @@ class TestStream:
             await wire.answer(call)
             assert await done(task) == list(range(100))
 
+    @pytest.mark.parametrize(
+        ("window", "half"), [(1, 1), (2, 1), (3, 2), (4, 2), (7, 4), (100, 50)]
+    )
+    async def test_window(self, window: int, half: int) -> None:
+        """Of a window's items half is allowed again, once the loop has had it."""
+        async with pair() as (api, wire, _):
+            stream = api.stream("entity", "watch", window=window)
+            task = start(collect(stream))
+            call = await wire.read()
+            sent, credit, more = 0, call["items"], []
+            while sent < 3 * window:
+                while credit:
+                    await wire.answer(call, sent, "item")
+                    sent, credit = sent + 1, credit - 1
+                more.append((await wire.read())["data"]["items"])
+                credit += more[-1]
+            await wire.answer(call)
+
+            assert await done(task) == list(range(sent))
+            assert (call["items"], set(more)) == (window, {half})
+
+    async def test_one_at_a_time(self) -> None:
+        """With a window of one the next item is asked for after the last one's turn."""
+        async with pair() as (api, wire, _):
+            stream = api.stream("entity", "watch", window=1)
+            first = start(anext(stream))
+            call = await wire.read()
+            await wire.answer(call, 1, "item")
+            assert await done(first) == 1
+            await settled(api, wire)
+            second = start(anext(stream))
+
+            assert (await wire.read())["data"] == {"request_id": 1, "items": 1}
+            await wire.write(*(event_of(call, n, "item") for n in (2, 3)))
+            assert await done(second) == 2
+            await stream.aclose()
+
     async def test_no_credit_while_unread(self) -> None:
         """A loop that doesn't go on gives no credit, and other calls go through."""
         async with pair() as (api, wire, _):
@@ -16111,7 +16315,11 @@ class TestStream:
             await fake.__aexit__()
             await wire.gone()
 
-            await peer_error_of(collect(api.stream("entity", "watch")), TimeoutError)
+            error = await peer_error_of(
+                collect(api.stream("entity", "watch")), TimeoutError
+            )
+
+        assert str(error) == "no connection for entity.watch in time; it was not sent"
 
 
 async def collect(stream: Any, seen: Any = None) -> Any:
@@ -16529,6 +16737,28 @@ class TestMethod:
 
         assert (before, said) == (["begun"], ["begun", "ended"])
 
+    async def test_large_response(self) -> None:
+        """Awaiting a large response waits until the server has read most of it."""
+        said: list[Any] = []
+
+        async def confirm(request: Any, text: Any) -> None:
+            said.append("begun")
+            await request.response("progress", "x" * 2**24)
+            said.append("ended")
+
+        async with pair_by_hand(max_size=None) as (api, wire, _):
+            api.method("ui", "confirm")(confirm)
+            await wire.write({**self.CALL, "request_id": 1})
+            wire.ws.transport.pause_reading()
+            await wire_until(lambda: said)
+            await turns()
+            before = list(said)
+            wire.ws.transport.resume_reading()
+            for _ in range(2):
+                await wire.read()
+
+        assert (before, said) == (["begun"], ["begun", "ended"])
+
     async def test_connection_lost(self) -> None:
         """The handlers of a connection that goes are cancelled."""
         seen: asyncio.Queue[Any] = asyncio.Queue()
@@ -16814,10 +17044,13 @@ class TestReconnect:
         async with pair() as (api, wire, fake):
             await fake.__aexit__()
             await wire.gone()
-            await peer_error_of(api.call("entity", "get", timeout=0.01), TimeoutError)
+            error = await peer_error_of(
+                api.call("entity", "get", timeout=0.01), TimeoutError
+            )
             await fake.start()
 
             await settled(api, await fake.accept())
+        assert str(error) == "no connection for entity.get in time; it was not sent"
 
     async def test_call_while_closing(self) -> None:
         """A call after the server's close frame waits for the next connection."""
@@ -16840,7 +17073,7 @@ class TestReconnect:
 
             await settled(api, again)
 
-    @pytest.mark.parametrize("refusal", [401, 403, 404])
+    @pytest.mark.parametrize("refusal", [401, 403])
     async def test_refused(self, refusal: int) -> None:
         """Such a status on a reconnect keeps the peer away, and calls raise it."""
         status: list[Any] = []
@@ -16864,10 +17097,142 @@ class TestReconnect:
             return connection.respond(status.pop(), "later") if status else None
 
         async with pair(server={"process_request": decide}) as (api, wire, fake):
-            status += [503, 500, 429]
+            status += [503, 500, 429, 404, 400]
             wire.ws.transport.abort()
 
             await settled(api, await fake.accept())
+
+    @pytest.mark.parametrize(
+        "location",
+        [
+            "https://login.example/?next=api",
+            "http://127.0.0.1/",
+            "ws://127.0.0.1:99999/",
+            "ws://127.0.0.1:port/",
+            "ws://a..b/",
+            f"ws://{'x' * 64}/",
+            "ws://[::1/",
+            "ws://",
+            "/api",
+        ],
+    )
+    async def test_redirected(self, location: str) -> None:
+        """A redirect that leads nowhere is tried again, wherever it points."""
+        places: list[Any] = []
+
+        def decide(connection: Any, request: Any) -> Any:
+            if not places:
+                return None
+            response = connection.respond(302, "")
+            response.headers["Location"] = places.pop()
+            return response
+
+        async with pair(server={"process_request": decide}) as (api, wire, fake):
+            # The library follows ten of them in one attempt.
+            places += [location] * 12
+            wire.ws.transport.abort()
+
+            await settled(api, await fake.accept())
+
+    @pytest.mark.parametrize("what", ["url", "additional_headers"])
+    async def test_function_that_raises(self, what: str, caplog: Any) -> None:
+        """A function that raises is asked again, and a warning says why."""
+        raised = [KeyError("token"), OSError("later"), asyncio.CancelledError()]
+        async with Fake() as fake:
+            values: Any = {"url": fake.url, "additional_headers": {"X-Token": "t"}}
+            failing: list[Any] = []
+
+            async def ask() -> Any:
+                if failing:
+                    raise failing.pop(0)
+                return values[what]
+
+            options: Any = {**values, what: ask, "proxy": None}
+            async with connect(options.pop("url"), **options) as api:
+                wire = await fake.accept()
+                await settled(api, wire)
+                failing += raised
+                wire.ws.transport.abort()
+                await settled(api, await fake.accept())
+
+        warnings = [each.getMessage() for each in caplog.records]
+        place = fake.url
+        assert warnings == [
+            f"no connection to {place}: ConnectionError(\"can't connect to {place}: "
+            f'{text}")'
+            for text in ("KeyError('token')", "CancelledError()")
+        ]
+
+    async def test_function_that_refuses(self) -> None:
+        """A function may raise `Refused(401)` to stay away."""
+        async with Fake() as fake:
+            answers = [fake.url]
+
+            def url() -> Any:
+                if not answers:
+                    raise Refused(401, "no token")
+                return answers.pop()
+
+            async with connect(url, proxy=None) as api:
+                (await fake.accept()).ws.transport.abort()
+                error = await peer_error_of(api.call("a", "b"), Refused)
+
+        assert str(error) == "401 no token"
+
+    async def test_no_secrets_in_the_log(self, caplog: Any) -> None:
+        """A URL is logged without its password and its query."""
+        caplog.set_level("INFO")
+        async with Fake() as fake:
+            url = fake.url.replace("//", "//me:secret@") + "?token=secret"
+            async with connect(url, proxy=None) as api:
+                (await fake.accept()).ws.transport.abort()
+                await settled(api, await fake.accept())
+
+        mine = [each for each in caplog.records if "no connection" in each.message]
+        assert [each.getMessage() for each in mine] == [
+            f"no connection to {fake.url}: ConnectionClosedError(None, None, None)"
+        ]
+
+    async def test_bug(self, monkeypatch: Any, caplog: Any) -> None:
+        """A bug in the client itself ends all waits, and is logged."""
+        async with pair() as (api, wire, fake):
+            pushes = start(collect(api.pushes()))
+            await settled(api, wire)
+            unfinished = start(api.call("entity", "get"))
+            await wire.read()
+            monkeypatch.setattr(random, "uniform", lambda *_: 1 / 0)
+            wire.ws.transport.abort()
+            waiting = [pushes, unfinished]
+            for task in (*waiting, start(api.call("entity", "get"))):
+                await peer_error_of(task, ConnectionClosed)
+
+            assert fake.wires.empty()
+        logged = [(each.levelname, each.getMessage()) for each in caplog.records]
+        assert logged == [("ERROR", f"client of {fake.url} failed")]
+
+    async def test_bug_while_connected(self, monkeypatch: Any, caplog: Any) -> None:
+        """A bug beside an open connection closes it, with 1011."""
+        async with pair() as (api, wire, fake):
+            await TestSubscribe().join(api, wire, offset=1, epoch="e")
+            monkeypatch.setattr(random, "uniform", lambda *_: 1 / 0)
+            await wire.write(push_of("x", group="room", offset=9))
+
+            assert await wire.gone() == (1011, "the client failed")
+            await peer_error_of(api.call("entity", "get"), ConnectionClosed)
+        logged = [(each.levelname, each.getMessage()) for each in caplog.records]
+        assert logged == [("ERROR", f"client of {fake.url} failed")]
+
+    def test_loop_that_ends(self, caplog: Any) -> None:
+        """A loop that cancels every task, as `asyncio.run` does, logs nothing."""
+
+        async def main() -> None:
+            async with Fake() as fake:
+                api = await connect(fake.url, proxy=None).__aenter__()
+                await settled(api, await fake.accept())
+
+        asyncio.run(main())
+
+        assert caplog.records == []
 
     async def test_jitter(self, monkeypatch: Any) -> None:
         """The wait is random; its bound doubles, from 0.25 s up to 15 s."""
@@ -16927,6 +17292,9 @@ class TestReconnect:
             await peer_error_of(task, ConnectionClosed)
 
 
+EXAMPLE_URL = "'ws://localhost:8008/api'"
+
+
 class TestOpen:
     """The first connection raises at once where it fails."""
 
@@ -16961,7 +17329,8 @@ class TestOpen:
             (
                 b"220 smtp\r\n",
                 ConnectionError,
-                "can't connect to {}: did not receive a valid HTTP response",
+                "can't connect to {}: InvalidMessage('did not receive a valid HTTP "
+                "response')",
             ),
             (b"", TimeoutError, "timed out during opening handshake"),
         ],
@@ -16987,9 +17356,152 @@ class TestOpen:
 
         assert str(error) == text.format(url)
 
-    async def test_no_url(self) -> None:
-        """An address that is none is named by the library."""
-        await peer_error_of(connect("http://localhost").__aenter__(), InvalidURI)
+    async def test_named(self) -> None:
+        """What goes wrong has a note with the address, without what is secret."""
+        async with Fake() as fake:
+            url = fake.url
+
+        peer = connect(f"{url}?token=secret", proxy=None)
+        error = await peer_error_of(peer.__aenter__(), OSError)
+
+        assert error.__notes__ == [f"while connecting to {url}"]
+
+    @pytest.mark.parametrize(
+        ("url", "reason"),
+        [
+            ("ws://a..b/", "Unicode"),
+            (f"ws://{'x' * 64}/", "Unicode"),
+            ("ws://127.0.0.1/", "InvalidProxy("),
+        ],
+        ids=["host", "long host", "proxy"],
+    )
+    async def test_anything(self, url: str, reason: str) -> None:
+        """Whatever the library or the resolver raises is a ConnectionError."""
+        proxy = "http://" if "127" in url else None
+        error = await peer_error_of(
+            connect(url, proxy=proxy).__aenter__(), ConnectionError
+        )
+
+        assert str(error).startswith(f"can't connect to {url}: {reason}")
+
+    @pytest.mark.parametrize("kind", ["def", "async def"])
+    async def test_functions(self, kind: str) -> None:
+        """`url` and `additional_headers` may be functions, asked each time."""
+        count = itertools.count()
+        async with Fake() as fake:
+
+            async def url() -> str:
+                return f"{fake.url}?n={next(count)}"
+
+            async def headers() -> Any:
+                return {"X-Token": str(next(count))}
+
+            options: Any = [url, headers]
+            if kind == "def":
+                options = [
+                    lambda: f"{fake.url}?n={next(count)}",
+                    lambda: {"X-Token": str(next(count))},
+                ]
+            seen = []
+            async with connect(
+                options[0], additional_headers=options[1], proxy=None
+            ) as api:
+                for _ in range(2):
+                    wire = await fake.accept()
+                    await settled(api, wire)
+                    request = wire.ws.request
+                    seen.append((request.path, request.headers["X-Token"]))
+                    wire.ws.transport.abort()
+
+        assert seen == [("/api?n=0", "1"), ("/api?n=2", "3")]
+
+    async def test_wrong_url_of_a_function(self) -> None:
+        """A function's URL is checked at the entry, and named."""
+        error = await peer_error_of(
+            connect(lambda: "http://x").__aenter__(), ConnectionError
+        )
+
+        assert isinstance(error.__cause__, ValueError)
+        assert str(error).endswith(
+            "ValueError(\"url must be that of a WebSocket: got 'http://x', scheme "
+            "isn't ws or wss; write 'ws://x'\")"
+        )
+
+    @pytest.mark.parametrize(
+        ("url", "text"),
+        [
+            (
+                "http://x/api",
+                "'http://x/api', scheme isn't ws or wss; write 'ws://x/api'",
+            ),
+            ("https://x?t=1", "'https://x', scheme isn't ws or wss; write 'wss://x'"),
+            (
+                "x:8008/api",
+                f"'x:8008/api', scheme isn't ws or wss; write {EXAMPLE_URL}",
+            ),
+            ("httpd/a", f"'httpd/a', scheme isn't ws or wss; write {EXAMPLE_URL}"),
+            ("/api", f"'/api', scheme isn't ws or wss; write {EXAMPLE_URL}"),
+            ("", f"'', scheme isn't ws or wss; write {EXAMPLE_URL}"),
+            ("ws://", f"'ws://', hostname isn't provided; write {EXAMPLE_URL}"),
+            (
+                "ws://x:99999/",
+                f"'ws://x:99999/', Port out of range 0-65535; write {EXAMPLE_URL}",
+            ),
+            (
+                "ws://x:port/",
+                "'ws://x:port/', Port could not be cast to integer value as 'port'; "
+                f"write {EXAMPLE_URL}",
+            ),
+        ],
+    )
+    async def test_wrong_url(self, url: str, text: str) -> None:
+        """A URL that can't be one says what to write, at once."""
+        with pytest.raises(ValueError, match="url must be") as raised:
+            connect(url)
+
+        assert str(raised.value) == f"url must be that of a WebSocket: got {text}"
+
+    async def test_no_text(self) -> None:
+        """A URL must be a string, or a function."""
+        with pytest.raises(TypeError) as raised:
+            connect(typing.cast("Any", b"ws://x"))
+
+        assert (
+            str(raised.value)
+            == f"url must be a string: got b'ws://x'; write {EXAMPLE_URL}"
+        )
+
+    @pytest.mark.parametrize("make", [connect, App().test_client], ids=["c", "t"])
+    @pytest.mark.parametrize(
+        ("name", "instead"),
+        [
+            ("headers", "additional_headers={'X-Key': '1'}"),
+            ("extra_headers", "additional_headers={'X-Key': '1'}"),
+            ("cookies", "additional_headers={'Cookie': 'session=1'}"),
+            ("auth", "additional_headers={'Authorization': 'Bearer 1'}"),
+            ("create_connection", "@api.on and @api.method"),
+            ("max_queue", "api.stream(..., window=1)"),
+            ("process_exception", "reconnect=False"),
+            ("reconnect_delays", "reconnect=False"),
+            ("nonsense", "one of those of websockets.connect"),
+        ],
+    )
+    async def test_unknown_option(self, make: Any, name: str, instead: str) -> None:
+        """An option that isn't there raises at once, and names the right one."""
+        with pytest.raises(TypeError) as raised:
+            make("/" if make is not connect else "ws://x", **{name: 1})
+
+        assert str(raised.value) == f"connect has no option {name!r}; write {instead}"
+
+    @pytest.mark.parametrize(
+        "name",
+        ["origin", "subprotocols", "ssl", "host", "unix", "path", "proxy_ssl", "sock"],
+    )
+    async def test_known_option(self, name: str) -> None:
+        """Those of the library and of the loop are there."""
+        options: Any = {name: None}
+
+        assert connect("wss://x", **options).timeout == 10
 
     async def test_let_in_and_closed(self) -> None:
         """One that is let in and closed at once goes by its close code."""
@@ -17210,6 +17722,69 @@ class TestSubscribe:
 
             assert (await wire.read())["data"]["since"] == {"offset": 6, "epoch": "e"}
 
+    async def test_server_that_always_jumps(self, monkeypatch: Any) -> None:
+        """A group that jumps again and again is joined after ever longer waits."""
+        bounds: list[Any] = []
+        monkeypatch.setattr(wsappy, "FIRST_WAIT", FIRST_WAIT)
+
+        def uniform(low: Any, high: Any) -> Any:
+            bounds.append((low, high))
+            return 0
+
+        monkeypatch.setattr(random, "uniform", uniform)
+        async with pair() as (api, wire, _):
+            await self.join(api, wire, offset=0, epoch="e")
+            for _ in range(8):
+                await wire.write(push_of("x", group="room", offset=9))
+                call = await wire.read()
+                data = {"group": "room", "offset": 0, "epoch": "e"}
+                await wire.answer(call, data)
+            await settled(api, wire)
+
+        assert bounds == [(0, high) for high in [0.25, 0.5, 1, 2, 4, 8, 15, 15]]
+
+    @pytest.mark.parametrize("verb", ["subscribe", "unsubscribe"])
+    async def test_no_need_after_the_wait(self, verb: str, monkeypatch: Any) -> None:
+        """A group that was joined or left during the wait isn't joined once more."""
+        waits = iter([0.01, 0.05])
+        monkeypatch.setattr(random, "uniform", lambda *_: next(waits))
+        async with pair() as (api, wire, _):
+            for group in ("room", "other"):
+                task = start(api.subscribe(group))
+                data = {"group": group, "offset": 0, "epoch": "e"}
+                await wire.answer(await wire.read(), data)
+                await done(task)
+            await wire.write(push_of("x", group="room", offset=9))
+            await settled(api, wire)
+            task = start(getattr(api, verb)("room"))
+            await wire.answer(await wire.read())
+            await done(task)
+            # It waits longer, and begins later.
+            await wire.write(push_of("x", group="other", offset=9))
+
+            assert (await wire.read())["data"]["group"] == "other"
+
+    async def test_progress(self) -> None:
+        """Other events before the answer are passed over."""
+        async with pair() as (api, wire, _):
+            task = start(api.subscribe("room"))
+            call = await wire.read()
+            await wire.write(event_of(call, 1, "progress"), event_of(call))
+
+            assert await done(task) is None
+
+    async def test_odd_epoch(self) -> None:
+        """An epoch that is no string is none."""
+        async with pair() as (api, wire, fake):
+            deep: Any = []
+            for _ in range(300):
+                deep = [deep]
+            await self.join(api, wire, offset=1, epoch=deep)
+            await wire.ws.close(4503)
+
+            since = (await (await fake.accept()).read())["data"]["since"]
+            assert since == {"offset": 1, "epoch": None}
+
     @pytest.mark.parametrize(
         "data", ["yes", {"group": "room"}, {"group": "room", "offset": "x", "epoch": 1}]
     )
@@ -17243,6 +17818,25 @@ class TestSubscribe:
             task.cancel()
         warnings = [each.getMessage() for each in caplog.records]
         assert warnings[0] == "group 'room' can't be joined again: Error('no', '')"
+
+    @pytest.mark.parametrize("is_answered", [True, False])
+    async def test_tried_again_later(self, is_answered: bool) -> None:
+        """A group that may be joined later is tried until it lets the peer in."""
+        async with pair(timeout=LIMIT if is_answered else 0.05) as (api, wire, fake):
+            await self.join(api, wire)
+            await wire.ws.close(4503)
+            again = await fake.accept()
+            for _ in range(2):
+                call = await again.read()
+                assert call["method"] == "subscribe"
+                if is_answered:
+                    error = {"code": "overloaded", "message": "", "retry": True}
+                    await again.answer(call, error, "error")
+                else:
+                    assert (await again.read())["method"] == "cancel"
+            call = await again.read()
+
+            assert (call["method"], call["data"]) == ("subscribe", {"group": "room"})
 
     async def test_unsubscribe(self) -> None:
         """A group that was left isn't joined again."""
@@ -17493,6 +18087,18 @@ class TestTestClient:
             await app.test_client("/api", timeout=None, open_timeout=0.1).__aenter__()
 
         assert str(raised.value) == "timed out during opening handshake"
+
+    def test_wrong_path(self) -> None:
+        """A path that can't be one says what to write."""
+        with pytest.raises(ValueError, match="path must") as raised:
+            self.app().test_client("api")
+
+        assert str(raised.value) == "path must start with '/': got 'api'; write '/api'"
+
+    async def test_query(self) -> None:
+        """A path may have a query."""
+        async with self.app().test_client("/api?token=1") as api:
+            assert api.url.endswith("/api?token=1")
 
     async def test_end_of_pushes(self) -> None:
         """The loop ends with the connection."""

@@ -133,6 +133,7 @@ try:
     from websockets.http11 import SERVER, parse_headers, parse_line
     from websockets.protocol import Event, Protocol, State
     from websockets.streams import StreamReader
+    from websockets.uri import parse_uri
 
     check_versions()
 except ImportError as exc:
@@ -3393,7 +3394,7 @@ class Calls:
         method: str,
         data: JSON,
         timeout: float | None,  # noqa: ASYNC109
-        note: Callable[[JSON], object] = bool,
+        note: Callable[[str, JSON], object] | None = None,
     ) -> JSON:
         """Call the other side and return its result; `Client.call` does it.
 
@@ -3402,21 +3403,16 @@ class Calls:
             method: Name of the method.
             data: The arguments.
             timeout: Seconds; None for no limit.
-            note: Gets the result before the next message of the same read is read.
+            note: Gets each event but an error before the next message of the same read
+                is read; what it raises ends the call. By default it refuses items.
         """
         answer = self.loop.create_future()
-
-        def handle(event: str, value: Any) -> None:
-            if event == "result" and not answer.done():
-                note(value)
-                answer.set_result(value)
-            elif event == "error" and not answer.done():
-                answer.set_exception(value)
-
+        note = note or functools.partial(refuse_item, f"{module}.{method}")
+        handle = functools.partial(settle_answer, answer, note)
         request_id = self.ask_for_events(handle, module, method, data=data)
         # A timer of its own: `asyncio.timeout` for each call takes twice as long.
         seconds = math.inf if timeout is None else timeout
-        late = TimeoutError(f"no answer to {module}.{method} in time")
+        late = TimeoutError(f"no answer to {module}.{method} in time; it was sent")
         timer = self.loop.call_later(seconds, handle, "error", late)
         try:
             return await answer
@@ -3512,6 +3508,31 @@ async def as_async(items: Generator[Any, Any, Any]) -> AsyncIterator[Any]:
     with contextlib.closing(items):
         for item in items:
             yield item
+
+
+def settle_answer(
+    answer: asyncio.Future[JSON],
+    note: Callable[[str, JSON], object],
+    event: str,
+    value: Any,
+) -> None:
+    """Handle an event of a call to the other side that has one answer."""
+    if answer.done():
+        return
+    outcome = Failure(value) if event == "error" else run(note, event, value)
+    if type(outcome) is Failure:
+        answer.set_exception(outcome.exc)
+    elif event == "result":
+        answer.set_result(value)
+
+
+def refuse_item(
+    name: str, event: str, value: JSON, remedy: str = "return instead of yield there"
+) -> None:
+    """Raise TypeError where a call turns out to be that of a stream."""
+    if event == "item":
+        must = f"call of {name!r} must have one result: got an item"
+        raise TypeError(f"{must}; write {remedy}")
 
 
 def cancel_call(request: Request, request_id: str | int) -> JSON:
@@ -3708,6 +3729,7 @@ class Client:
             TimeoutError: If it doesn't answer in time.
             ConnectionClosed: If it goes, at once.
             RuntimeError: If the connection isn't open yet.
+            TypeError: If the data can't be written as JSON, or the method streams.
         """
         self._check_open("called", "call it in on_connected")
         wire: Wire = self.connection
@@ -5508,17 +5530,61 @@ __all__ += ["Peer", "Push", "connect"]
 
 # Seconds before the first try to reconnect, and before a later one, at most.
 FIRST_WAIT, MAX_WAIT = 0.25, 15.0
-# Items that a stream may send ahead of its reader; pushes that may wait for theirs.
-WINDOW, MAX_UNREAD = 100, 10_000
+# Pushes that may wait for their reader.
+MAX_UNREAD = 10_000
+# What others call an option of `connect`, or what the library alone uses; and what to
+# write instead.
+INSTEAD = {
+    **dict.fromkeys(("headers", "extra_headers"), "additional_headers={'X-Key': '1'}"),
+    "cookies": "additional_headers={'Cookie': 'session=1'}",
+    "auth": "additional_headers={'Authorization': 'Bearer 1'}",
+    "create_connection": "@api.on and @api.method",
+    "max_queue": "api.stream(..., window=1)",
+    **dict.fromkeys(("process_exception", "reconnect_delays"), "reconnect=False"),
+}
+
+
+def check_options(options: Iterable[str]) -> None:
+    """Raise TypeError for an option that neither the library nor the loop knows."""
+    loop = asyncio.BaseEventLoop
+    sources = websockets.connect, loop.create_connection, loop.create_unix_connection
+    known = {name for each in sources for name in inspect.signature(each).parameters}
+    for name in options:
+        if name in INSTEAD or name.removeprefix("proxy_") not in known | {"unix"}:
+            instead = INSTEAD.get(name, "one of those of websockets.connect")
+            raise TypeError(f"connect has no option {name!r}; write {instead}")
+
+
+def place_of(url: str) -> str:
+    """Return a URL without what is secret: the password and the query."""
+    return re.sub(r"(?<=://)[^/?]*@|\?.*", "", url)
+
+
+def checked_url(url: Any) -> str:
+    """Return *url*; raises TypeError or ValueError for what can't be one."""
+    right = "ws://localhost:8008/api"
+    check_string("url", url, repr(right))
+    outcome, place = run(parse_uri, url), place_of(url)
+    if type(outcome) is Failure:
+        reason = getattr(outcome.exc, "msg", outcome.exc)
+        must = f"url must be that of a WebSocket: got {place!r}, {reason}"
+        right = "ws" + place[4:] if re.match("https?://", place) else right
+        raise ValueError(f"{must}; write {right!r}")
+    return typing.cast(str, url)
+
+
+async def asked(value: Any) -> Any:
+    """Return a value, or what the function returns that is to be asked for it."""
+    value = value() if callable(value) else value
+    return await value if inspect.isawaitable(value) else value
 
 
 def masked_frames(payloads: list[bytes], extensions: Sequence[Any]) -> bytes:
     """Return messages as text frames; the library's own way takes twice as long."""
     if extensions:
+        options: dict[str, Any] = {"mask": True, "extensions": extensions}
         frames = [Frame(Opcode.TEXT, payload) for payload in payloads]
-        return b"".join(
-            frame.serialize(mask=True, extensions=extensions) for frame in frames
-        )
+        return b"".join(frame.serialize(**options) for frame in frames)
     # One system call for the keys of them all.
     keys, masked = os.urandom(4 * len(payloads)), list[bytes]()
     for index, payload in enumerate(payloads):
@@ -5527,10 +5593,10 @@ def masked_frames(payloads: list[bytes], extensions: Sequence[Any]) -> bytes:
     return b"".join(masked)
 
 
-def is_final(exc: ConnectionClosed | Refused) -> bool:
-    """Tell whether a client stays away after that end (protocol, section 8)."""
-    if isinstance(exc, Refused):
-        return exc.status in (401, 403, 404)
+def is_final(exc: Exception) -> bool:
+    """Tell whether a client stays away for that reason (protocol, section 8)."""
+    if not isinstance(exc, ConnectionClosed):
+        return isinstance(exc, Refused) and exc.status in (401, 403)
     close = exc.rcvd or exc.sent
     code = close.code if close else CloseCode.ABNORMAL_CLOSURE
     return code in (1000, 1007, 1009) or (4400 <= code <= 4499 and code != 4429)
@@ -5552,58 +5618,69 @@ async def run_hook(what: str, hook: Callable[..., Any], *arguments: Any) -> None
         log_failure(what, outcome.exc)
 
 
-class Inbox:
-    """What has come and waits to be looped over, then how it ended.
+class Inbox(asyncio.Queue[Any]):
+    """What has come and waits to be looped over; an exception is how it ended.
 
     Attributes:
-        items: What waits.
-        end: What is raised after the last item; None while more may come.
+        limit: Bounds each wait, in tests.
     """
 
-    def __init__(self) -> None:
-        self.items: collections.deque[Any] = collections.deque()
-        self.end: Exception | None = None
-        self.arrived = asyncio.Event()
+    def __init__(self, limit: Callable[[], Any] = contextlib.nullcontext) -> None:
+        super().__init__()
+        self.limit = limit
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Any:
-        while not self.items:
-            if self.end is not None:
-                raise self.end
-            self.arrived.clear()
-            await self.arrived.wait()
-        return self.items.popleft()
+        async with self.limit():
+            item = await self.get()
+        if isinstance(item, Exception):
+            # Whoever asks once more hears the same.
+            self.put_nowait(item)
+            raise item
+        return item
 
-    def put(self, item: Any) -> None:
-        self.items.append(item)
-        self.arrived.set()
 
-    def handle(self, event: str, value: Any) -> None:
-        """Handle an event of a stream, or how it ended."""
-        if event == "result":
-            self.close(StopAsyncIteration())
-        elif event == "error":
-            self.close(value)
-        elif event == "item" and len(self.items) < WINDOW:
-            self.put(value)
-        elif event == "item":
-            self.close(Error("bad_message", "more items than were asked for"))
+def receive_item(
+    inbox: Inbox, names: tuple[str, str], window: int, event: str, value: Any
+) -> None:
+    """Handle an event of a stream; at most *window* items wait."""
+    if event == "item" and inbox.qsize() >= window:
+        value = Error("bad_message", "more items than were asked for")
+    elif event == "result" and value in (None, {}):
+        value = StopAsyncIteration()
+    elif event == "result":
+        must = f"stream of {'.'.join(names)!r} must have items: got a result"
+        value = TypeError(f"{must}; write await api.call{names}")
+    if event == "item" or event in TERMINAL:
+        inbox.put_nowait(value)
 
-    def close(self, end: Exception) -> None:
-        self.end = end
-        self.arrived.set()
+
+class Backoff:
+    """Random waits before what failed is tried again; their bound doubles."""
+
+    def __init__(self) -> None:
+        self.attempts, self.tried_at = 0, -math.inf
+
+    async def wait(self) -> None:
+        """Wait; what lasted longer than any wait starts the bound again."""
+        if monotonic() - self.tried_at > MAX_WAIT:
+            self.attempts = 0
+        bound = min(MAX_WAIT, FIRST_WAIT * 2 ** min(self.attempts, 6))
+        self.attempts += 1
+        # Full jitter, so that clients don't come back to a server all at once.
+        await asyncio.sleep(random.uniform(0, bound))  # noqa: S311
+        self.tried_at = monotonic()
 
 
 class PeerCalls(Calls):
     """The calls of a client's connection."""
 
-    peer: Peer
-
     def hear(self, message: dict[str, JSON]) -> None:
         """Hand a push to the peer."""
-        self.peer.hear(self.wire, message)
+        wire: Any = self.wire
+        wire.peer.hear(wire, message)
 
     def cancel_there(self, request_id: int) -> None:
         """Cancel a call on the server; only an error would be answered."""
@@ -5629,6 +5706,7 @@ class PeerWire(LibraryWire, websockets.ClientConnection):
         self.app = peer.app
         self.params: dict[str, Any] = {}
         self.is_overrun = False
+        self.out_size = 0
         self.close_timer: asyncio.TimerHandle | None = None
 
     def process_event(self, event: Event) -> None:
@@ -5639,13 +5717,11 @@ class PeerWire(LibraryWire, websockets.ClientConnection):
 
     def _open(self) -> None:
         request: Any = self.request
-        self.opening = Opening(
-            request.path, request.headers, remote_of(self), self.id.hex
-        )
+        ends = remote_of(self), self.id.hex
+        self.opening = Opening(request.path, request.headers, *ends)
         client, context = Client(self.app, self, None), contextvars.copy_context()
         context.run(CURRENT.set, client.id)
         self.calls = PeerCalls(self.app, self.peer.route, self, client, context)
-        self.calls.peer = self.peer
         self.calls.is_greeting = False
         self.calls.set_gate()
         self.receive = self.calls.receive
@@ -5660,15 +5736,18 @@ class PeerWire(LibraryWire, websockets.ClientConnection):
             if not self.out:
                 self.loop.call_soon(self.flush)
             self.out.append(payload)
+            self.out_size += len(payload)
+            if self.out_size > WRITE_LIMIT:
+                # Or who waits until it is written couldn't tell that it isn't.
+                self.flush()
 
-    def push(self, payload: bytes) -> None:
-        """Let a message wait, too: the server is trusted to read."""
-        self.post(payload)
+    # The server is trusted to read.
+    push = post
 
     def flush(self) -> None:
         """Write what waits."""
         if self.out:
-            out, self.out = self.out, []
+            out, self.out, self.out_size = self.out, [], 0
             self.transport.write(masked_frames(out, self.protocol.extensions))
 
     def send_data(self) -> None:
@@ -5716,13 +5795,8 @@ def offset_of(message: dict[str, JSON]) -> int | None:
 
 
 def push_of(message: dict[str, JSON]) -> Push:
-    return Push(
-        name_of(message, "module"),
-        message["event"],
-        message.get("data"),
-        name_of(message, "group"),
-        offset_of(message),
-    )
+    parts = name_of(message, "module"), message["event"], message.get("data")
+    return Push(*parts, name_of(message, "group"), offset_of(message))
 
 
 @dataclass(slots=True)
@@ -5733,6 +5807,35 @@ class Position:
     epoch: str | None = None
     is_joined: bool = False
     is_joining: bool = False
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+@dataclass(eq=False, slots=True)
+class RemoteCall(Coroutine[Any, Any, JSON]):
+    """A call to be awaited, which says how to loop over a stream instead."""
+
+    names: tuple[str, str]
+    work: Coroutine[Any, Any, JSON]
+
+    def __await__(self) -> Generator[Any, Any, JSON]:
+        return self.work.__await__()
+
+    def __aiter__(self) -> NoReturn:
+        self.close()
+        must = f"call of {'.'.join(self.names)!r} must be awaited: got async for"
+        raise TypeError(f"{must}; write async for item in api.stream{self.names}")
+
+    def send(self, value: Any) -> Any:
+        """Go on, for the task that awaits it."""
+        return self.work.send(value)
+
+    def throw(self, *exc: Any) -> Any:
+        """Go on with an exception."""
+        return self.work.throw(*exc)
+
+    def close(self) -> None:
+        """Give it up."""
+        self.work.close()
 
 
 class RemoteModule:
@@ -5742,24 +5845,26 @@ class RemoteModule:
         self._peer = peer
         self._name = name
 
-    def __getattr__(self, method: str) -> Callable[..., Coroutine[Any, Any, JSON]]:
+    def __getattr__(self, method: str) -> Callable[..., RemoteCall]:
         if method.startswith("__"):
             raise AttributeError(method)
-        return functools.partial(self._peer.call, self._name, method)
+        names = self._name, method
+
+        def call(data: JSON = None, /, **fields: JSON) -> RemoteCall:
+            return RemoteCall(names, self._peer.call(*names, merge(data, fields)))
+
+        return call
 
 
-def listener(
-    module: str, event: str, function: Callable[..., Any]
-) -> Callable[[JSON], Any]:
+def listener(module: str, event: str, function: Any) -> Callable[[JSON], Any]:
     """Return what checks a push's data and runs *function*, which gets no request.
 
     Raises:
         TypeError: If the arguments can't come by name, or it yields.
     """
     if kind_of(function, Mark(event)) is STREAM:
-        raise TypeError(
-            f"handler {describe(function)} of pushes must not yield; write return"
-        )
+        who = f"handler {describe(function)} of pushes"
+        raise TypeError(f"{who} must not yield; write return")
     signature = signature_of(function)
     request = inspect.Parameter("_request", inspect.Parameter.POSITIONAL_ONLY)
     parameters = [request, *signature.parameters.values()]
@@ -5775,20 +5880,44 @@ GREETED: contextvars.ContextVar[Any] = contextvars.ContextVar("GREETED", default
 
 
 class Peer:
-    """The client of one address; `connect` returns it, to be entered.
+    """The client of a server, to be entered with `async with`; `connect` is its name.
 
-    What is registered before the first `await` after the entry misses nothing.
+    Once the connection has been open it is opened again whenever it ends, after a
+    random wait of up to 0.25 s at first and 15 s at last, except where the protocol,
+    section 8, says to stay away. What is registered before the first `await` after the
+    entry misses nothing.
+
+    Args:
+        url: The address, `ws` or `wss`; or a function that returns it, `def` or `async
+            def`, which is asked before each attempt.
+        reconnect: Whether to connect again.
+        timeout: Seconds that a call may take; None for no limit.
+        **options: Those of `websockets.connect`, under their own names; `max_size` and
+            `compression` are None by default. `additional_headers` may be a function,
+            too: fresh tokens.
 
     Attributes:
         url: Where it connects.
         timeout: Seconds that a call may take; None for no limit.
         counts: How much was dropped: `dropped_event`, `dropped_push`.
+
+    Raises:
+        TypeError: If an option isn't there; if *url* is neither text nor a function.
+        ValueError: If *url* is no address of a WebSocket, or an option is wrong.
+        OSError: On entry, if the connection can't be opened, for whatever reason.
+        Refused: On entry, if the server refuses, with its HTTP status.
     """
 
     def __init__(
-        self, url: str, reconnect: bool, timeout: float | None, options: dict[str, Any]
+        self,
+        url: str | Callable[[], Any],
+        *,
+        reconnect: bool = True,
+        timeout: float | None = 10.0,
+        **options: Any,
     ) -> None:
-        self.url = url
+        check_options(options)
+        self.url: Any = url
         self.timeout = timeout
         self.app = App()
         self.counts = self.app.counts
@@ -5797,18 +5926,23 @@ class Peer:
         self.runtime: Runtime
         defaults = {"max_size": None, "compression": None, "logger": LOGGER}
         self._options: dict[str, Any] = {**defaults, **options}
+        # Where it connects, for logs and errors.
+        self._place = describe(url)
+        if not callable(url):
+            self._place = place_of(checked_url(url))
+            # Nothing is opened: the library checks the values of its options.
+            websockets.connect(url, **self._options)
         # A socket of the user's can be used once.
         self._reconnects = reconnect and "sock" not in options
-        self._attempts = 0
+        self._backoff = Backoff()
         self._connection: PeerWire | None = None
         self._ready: PeerWire | None = None
         self._changed = asyncio.Event()
         self._end: Exception | None = None
         self._life: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._greetings: list[Callable[[], Any]] = []
-        self._gap_hooks: list[Callable[[str], Any]] = []
-        self._listeners: dict[Any, list[Callable[[JSON], Any]]] = {}
+        # By the name of a hook, or by module and event of a push.
+        self._hooks: dict[Any, list[Any]] = collections.defaultdict(list)
         self._readers: weakref.WeakSet[Inbox] = weakref.WeakSet()
         self._early: list[Any] | None = []
         self._positions: dict[str, Position] = {}
@@ -5817,18 +5951,26 @@ class Peer:
         if self._life is not None:
             raise RuntimeError("peer must be entered once; write connect(...) again")
         self.runtime = Runtime(Threads(MAX_THREADS))
-        self._life = asyncio.Task(self._live(await self._open()))
-        self._spawn(self._listen(Peer.pushes(self)))
+        self._life = self._spawn(self._live(await self._open()))
+        self._spawn(self._listen())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run a task until `close`."""
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a task until `close`; none of them raises, so that a bug ends it all."""
         task = asyncio.Task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._settle)
+        return task
+
+    def _settle(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        exc = None if task.cancelled() else task.exception()
+        if exc is not None:
+            log_failure(f"client of {self._place}", exc)
+            self._leave(CloseCode.INTERNAL_ERROR, "the client failed")
 
     # Calls
 
@@ -5840,6 +5982,7 @@ class Peer:
         /,
         *,
         timeout: float | types.EllipsisType | None = ...,  # noqa: ASYNC109
+        on_event: Callable[[str, JSON], object] | None = None,
         **fields: JSON,
     ) -> JSON:
         """Call the server; while the connection is away the call waits for it.
@@ -5853,6 +5996,8 @@ class Peer:
             data: A mapping that *fields* are added to.
             timeout: Seconds, the wait for the connection included; None for no limit;
                 the default is the peer's.
+            on_event: A function, `def` or `async def`, that gets name and data of each
+                event before the result. What it raises is logged.
             **fields: The arguments.
 
         Returns:
@@ -5860,62 +6005,82 @@ class Peer:
 
         Raises:
             Error: What the server answers.
-            TimeoutError: If there is no answer in time.
+            TimeoutError: If there is no answer in time; it says whether the call was
+                sent.
             ConnectionClosed: If the connection ends before the answer, or for good.
             Refused: If the server refused to let the peer in again.
-            RuntimeError: If the peer isn't entered.
-            TypeError: If the data can't be written as JSON.
+            RuntimeError: If the peer isn't entered, or was in another loop.
+            TypeError: If the data can't be written as JSON, or the method streams.
         """
-        limit = self.timeout if timeout is ... else timeout
-        return await self._result_of(module, method, merge(data, fields), limit)
+        name, limit = f"{module}.{method}", self.timeout if timeout is ... else timeout
+
+        def note(event: str, value: JSON) -> None:
+            if event == "item":
+                remedy = f"async for item in api.stream{module, method}"
+                refuse_item(name, event, value, remedy)
+            elif on_event is not None and event != "result":
+                self._spawn(run_hook(f"on_event of {name}", on_event, event, value))
+
+        return await self._result_of(module, method, merge(data, fields), limit, note)
 
     async def _result_of(
-        self,
-        module: str,
-        method: str,
-        data: JSON,
-        limit: float | None,
-        note: Callable[[JSON], object] = bool,
+        self, module: str, method: str, data: JSON, limit: float | None, note: Any
     ) -> JSON:
-        connection = self._ready
+        began, connection = monotonic(), self._usable()
         if connection is None:
-            began = time.monotonic()
-            async with asyncio.timeout(limit):
-                connection = await self._connected()
-            limit = None if limit is None else limit - (time.monotonic() - began)
-        return await connection.calls.ask(module, method, data, limit, note)
+            connection = await self._connected(f"{module}.{method}", limit)
+        left = None if limit is None else limit - (monotonic() - began)
+        return await connection.calls.ask(module, method, data, left, note)
 
-    async def _connected(self) -> PeerWire:
-        """Wait for a connection that calls may be sent on."""
+    def _usable(self) -> PeerWire | None:
+        """Return the connection that this task may call on now, if there is one."""
         if self._life is None:
             raise RuntimeError("peer must be entered; write async with connect(...)")
-        greeted: PeerWire | None = GREETED.get()
-        is_greeting = greeted is not None and greeted.phase is OPEN
-        if greeted is not None and greeted is self._connection and is_greeting:
-            return greeted
-        while self._ready is None:
-            if self._end is not None:
-                raise self._end.with_traceback(None)
-            await self._changed.wait()
-        return self._ready
+        if asyncio.get_running_loop() is not self.runtime.loop:
+            must = "peer must be used in the loop in which it was entered"
+            remedy = "asyncio.run_coroutine_threadsafe(api.call(...), loop)"
+            raise RuntimeError(f"{must}; write {remedy}")
+        greeted: Any = GREETED.get()
+        is_here = greeted is not None and greeted is self._connection
+        return greeted if is_here and greeted.phase is OPEN else self._ready
+
+    async def _connected(self, name: str, limit: float | None) -> PeerWire:
+        """Wait for a connection that calls may be sent on."""
+        try:
+            async with asyncio.timeout(limit):
+                while (connection := self._usable()) is None:
+                    if self._end is not None:
+                        raise self._end.with_traceback(None)
+                    await self._changed.wait()
+                return connection
+        except TimeoutError:
+            late = f"no connection for {name} in time; it was not sent"
+            raise TimeoutError(late) from None
 
     def module(self, name: str) -> RemoteModule:
         """Return a module of the server: `await entity.get(item_id=42)`."""
         return RemoteModule(self, name)
 
     async def stream(
-        self, module: str, method: str, data: JSON = None, /, **fields: JSON
+        self,
+        module: str,
+        method: str,
+        data: JSON = None,
+        /,
+        *,
+        window: int = 100,
+        **fields: JSON,
     ) -> AsyncGenerator[JSON, None]:
         """Call the server and loop over the items: `async for item in api.stream(...)`.
 
-        The server sends at most 100 items ahead of the loop. Leaving the loop cancels
-        the call; where that must have happened before the next line, wrap the stream
-        in `contextlib.aclosing`.
+        Leaving the loop cancels the call; where that must have happened before the next
+        line, wrap the stream in `contextlib.aclosing`.
 
         Args:
             module: Name of the module.
             method: Name of the method.
             data: A mapping that *fields* are added to.
+            window: How many items the server may send ahead of the loop.
             **fields: The arguments.
 
         Raises:
@@ -5923,22 +6088,30 @@ class Peer:
             TimeoutError: If there is no connection within the peer's timeout.
             ConnectionClosed: After the last item, if the connection ends.
             Refused: If the server refused to let the peer in again.
+            RuntimeError: If the peer isn't entered, or was in another loop.
+            TypeError: If the data can't be written as JSON, or the method has a result.
+            ValueError: If *window* is no integer of at least 1.
         """
-        async with asyncio.timeout(self.timeout):
-            connection = self._ready or await self._connected()
-        calls, items, taken = connection.calls, Inbox(), 0
-        request_id = calls.ask_for_events(
-            items.handle, module, method, data=merge(data, fields), items=WINDOW
-        )
-        more: JSON = {"request_id": request_id, "items": WINDOW // 2}
+        if type(window) is not int or window < 1:
+            must = f"window must be an integer of at least 1: got {window!r}"
+            raise ValueError(f"{must}; write window=1")
+        name, half = f"{module}.{method}", (window + 1) // 2
+        connection = self._usable() or await self._connected(name, self.timeout)
+        calls, names, data = connection.calls, (module, method), merge(data, fields)
+        limit = functools.partial(self.limit, f"an item of {name}", self.timeout)
+        items = Inbox(limit)
+        handle = functools.partial(receive_item, items, names, window)
+        number = calls.ask_for_events(handle, *names, data=data, items=window)
+        more: JSON = {"request_id": number, "items": half}
+        taken = 0
         try:
             async for item in items:
                 yield item
                 taken += 1
-                if taken % (WINDOW // 2) == 0:
+                if taken % half == 0:
                     calls.send_call("$", "more", data=more)
         finally:
-            calls.forget(request_id)
+            calls.forget(number)
 
     # Pushes
 
@@ -5957,17 +6130,16 @@ class Peer:
         """
 
         def register(function: Function) -> Function:
-            listeners = self._listeners.setdefault((module, event), [])
-            listeners.append(listener(module, event, function))
+            self._hooks[module, event].append(listener(module, event, function))
             return function
 
         return register
 
-    async def _listen(self, pushes: AsyncIterator[Push]) -> None:
+    async def _listen(self) -> None:
         with contextlib.suppress(ConnectionClosed, Refused):
-            async for push in pushes:
+            async for push in self._reader():
                 what = f"handler of push {push.module}.{push.event}"
-                for hook in self._listeners.get(push[:2], ()):
+                for hook in self._hooks.get(push[:2], ()):
                     await run_hook(what, hook, push.data)
 
     def pushes(self) -> AsyncIterator[Push]:
@@ -5979,10 +6151,18 @@ class Peer:
             ConnectionClosed: If the peer stays away, and not because all is done.
             Refused: If the server refused to let the peer in again.
         """
-        inbox = Inbox()
-        inbox.end = self._end_of_pushes()
+        return self._reader(functools.partial(self.limit, "a push", self.timeout))
+
+    def _reader(self, *limit: Any) -> Inbox:
+        inbox = Inbox(*limit)
         self._readers.add(inbox)
+        if self._end is not None:
+            inbox.put_nowait(self._end_of_pushes())
         return inbox
+
+    def limit(self, what: str, seconds: float | None) -> Any:
+        """Bound a wait for *what*; tests do."""
+        return contextlib.nullcontext()
 
     def _end_of_pushes(self) -> Any:
         is_done = isinstance(self._end, websockets.ConnectionClosedOK)
@@ -5997,8 +6177,8 @@ class Peer:
             self.counts["dropped_push"] += 1
         else:
             for reader in self._readers:
-                reader.put(push)
-            if any(len(reader.items) >= MAX_UNREAD for reader in self._readers):
+                reader.put_nowait(push)
+            if any(reader.qsize() >= MAX_UNREAD for reader in self._readers):
                 connection.is_overrun = True
                 connection.shut(4508, "too many unread pushes")
 
@@ -6011,8 +6191,7 @@ class Peer:
         if is_next:
             position.offset = push.offset
         elif push.offset > position.offset and not position.is_joining:
-            position.is_joining = True
-            self._spawn(self._rejoin(push.group or ""))
+            self._rejoin_later(push.group or "", position)
         return is_next
 
     # Groups
@@ -6035,25 +6214,41 @@ class Peer:
         note = functools.partial(self._note, group, position)
         try:
             await self._result_of("$", "subscribe", data, self.timeout, note)
-        finally:
+        except BaseException:
             position.is_joining = False
+            raise
 
-    def _note(self, group: str, position: Position, data: JSON) -> None:
+    def _note(self, group: str, position: Position, event: str, data: JSON) -> None:
         """Keep where a group stands, from the answer to `$ subscribe`."""
+        if event != "result":
+            return
         data = data if isinstance(data, dict) else {}
         position.is_joined, position.is_joining = True, False
-        position.offset, position.epoch = offset_of(data), data.get("epoch")
+        position.offset, position.epoch = offset_of(data), name_of(data, "epoch")
         if data.get("recovered") is False:
-            for hook in self._gap_hooks:
+            for hook in self._hooks["on_gap"]:
                 self._spawn(run_hook("on_gap", hook, group))
 
-    async def _rejoin(self, group: str) -> None:
+    async def _rejoin(self, group: str, position: Position) -> None:
         try:
             await self.subscribe(group)
         except (Error, TimeoutError, ConnectionClosed, Refused) as exc:
             LOGGER.warning("group %r can't be joined again: %r", group, exc)
             if isinstance(exc, Error) and not exc.retry:
                 self._positions.pop(group, None)
+            elif isinstance(exc, Error | TimeoutError):
+                self._rejoin_later(group, position)
+
+    def _rejoin_later(self, group: str, position: Position) -> None:
+        """Join a group again after a wait, unless it was joined or left meanwhile."""
+
+        async def rejoin() -> None:
+            await position.backoff.wait()
+            if position.is_joining and self._positions.get(group) is position:
+                await self._rejoin(group, position)
+
+        position.is_joining = True
+        self._spawn(rejoin())
 
     async def unsubscribe(self, group: str) -> None:
         """Leave a group; nothing happens if it isn't in it.
@@ -6073,7 +6268,7 @@ class Peer:
         It is told when a group is joined again and its history doesn't reach back: the
         time to reload. What it raises is logged.
         """
-        self._gap_hooks.append(function)
+        self._hooks["on_gap"].append(function)
         return function
 
     # Calls from the server
@@ -6107,50 +6302,61 @@ class Peer:
         Its own calls go through at once: the place to log in. What it raises is logged,
         and the calls that wait are sent.
         """
-        self._greetings.append(function)
+        self._hooks["on_connected"].append(function)
         return function
 
     async def _open(self) -> PeerWire:
-        """Connect once; raises OSError or Refused."""
-        make: Any = functools.partial(PeerWire, self)
-        try:
-            connection: Any = await websockets.connect(
-                self.url, create_connection=make, **self._options
-            )
-        except websockets.InvalidStatus as exc:
-            raise refused_by(exc) from exc
-        except websockets.InvalidHandshake as exc:
-            raise ConnectionError(f"can't connect to {self.url}: {exc}") from exc
-        self._connection = connection
-        return connection  # type: ignore[no-any-return]
+        """Connect once; raises OSError or Refused, whatever went wrong."""
+        outcome = await run_to_end(self._attempt)
+        if type(outcome) is not Failure:
+            return outcome  # type: ignore[no-any-return]
+        exc = outcome.exc
+        if isinstance(exc, websockets.InvalidStatus):
+            exc = refused_by(exc)
+        if isinstance(exc, OSError | Refused):
+            exc.add_note(f"while connecting to {self._place}")
+            raise exc
+        raise ConnectionError(f"can't connect to {self._place}: {exc!r}") from exc
+
+    async def _attempt(self) -> Any:
+        options: Any = {"additional_headers": None, **self._options}
+        url, headers = await asked(self.url), options["additional_headers"]
+        self._place = place_of(checked_url(url))
+        options["additional_headers"] = await asked(headers)
+        options["create_connection"] = functools.partial(PeerWire, self)
+        self._connection = await websockets.connect(url, **options)  # type: ignore[assignment]
+        return self._connection
 
     async def _live(self, connection: PeerWire) -> None:
         """Keep the peer connected until it has to stay away."""
+        closed: Exception = websockets.ConnectionClosedError(None, None)
+        why = closed
         try:
-            while True:
-                began = time.monotonic()
-                await self._stay(connection)
-                if time.monotonic() - began > MAX_WAIT:
-                    self._attempts = 0
-                lost = connection.protocol.close_exc
-                if not self._reconnects or is_final(lost):
-                    return
-                LOGGER.info("connection to %s is lost: %r", self.url, lost)
-                connection = await self._reopen()
-        except Refused as exc:
-            self._end = exc
+            why = closed = await self._stay(connection)
+            while self._reconnects and not is_final(why):
+                # What is neither the server's doing nor the network's may be a mistake.
+                is_odd = type(why) is ConnectionError
+                level = logging.WARNING if is_odd else logging.INFO
+                LOGGER.log(level, "no connection to %s: %r", self._place, why)
+                await self._backoff.wait()
+                try:
+                    why = closed = await self._stay(await self._open())
+                except (OSError, Refused) as exc:
+                    why = exc
         finally:
-            self._end = self._end or connection.protocol.close_exc
+            self._end = why if is_final(why) else closed
             self._changed.set()
             for reader in self._readers:
-                reader.close(self._end_of_pushes())
+                reader.put_nowait(self._end_of_pushes())
 
-    async def _stay(self, connection: PeerWire) -> None:
+    async def _stay(self, connection: PeerWire) -> ConnectionClosed:
         """Be connected until the connection ends, and all that ran on it."""
-        greeting = asyncio.Task(self._greet(connection))
+        greeting = self._spawn(self._greet(connection))
         await connection.wait_closed()
         greeting.cancel()
         await wait_at_most(CANCEL_GRACE, [greeting, *connection.calls.abandon()])
+        self._connection = None
+        return connection.close_exc
 
     async def _greet(self, connection: PeerWire) -> None:
         """Log in and join the groups again, then let the calls go."""
@@ -6158,11 +6364,11 @@ class Peer:
         early, self._early = self._early or (), None
         for each in early:
             self.hear(*each)
-        for hook in self._greetings:
+        for hook in self._hooks["on_connected"]:
             await run_hook("on_connected", hook)
-        joined = [group for group, each in self._positions.items() if each.is_joined]
-        for group in joined:
-            await self._rejoin(group)
+        for group, position in list(self._positions.items()):
+            if position.is_joined:
+                await self._rejoin(group, position)
         if connection.phase is OPEN:
             self._ready = connection
             self._changed.set()
@@ -6173,34 +6379,19 @@ class Peer:
             self._ready = None
             self._changed.clear()
 
-    async def _reopen(self) -> PeerWire:
-        """Try until the server lets the peer in; raises Refused where it never will."""
-        self._connection = None
-        while True:
-            ceiling = min(MAX_WAIT, FIRST_WAIT * 2 ** min(self._attempts, 6))
-            self._attempts += 1
-            # Full jitter, so that clients don't come back to a server all at once.
-            await asyncio.sleep(random.uniform(0, ceiling))  # noqa: S311
-            try:
-                return await self._open()
-            except (OSError, Refused) as exc:
-                if isinstance(exc, Refused) and is_final(exc):
-                    raise
-                LOGGER.info("can't connect to %s again: %r", self.url, exc)
-
     async def close(self) -> None:
         """Close the connection for good, and wait for the end of all that runs on it.
 
         Waiting calls raise ConnectionClosed. From a handler of pushes it doesn't wait
         for that handler.
+
+        Raises:
+            RuntimeError: If the peer was entered in another loop.
         """
         if self._life is None:
             return
-        self._reconnects = False
-        if self._connection is None:
-            self._life.cancel()
-        else:
-            self._connection.shut(CloseCode.NORMAL_CLOSURE)
+        self._usable()
+        self._leave(CloseCode.NORMAL_CLOSURE)
         await asyncio.wait([self._life])
         tasks = self._tasks - {asyncio.current_task()}
         for task in tasks:
@@ -6208,33 +6399,16 @@ class Peer:
         await wait_at_most(CANCEL_GRACE, tasks)
         self.runtime.threads.shutdown()
 
+    def _leave(self, code: int, reason: str = "") -> None:
+        """Begin to close the connection for good."""
+        self._reconnects = False
+        if self._connection is not None:
+            self._connection.shut(code, reason)
+        else:
+            self._life.cancel()  # type: ignore[union-attr]
 
-def connect(
-    url: str,
-    *,
-    reconnect: bool = True,
-    timeout: float | None = 10.0,
-    **options: Any,
-) -> Peer:
-    """Make the client of a server, to be entered with `async with`.
 
-    Once the connection has been open it is opened again whenever it ends, after a
-    random wait of up to 0.25 s at first and 15 s at last, except where the protocol,
-    section 8, says to stay away.
-
-    Args:
-        url: The address; `ws` or `wss`.
-        reconnect: Whether to connect again.
-        timeout: Seconds that a call may take; None for no limit.
-        **options: Those of `websockets.connect`, under their own names; `max_size` and
-            `compression` are None by default.
-
-    Raises:
-        OSError: On entry, if the connection can't be opened.
-        Refused: On entry, if the server refuses, with its HTTP status.
-    """
-    return Peer(url, reconnect, timeout, options)
-
+connect = Peer
 
 # What serves apps to their test clients, in each loop.
 SHARED: weakref.WeakKeyDictionary[Any, dict[App, SharedServing]]
@@ -6249,34 +6423,31 @@ class SharedServing:
         serving: What the first of them started, for the last one to stop.
     """
 
-    def __init__(self, app: App) -> None:
-        self.app = app
+    serving: Serving
+
+    def __init__(self) -> None:
         self.count = 0
         self.lock = asyncio.Lock()
-        self.serving: Serving
 
-    @classmethod
-    def of(cls, app: App) -> SharedServing:
-        """Return what serves an app in this loop."""
-        here = SHARED.setdefault(asyncio.get_running_loop(), {})
-        return here.setdefault(app, cls(app))
 
-    async def start(self) -> Serving:
-        """Return what serves the app; the first client starts it."""
-        async with self.lock:
-            if not self.count:
-                self.serving = self.app.serve("127.0.0.1", 0)
-                self.serving.grace = 0
-                await self.serving.__aenter__()
-            self.count += 1
-            return self.serving
-
-    async def stop(self) -> None:
-        """Stop what serves the app, after the last client."""
-        async with self.lock:
-            self.count -= 1
-            if not self.count:
-                await self.serving.__aexit__()
+@contextlib.asynccontextmanager
+async def shared_serving(app: App) -> AsyncIterator[Serving]:
+    """Serve an app in this loop: the first client starts it, the last one stops it."""
+    here = SHARED.setdefault(asyncio.get_running_loop(), {})
+    shared = here.setdefault(app, SharedServing())
+    async with shared.lock:
+        if not shared.count:
+            shared.serving = app.serve("127.0.0.1", 0)
+            shared.serving.grace = 0
+            await shared.serving.__aenter__()
+        shared.count += 1
+    try:
+        yield shared.serving
+    finally:
+        async with shared.lock:
+            shared.count -= 1
+            if not shared.count:
+                await shared.serving.__aexit__()
 
 
 class TestedPeer(Peer):
@@ -6289,18 +6460,19 @@ class TestedPeer(Peer):
     __test__ = False
 
     def __init__(self, app: App, path: str, options: dict[str, Any]) -> None:
+        if not path.startswith("/"):
+            raise ValueError(f"path must start with '/': got {path!r}; write '/api'")
         options = {"reconnect": False, "proxy": None, "timeout": 2.0, **options}
-        super().__init__("", options.pop("reconnect"), options.pop("timeout"), options)
+        super().__init__(f"ws://127.0.0.1{path}", **options)
         self.tested = app
         self.path = path
         self.unread: list[Push] = []
         self._came = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        shared = SharedServing.of(self.tested)
-        self.url = (await shared.start()).url(self.path)
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(shared.stop)
+            serving = await stack.enter_async_context(shared_serving(self.tested))
+            self.url = serving.url(self.path)
             async with self.limit(f"the connection to {self.path}", self.timeout):
                 await super().__aenter__()
             self._stack = stack.pop_all()
@@ -6327,37 +6499,15 @@ class TestedPeer(Peer):
             if seconds is None:
                 raise
             came = ", ".join(f"{each.module}.{each.event}" for each in self.unread)
-            raise TimeoutError(
-                f"{what} must come within {seconds:g} s: got "
-                f"{'the push ' + came if came else 'nothing'} instead"
-            ) from None
+            must = f"{what} must come within {seconds:g} s"
+            came = f"the push {came}" if came else "nothing"
+            raise TimeoutError(f"{must}: got {came} instead") from None
 
     async def _result_of(
-        self, module: str, method: str, data: JSON, limit: float | None, *note: Any
+        self, module: str, method: str, data: JSON, limit: float | None, note: Any
     ) -> JSON:
         async with self.limit(f"the answer to {module}.{method}", limit):
-            return await super()._result_of(module, method, data, None, *note)
-
-    async def stream(self, *names: Any, **fields: Any) -> AsyncGenerator[JSON, None]:
-        """Call the server and loop over the items, as `Peer.stream` does."""
-        what = f"an item of {names[0]}.{names[1]}"
-        async with contextlib.aclosing(super().stream(*names, **fields)) as items:
-            async for item in self._limited(items, what):
-                yield item
-
-    def pushes(self) -> AsyncIterator[Push]:
-        """Loop over all pushes from now on, as `Peer.pushes` does."""
-        return self._limited(super().pushes(), "a push")
-
-    async def _limited(
-        self, items: AsyncIterator[Any], what: str
-    ) -> AsyncGenerator[Any, None]:
-        while True:
-            async with self.limit(what, self.timeout):
-                item = await anext(items, Ellipsis)
-            if item is Ellipsis:
-                return
-            yield item
+            return await super()._result_of(module, method, data, None, note)
 
     async def push_received(self, module: str, event: str) -> Push:
         """Wait for a push and return it; others stay.
@@ -6385,10 +6535,8 @@ class TestedPeer(Peer):
         connection = self._connection
         calls = list(connection.calls.asked) if connection else []
         if self.unread or calls:
-            raise AssertionError(
-                f"nothing must have come: got the pushes {self.unread!r}, and the "
-                f"calls {calls!r} are unfinished"
-            )
+            must = f"nothing must have come: got the pushes {self.unread!r}"
+            raise AssertionError(f"{must}, and the calls {calls!r} are unfinished")
 
 
 # --- 10. The classic API -----------------------------------------------------
