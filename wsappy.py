@@ -5544,7 +5544,7 @@ INSTEAD = {
 }
 
 
-def check_options(options: Iterable[str]) -> None:
+def check_connect_options(options: Iterable[str]) -> None:
     """Raise TypeError for an option that neither the library nor the loop knows."""
     loop = asyncio.BaseEventLoop
     sources = websockets.connect, loop.create_connection, loop.create_unix_connection
@@ -5555,7 +5555,7 @@ def check_options(options: Iterable[str]) -> None:
             raise TypeError(f"connect has no option {name!r}; write {instead}")
 
 
-def place_of(url: str) -> str:
+def public_url(url: str) -> str:
     """Return a URL without what is secret: the password and the query."""
     return re.sub(r"(?<=://)[^/?]*@|\?.*", "", url)
 
@@ -5564,7 +5564,7 @@ def checked_url(url: Any) -> str:
     """Return *url*; raises TypeError or ValueError for what can't be one."""
     right = "ws://localhost:8008/api"
     check_string("url", url, repr(right))
-    outcome, place = run(parse_uri, url), place_of(url)
+    outcome, place = run(parse_uri, url), public_url(url)
     if type(outcome) is Failure:
         reason = getattr(outcome.exc, "msg", outcome.exc)
         must = f"url must be that of a WebSocket: got {place!r}, {reason}"
@@ -5916,7 +5916,7 @@ class Peer:
         timeout: float | None = 10.0,
         **options: Any,
     ) -> None:
-        check_options(options)
+        check_connect_options(options)
         self.url: Any = url
         self.timeout = timeout
         self.app = App()
@@ -5929,7 +5929,7 @@ class Peer:
         # Where it connects, for logs and errors.
         self._place = describe(url)
         if not callable(url):
-            self._place = place_of(checked_url(url))
+            self._place = public_url(checked_url(url))
             # Nothing is opened: the library checks the values of its options.
             websockets.connect(url, **self._options)
         # A socket of the user's can be used once.
@@ -6321,7 +6321,7 @@ class Peer:
     async def _attempt(self) -> Any:
         options: Any = {"additional_headers": None, **self._options}
         url, headers = await asked(self.url), options["additional_headers"]
-        self._place = place_of(checked_url(url))
+        self._place = public_url(checked_url(url))
         options["additional_headers"] = await asked(headers)
         options["create_connection"] = functools.partial(PeerWire, self)
         self._connection = await websockets.connect(url, **options)  # type: ignore[assignment]
