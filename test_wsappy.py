@@ -87,6 +87,13 @@ from wsappy import (
     layers_of,
 )
 
+# `WSAPPY_LOOP=uvloop` runs every test on uvloop, as `.ci/run` does once.
+ON_UVLOOP = os.environ.get("WSAPPY_LOOP") == "uvloop"
+if ON_UVLOOP:
+    import uvloop
+
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
 ABSENT: Any = None  # Where no client is looked at.
 LIMIT = 5.0  # Seconds that a test waits for anything before it fails.
 
@@ -1077,7 +1084,7 @@ class TestAnnotation:
         [
             ("Gone", "name 'Gone' is not defined"),
             ("uuid.Gone", "module 'uuid' has no attribute 'Gone'"),
-            ("Any[1 // 0]", "integer division or modulo by zero"),
+            ("Any[[][1]]", "list index out of range"),
             ("list['Gone']", "name 'Gone' is not defined"),
         ],
     )
@@ -2286,7 +2293,7 @@ class TestKinds:
     ) -> None:
         """Calls start in the order in which they arrive, without eager tasks too."""
         if is_as_python_3_11:
-            monkeypatch.setattr(wsappy, "HAS_EAGER_TASKS", False)
+            monkeypatch.setattr(wsappy, "LAZY_TASKS", 1)
             monkeypatch.setattr(wsappy, "TASK_OPTIONS", {})
         started: list[str] = []
 
@@ -9878,7 +9885,7 @@ class TestClassicServer:
     def test_seed(self) -> None:
         """The server of the seed document runs as it stands there."""
         server = Server(Request, {"api": Client}, {"entity": EntityHandler()})
-        loop = asyncio.get_event_loop_policy().get_event_loop()
+        loop = asyncio.get_event_loop()
         loop.run_until_complete(server.run("127.0.0.1", 0))
         assert server.serving is not None
 
@@ -10135,8 +10142,9 @@ class PeerWire:
     async def shut(self, code: int) -> None:
         """Begin the close; leave the socket open when the client has agreed."""
         agreed = asyncio.Event()
-        # The library's server would close it.
+        # The library's server would close it. Uvloop looks at methods only here.
         self.ws.data_received = lambda data: agreed.set()
+        self.ws.transport.set_protocol(self.ws)
         self.ws.protocol.send_close(code)
         self.ws.transport.write(b"".join(self.ws.protocol.data_to_send()))
         await done(agreed.wait())
@@ -10608,6 +10616,7 @@ class TestWire:
         async with pair(server=server) as (_, wire, _):
             assert not wire.ws.protocol.extensions
 
+    @pytest.mark.skipif(ON_UVLOOP, reason="uvloop writes past Python's socket")
     async def test_one_write(self) -> None:
         """Calls of one turn of the loop are written together."""
         async with pair_by_hand() as (api, wire, sock):
@@ -11460,6 +11469,7 @@ class TestReconnect:
             await again.answer(call)
             await done(other)
 
+    @pytest.mark.skipif(ON_UVLOOP, reason="needs a loop that reads before its timers")
     async def test_unfinished_and_cancelled(self, caplog: Any) -> None:
         """A call that is cancelled in the turn in which the connection goes, is."""
         async with pair_by_hand() as (api, wire, sock):
