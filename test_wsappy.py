@@ -39,6 +39,7 @@ import types
 import typing
 import uuid
 import venv
+import warnings
 import weakref
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
@@ -92,7 +93,9 @@ ON_UVLOOP = os.environ.get("WSAPPY_LOOP") == "uvloop"
 if ON_UVLOOP:
     import uvloop
 
-    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    # Policies are deprecated from Python 3.14 on; no other way reaches every loop.
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 ABSENT: Any = None  # Where no client is looked at.
 LIMIT = 5.0  # Seconds that a test waits for anything before it fails.
@@ -126,6 +129,12 @@ class Talk:
         async with asyncio.timeout(LIMIT):
             await self.ws.wait_closed()
         return self.ws.close_code, self.ws.close_reason
+
+
+def need(is_there: object, what: str) -> None:
+    """Skip a test where *what* isn't there; fail it with `WSAPPY_CI=1`, as in CI."""
+    if not is_there:
+        (pytest.fail if "WSAPPY_CI" in os.environ else pytest.skip)(f"needs {what}")
 
 
 async def turns() -> None:
@@ -9481,6 +9490,40 @@ class TestTypes:
         )
 
         assert said == "Success: no issues found in 1 source file\n"
+
+    def test_mypy_where_it_is_editable(self, tmp_path: pathlib.Path) -> None:
+        """It does so from anywhere after `pip install -e .`."""
+        self.need_editable()
+        (lines,) = example_blocks("ini", "Types")
+        (tmp_path / "setup.cfg").write_text(lines)
+
+        said = self.said(tmp_path, "", "--config-file=setup.cfg")
+
+        assert said == "Success: no issues found in 1 source file\n"
+
+    def test_pyright_where_it_is_editable(self, tmp_path: pathlib.Path) -> None:
+        """So does pyright."""
+        self.need_editable()
+        need(importlib.util.find_spec("basedpyright"), "basedpyright")
+        (tmp_path / "typed.py").write_text(TYPED)
+        # It is no `py.typed` package: a module of its own can't be.
+        rules = {"typeCheckingMode": "strict", "reportMissingTypeStubs": False}
+        (tmp_path / "pyrightconfig.json").write_text(json.dumps(rules))
+
+        result = subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+        assert result.stdout == "0 errors, 0 warnings, 0 notes\n"
+
+    def need_editable(self) -> None:
+        """Go on only where wsappy was installed with `pip install -e .`."""
+        packages = pathlib.Path(sysconfig.get_path("purelib"))
+        need([*packages.glob("__editable__*wsappy*")], "`pip install -e .`")
 
 
 # -- Figures ------------------------------------------------------------------
