@@ -9510,7 +9510,7 @@ class TestTypes:
         rules = {"typeCheckingMode": "strict", "reportMissingTypeStubs": False}
         (tmp_path / "pyrightconfig.json").write_text(json.dumps(rules))
 
-        result = subprocess.run(  # noqa: S603
+        result = subprocess.run(
             [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable],
             cwd=tmp_path,
             capture_output=True,
