@@ -950,7 +950,7 @@ def guards_of(allow: Any) -> Guards:
     allow = () if allow is None else allow
     guards = tuple(allow) if isinstance(allow, list | tuple) else (allow,)
     for guard in guards:
-        signature = run(inspect.signature, guard)
+        signature = run(signature_of, guard)
         if type(signature) is Failure or type(run(signature.bind, None)) is Failure:
             must = f"allow must be a function of the request: got {describe(guard)}"
             raise TypeError(f"{must}; write def may(request): return True")
@@ -5573,7 +5573,7 @@ def checked_url(url: Any) -> str:
     return typing.cast(str, url)
 
 
-async def asked(value: Any) -> Any:
+async def value_of(value: Any) -> Any:
     """Return a value, or what the function returns that is to be asked for it."""
     value = value() if callable(value) else value
     return await value if inspect.isawaitable(value) else value
@@ -6320,9 +6320,9 @@ class Peer:
 
     async def _attempt(self) -> Any:
         options: Any = {"additional_headers": None, **self._options}
-        url, headers = await asked(self.url), options["additional_headers"]
+        url, headers = await value_of(self.url), options["additional_headers"]
         self._place = public_url(checked_url(url))
-        options["additional_headers"] = await asked(headers)
+        options["additional_headers"] = await value_of(headers)
         options["create_connection"] = functools.partial(PeerWire, self)
         self._connection = await websockets.connect(url, **options)  # type: ignore[assignment]
         return self._connection
