@@ -5352,6 +5352,73 @@ class TestKinds:
             calls_event("work", "result", "done", 2),
         ]
 
+    async def test_job_after_the_end(self) -> None:
+        """A pool whose server has stopped refuses work."""
+        threads = wsappy.Threads(1)
+        threads.shutdown()
+
+        with pytest.raises(RuntimeError) as caught:
+            threads.submit(int)
+
+        assert str(caught.value) == "the server that owns these threads has stopped"
+
+    async def test_task_that_needs_no_turn(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where tasks begin at once, none waits to begin."""
+        monkeypatch.setattr(wsappy, "LAZY_TASKS", 0)
+        wire = calls_wire(echo_later)
+
+        wire.call("m.echo_later", value=5)
+
+        assert await wire.settled() == [calls_event("echo_later", "result", 5)]
+
+    async def test_event_of_a_thread_that_has_ended(self) -> None:
+        """What a thread has said comes before the answer, whoever waited for it."""
+
+        async def work(request: Request) -> str:
+            thread = threading.Thread(target=request.response, args=("progress", 1))
+            thread.start()
+            thread.join()
+            return "done"
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [
+            calls_event("work", "progress", 1),
+            calls_event("work", "result", "done"),
+        ]
+
+    @pytest.mark.parametrize("kind", ["push", "response"])
+    async def test_order_behind_a_thread(self, kind: str) -> None:
+        """What a thread has sent comes before what the handler sends later."""
+
+        async def work(request: Request) -> None:
+            thread = threading.Thread(target=request.client.push, args=("m", "first"))
+            thread.start()
+            thread.join()
+            if kind == "push":
+                request.client.push("m", "second")
+            else:
+                request.response("second")
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+
+        events = [each["event"] for each in await wire.settled()]
+        assert events == ["first", "second", "result"]
+
+    async def test_push_to_a_group_on_a_wire_without_frames(self) -> None:
+        """A wire that writes no frames of its own sends it as any push."""
+        wire = calls_wire(echo)
+
+        wire.deliver(b'{"event":"x"}', None)
+
+        assert wire.posted == [{"event": "x"}]
+
     async def test_job_of_to_thread_that_fails(self) -> None:
         """The workers run `asyncio.to_thread`, too: what fails there is raised."""
         threads = wsappy.Threads(1)
@@ -13641,6 +13708,42 @@ async def connect_soon(url: str) -> ClientConnection:
 
 class TestRun:
     """`App.run` serves until a signal, in a loop of its own."""
+
+    @pytest.mark.parametrize("kind", ["plain", "task"])
+    def test_exit_in_a_handler(
+        self, kind: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """SystemExit stops it in order: unfinished calls have their grace."""
+        app = make_app(grace=0.1)
+        seen: list[str] = []
+        module = app.module("m")
+
+        @module.method
+        def plain(request: Request) -> None:
+            raise SystemExit(7)
+
+        @module.method
+        async def task(request: Request) -> None:
+            raise SystemExit(7)
+
+        module.method(asleep)
+
+        async def visit(url: str) -> None:
+            talk = Talk(await connect_soon(f"{url}/api"))
+            for name in ("asleep", kind):
+                message = {"module": "m", "method": name, "data": {}}
+                await talk.send({**message, "request_id": name})
+            for _ in range(2):
+                answer = await talk.receive()
+                seen.append(f"{answer['request_id']} {answer['data']['message']}")
+            await talk.closed()
+
+        with pytest.raises(SystemExit) as caught:
+            run_with(app, visit)
+
+        assert caught.value.code == 7
+        assert seen == [f"{kind} internal error", "asleep the server is stopping"]
+        assert "unfinished calls: " in caplog.text
 
     def test_loop_factory(self) -> None:
         """`loop_factory` makes the loop."""

@@ -332,6 +332,16 @@ def run(function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> An
         return Failure(exc)
 
 
+def stop_loop(exc: BaseException) -> Failure:
+    """Let *exc* end the loop in its next turn; who raised it is answered meanwhile."""
+
+    def leave() -> None:
+        raise exc
+
+    asyncio.get_running_loop().call_soon(leave)
+    return Failure(exc)
+
+
 async def run_to_end(function: Callable[..., Any], /, *arguments: Any) -> Any:
     """Run users' code, and await what it returns where that can be awaited.
 
@@ -344,8 +354,8 @@ async def run_to_end(function: Callable[..., Any], /, *arguments: Any) -> Any:
     try:
         result = function(*arguments)
         return await result if inspect.isawaitable(result) else result
-    except STOPS:
-        raise
+    except STOPS as exc:
+        return stop_loop(exc)
     except BaseException as exc:
         if isinstance(exc, asyncio.CancelledError) and task.cancelling() > cancelled:
             raise
@@ -363,7 +373,9 @@ def cut_task(task: asyncio.Task[Any]) -> None:
 
 
 def log_failure(what: str, exc: BaseException, hint: str = "") -> None:
-    LOGGER.error("%s failed%s", what, hint, exc_info=exc)
+    # What stops the server is no failure.
+    if not isinstance(exc, STOPS):
+        LOGGER.error("%s failed%s", what, hint, exc_info=exc)
 
 
 class Moderator(logging.Filter):
@@ -1463,17 +1475,28 @@ class Runtime:
         self.threads = threads
         self.waiting: collections.deque[Callable[[], object]] = collections.deque()
         self.deadline = 0.0
+        self.elsewhere: collections.deque[Callable[[], object]] = collections.deque()
         self.has_pushed = self.is_sharing = False
         self.unwritten: list[ServerWire] = []
 
     def call(self, action: Callable[..., object], *arguments: Any) -> None:
-        """Act now; from another thread than the loop's, in the loop."""
+        """Act now; from another thread than the loop's, in the loop, in order."""
         if threading.get_ident() == self.thread:
+            self.catch_up()
             action(*arguments)
         else:
+            self.elsewhere.append(functools.partial(action, *arguments))
             # A loop that is closed has nobody left to hear of it.
             with contextlib.suppress(RuntimeError):
-                self.loop.call_soon_threadsafe(action, *arguments)
+                self.loop.call_soon_threadsafe(self.catch_up)
+
+    def catch_up(self) -> None:
+        """Do what other threads have asked for by now.
+
+        A handler may go on before the loop has turned: `asyncio.to_thread` does.
+        """
+        while self.elsewhere:
+            self.elsewhere.popleft()()
 
     def begin_turn(self) -> float:
         """Return when this turn of the loop is over, in the seconds of `monotonic`."""
@@ -1634,6 +1657,7 @@ class Wire(abc.ABC):
         if threading.get_ident() != self.runtime.thread:
             self.runtime.call(self.push, payload)
             return Sent(None)
+        self.runtime.catch_up()
         self.push(payload)
         return Sent(self)
 
@@ -2309,17 +2333,13 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         """Answer the request; then be open until the connection ends."""
         session: Any = self.session
         try:
-            is_open = self.exchange.send(await self.exchange.decide(session))
-            if is_open:
+            if self.exchange.send(await self.exchange.decide(session)):
                 self.lane.intake, self.phase = READING, OPEN
                 self.due = self.loop.time() + (self.ping_interval or math.inf)
                 self._follow()
                 session.greet()
                 self.lane.read_rest()
-            life: Any = self.life
-            # A hook that has cancelled its own task may have lost what ends this wait.
-            if is_open or not life.cancelling():
-                await self.lost.wait()
+            await self.lost.wait()
         finally:
             self.transport.abort()
             status = self.response and self.response.status_code
@@ -3038,8 +3058,8 @@ class Calls:
             else:
                 arguments = method.bind(request.data)
                 outcome = context.run(method.function, request, **arguments)
-        except STOPS:
-            raise
+        except STOPS as exc:
+            outcome = stop_loop(exc)
         except BaseException as exc:  # noqa: BLE001
             outcome = Failure(exc)
         if type(outcome) in PLAIN_RESULTS:
@@ -3206,6 +3226,8 @@ class Calls:
 
     def conclude(self, request: Request, outcome: Any) -> None:
         """End a call: send the terminal event that its outcome asks for."""
+        if self.runtime.elsewhere:
+            self.runtime.catch_up()
         if type(outcome) is Failure:
             self._conclude_failure(request, outcome.exc)
         elif request._stage is ANSWERED:
@@ -3309,6 +3331,8 @@ class Calls:
         Whether the call has ended meanwhile is decided there, in `_say` and `_tell`.
         """
         is_here = threading.get_ident() == self.runtime.thread
+        if is_here:
+            self.runtime.catch_up()
         has_own_way = self.overrides.tell is not None
         if has_own_way and is_here:
             return self._tell(request, event, data)
@@ -5497,14 +5521,11 @@ def say(text: str) -> None:
 
 
 async def serve_until_cancelled(serving: Serving) -> None:
-    main: Any = asyncio.current_task()
     async with serving:
         for route in serving.app.table.routes.values():
             say(serving.url(route.path.text, serving.host))
-        # The lifespan may have swallowed a cancellation.
-        if not main.cancelling():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.Event().wait()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
         if count := serving.app.stats()["unfinished"]:
             text = "unfinished calls: %d, for %g s; a second signal leaves at once"
             LOGGER.warning(text, count, serving.grace)
