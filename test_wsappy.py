@@ -9922,6 +9922,26 @@ class TestRawMessages:
 
         assert sizes == [30_000] * 20
 
+    async def test_large_one_behind_a_small_one(self) -> None:
+        """Reading stays halted while one that is too large waits."""
+        app, sizes, go_on = App(grace=0), list[int](), asyncio.Event()
+
+        @app.client("/api")
+        class Slow(Client):
+            async def on_message(self, message: str | bytes) -> None:
+                await go_on.wait()
+                sizes.append(len(message))
+
+        frames = [wire_frame(bytes(size), FIN | BINARY) for size in (10, 100_000, 20)]
+
+        async with wired(app) as wire:
+            wire.send(*frames)
+            await wire_until(lambda: not wire.is_read)
+            go_on.set()
+            await wire_until(lambda: len(sizes) == 3)
+
+        assert sizes == [10, 100_000, 20]
+
     async def test_types(self) -> None:
         """Text arrives as str, binary as bytes, whatever they hold."""
         messages = ["grün", b"\xff", "", b"", "not JSON"]
@@ -13730,9 +13750,10 @@ class TestRun:
 
         async def visit(url: str) -> None:
             talk = Talk(await connect_soon(f"{url}/api"))
-            for name in ("asleep", kind):
-                message = {"module": "m", "method": name, "data": {}}
-                await talk.send({**message, "request_id": name})
+            message = {"module": "m", "data": {}}
+            await talk.send({**message, "method": "asleep", "request_id": "asleep"})
+            assert result_of(await talk.call("$.ping")) == {}
+            await talk.send({**message, "method": kind, "request_id": kind})
             for _ in range(2):
                 answer = await talk.receive()
                 seen.append(f"{answer['request_id']} {answer['data']['message']}")
