@@ -4322,7 +4322,7 @@ class CallsWire(wsappy.Wire):
 
     async def ask(self, data: Any, seconds: float = LIMIT) -> Any:
         """Call `ui.confirm` of the client; return the result."""
-        return await self.calls.ask("ui", "confirm", data, seconds)
+        return await self.calls.asked.ask("ui", "confirm", data, seconds)
 
     def read(self, message: Any, *, is_text: bool = True) -> Any:
         """Take a message; return what was sent meanwhile: one message, or a list."""
@@ -4341,8 +4341,10 @@ class CallsWire(wsappy.Wire):
     async def settled(self) -> list[Any]:
         """Wait until no call is unfinished; return all that was sent, in order."""
         async with asyncio.timeout(LIMIT):
-            while self.calls.unfinished or self.calls.senders:
-                await asyncio.wait([*self.calls.unfinished, *self.calls.senders])
+            while self.calls.unfinished or self.calls.answers.senders:
+                await asyncio.wait(
+                    [*self.calls.unfinished, *self.calls.answers.senders]
+                )
             await asyncio.sleep(0)
         return self.posted
 
@@ -19821,6 +19823,14 @@ class TestLayout:
         }
 
         assert {name: size for name, size in sizes.items() if size > 40} == {}
+
+    def test_classes(self) -> None:
+        """No class has more than 35 methods."""
+        classes = [each for each in LAYOUT_TREE.body if isinstance(each, ast.ClassDef)]
+
+        counts = {each.name: len(list(layout_methods(each))) for each in classes}
+
+        assert {name: count for name, count in counts.items() if count > 35} == {}
 
     def test_documentation(self) -> None:
         """Every class, and what is public of those for users, has a docstring."""

@@ -26,7 +26,7 @@ A client sends calls, the server answers them with events; both are JSON objects
 One message's way, from bytes in to bytes out:
 
     socket -> Lane.read -> Calls.receive -> Calls.begin -> Method.bind -> the handler
-    socket <- ServerWire.flush <- ServerWire.post <- Calls.emit <- Calls.conclude <-'
+    socket <- ServerWire.flush <- .post <- Answers.emit <- Answers.conclude <-------'
 
 The story follows it, section by section; the appendices use it, and it names nothing
 of theirs:
@@ -2271,6 +2271,51 @@ class Exchange:
         return is_opened and not wire.transport.is_closing()
 
 
+class Backlog:
+    """What waits for a client that is behind, and how long it has waited.
+
+    Attributes:
+        aged: Bytes that wait since an earlier turn of the loop, at most.
+    """
+
+    def __init__(self, wire: ServerWire) -> None:
+        self.wire = wire
+        self.aged = 0
+        self.is_aging = False
+
+    @property
+    def size(self) -> int:
+        """Bytes that wait."""
+        return self.wire.transport.get_write_buffer_size() + self.wire.out_size
+
+    def begin(self) -> None:
+        """Count from now on: the client has fallen behind."""
+        self.aged = 0
+        self._age()
+
+    def is_too_large(self) -> bool:
+        """Tell whether so much waits that the client isn't pushed to any more.
+
+        What waits since an earlier turn counts; of this turn's, more is allowed.
+        """
+        self._age()
+        limit, size = self.wire.serving.app.max_backlog, self.size
+        return min(self.aged, size) > limit or size > MAX_BURST * limit
+
+    def _age(self) -> None:
+        """Find out, in the turns that follow, how much waits since an earlier one."""
+        if not self.is_aging:
+            self.is_aging = True
+            self.wire.loop.call_soon(self._age_once)
+
+    def _age_once(self) -> None:
+        # What is pushed in this round of the loop, before or after, is not old yet.
+        self.wire.loop.call_soon(self._age_twice, self.size)
+
+    def _age_twice(self, size: int) -> None:
+        self.aged, self.is_aging = size, False
+
+
 class ServerWire(LibraryWire, websockets.ServerConnection):
     """The server's wire: a connection of `websockets`, with a lane beside it.
 
@@ -2297,14 +2342,13 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.lane = Lane(self)
         self.is_plain = True
         self.is_clear = self.is_collecting = self.is_fragmenting = False
-        self.is_aging = False
         self.out_size = self.bytes_in = self.bytes_out = self.taken = 0
         self.life: asyncio.Task[None] | None = None
         self.lost = asyncio.Event()
         self.due = self.taken_at = math.inf
         self.awaited: asyncio.Future[float] | None = None
         self.pinged: tuple[int, int] | None = None
-        self.aged = 0
+        self.backlog = Backlog(self)
 
     # From the first byte to the goodbye
 
@@ -2450,7 +2494,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
 
     def push(self, payload: bytes) -> None:
         """Send a push, unless the client is too far behind: then close it."""
-        if self.paused and self._is_too_slow():
+        if self.paused and self.backlog.is_too_large():
             self._drop()
         else:
             self.post(payload)
@@ -2462,33 +2506,6 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             self.transport.write(frame)
         else:
             self.push(payload)
-
-    @property
-    def _backlog(self) -> int:
-        """Bytes that wait for the client."""
-        return self.transport.get_write_buffer_size() + self.out_size
-
-    def _is_too_slow(self) -> bool:
-        """Tell whether too much waits for a client that is behind, before a push.
-
-        What waits since an earlier turn counts; of this turn's, more is allowed.
-        """
-        self._age()
-        limit, backlog = self.serving.app.max_backlog, self._backlog
-        return min(self.aged, backlog) > limit or backlog > MAX_BURST * limit
-
-    def _age(self) -> None:
-        """Find out, in the turns that follow, how much waits since an earlier one."""
-        if not self.is_aging:
-            self.is_aging = True
-            self.loop.call_soon(self._age_once)
-
-    def _age_once(self) -> None:
-        # What is pushed in this round of the loop, before or after, is not old yet.
-        self.loop.call_soon(self._age_twice, self._backlog)
-
-    def _age_twice(self, backlog: int) -> None:
-        self.aged, self.is_aging = backlog, False
 
     def _drop(self) -> None:
         """Close a client that reads too slowly, and abort it a second later."""
@@ -2547,8 +2564,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         super().pause_writing()
         self.serving.app.counts["pauses"] += 1
         self.lane.stop()
-        self.aged = 0
-        self._age()
+        self.backlog.begin()
         self.taken_at = self.loop.time()
 
     def resume_writing(self) -> None:
@@ -2764,7 +2780,7 @@ class Request(Generic[ClientT]):
         if self._stage is CUT and not is_free:
             return Sent(None)
         calls: Calls = self.client.connection.calls
-        answer: Sent = calls.respond(self, event, data)
+        answer: Sent = calls.answers.respond(self, event, data)
         return answer
 
     async def ready(self) -> None:
@@ -2821,7 +2837,8 @@ class Calls:
         held: Calls that haven't begun: `on_connected` runs, or the route is ordered.
         beginning: Tasks that have yet to begin, before Python 3.12.
         starting: Those of them that wait for a turn, in order.
-        asked: The unfinished calls to the other side, by id: what gets their events.
+        answers: What sends their answers.
+        asked: The calls to the other side.
         is_greeting: Whether `on_connected` runs.
         is_gated: Whether anything but the plain case may hold; then `dispatch` decides.
     """
@@ -2843,17 +2860,15 @@ class Calls:
         self.overrides = route.overrides or Overrides()
         self.wraps = has_own(client, "process_message")
         self.decode = app.codec.decode
-        self.encode = app.codec.encode
         self.methods = route.methods
+        self.answers = Answers(app, wire, client, self.overrides)
+        self.asked = Asked(wire, app.codec)
         self.context = context
         self.bad_messages = self.received = self.beginning = 0
         self.unfinished: dict[asyncio.Task[None], Request] = {}
-        self.senders: set[asyncio.Task[None]] = set()
         self.starting: collections.deque[asyncio.Future[None]] = collections.deque()
         self.held: collections.deque[Request] = collections.deque()
         self.held_size = self.load = 0
-        self.asked: dict[JSON, Callable[[str, Any], None]] = {}
-        self.last_id = 0
         self.is_greeting, self.is_stopping, self.is_gated = True, False, True
 
     # From a message to a call
@@ -2921,8 +2936,8 @@ class Calls:
             self.dispatch(self._request_of(message, size))
         elif reading.kind == "push":
             self.hear(message)
-        elif reading.request_id in self.asked:
-            self._receive_event(message)
+        elif reading.request_id in self.asked.handlers:
+            self.asked.receive(message)
         else:
             self.app.counts["dropped_event"] += 1
 
@@ -2933,20 +2948,11 @@ class Calls:
         request._credit, request._size = message.get("items"), size
         return request
 
-    def _receive_event(self, message: dict[str, JSON]) -> None:
-        """Hand an event of a call to the other side to who asked."""
-        request_id, event = message["request_id"], message["event"]
-        handle = self.asked[request_id]
-        if event in TERMINAL:
-            del self.asked[request_id]
-        data = message.get("data")
-        handle(event, Error.from_data(data) if event == "error" else data)
-
     def _receive_bad(self, message: JSON, reading: Reading) -> None:
         module: Any = name_of(message, "module")
         method: Any = name_of(message, "method")
         request = Request(module, method, {}, self.client, reading.request_id)
-        self.send_error(request, Error("bad_message", reading.why))
+        self.answers.send_error(request, Error("bad_message", reading.why))
         self.bad_messages += 1
         self.app.counts["bad_messages"] += 1
         if self.bad_messages == MAX_BAD_MESSAGES:
@@ -2963,7 +2969,7 @@ class Calls:
         if request.module == "$":
             self._begin(request)
         elif self.is_stopping:
-            self.send_error(request, STOPPING)
+            self.answers.send_error(request, STOPPING)
         elif self.held or not self._is_free():
             self._hold(request)
         else:
@@ -2977,7 +2983,7 @@ class Calls:
     def _hold(self, request: Request) -> None:
         limit, size = self.wire.max_size, self.held_size + request._size
         if self._is_full(request) or (limit is not None and size > limit):
-            self.send_error(request, OVERLOADED)
+            self.answers.send_error(request, OVERLOADED)
             return
         self.held_size = size
         self.load += request._size
@@ -3025,13 +3031,13 @@ class Calls:
         request._method = method
         if request.module != "$":
             if self.unfinished and self._is_full(request):
-                self.send_error(request, OVERLOADED)
+                self.answers.send_error(request, OVERLOADED)
                 return
             if self.wraps:
                 self._start(request, self.client.process_message, self.context.copy())
                 return
         if method is None:
-            self.send_error(request, self._unknown(request))
+            self.answers.send_error(request, self._unknown(request))
         elif method.kind is not INLINE:
             self._start(request, self.run, self.context.copy())
         elif self.beginning:
@@ -3063,9 +3069,9 @@ class Calls:
         except BaseException as exc:  # noqa: BLE001
             outcome = Failure(exc)
         if type(outcome) in PLAIN_RESULTS:
-            self.conclude(request, outcome)
+            self.answers.conclude(request, outcome)
         elif not inspect.isawaitable(outcome):
-            context.run(self.conclude, request, outcome)
+            context.run(self.answers.conclude, request, outcome)
         else:
             self._start(request, lambda _: outcome, context)
 
@@ -3100,9 +3106,9 @@ class Calls:
             if self.wire.paused and request._stage is not CUT:
                 # Unfinished until the client has read some, as its answer is.
                 await self.wire.writable()
-            self.conclude(request, outcome)
+            self.answers.conclude(request, outcome)
         except asyncio.CancelledError as exc:
-            self.conclude(request, Failure(exc))
+            self.answers.conclude(request, Failure(exc))
             raise
         finally:
             self._finish(request)
@@ -3186,7 +3192,7 @@ class Calls:
                     request._credit -= 1
                 if request._stage is not PENDING:
                     return
-                sender = self.emit(request, "item", item)
+                sender = self.answers.emit(request, "item", item)
                 await self._go_on(sender)
 
     async def _go_on(self, sender: asyncio.Task[None] | None) -> None:
@@ -3222,7 +3228,83 @@ class Calls:
             raise outcome.exc
         return outcome
 
-    # From a handler's outcome to its answer
+    # The end of calls from outside
+
+    def cut(self, request: Request, error: Error | None) -> None:
+        """End an unfinished call: answer it at once, and cancel its task."""
+        if request._stage is PENDING and error is not None:
+            self.answers.send_error(request, error)
+        was_cut, request._stage = request._stage is CUT, CUT
+        method, task = request._method, request._task
+        if was_cut and method is not None and method.kind is THREAD:
+            # It was told, and can't be stopped; telling it again would lose it.
+            return
+        task.cancel()  # type: ignore[union-attr]
+        if inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_CREATED:  # type: ignore[arg-type,union-attr]
+            # It has run no line, and never will.
+            self.beginning -= LAZY_TASKS
+            self._finish(request)
+
+    def cancel(self, request_id: str | int) -> bool:
+        """Cut every unfinished call of that id; tell whether there was one."""
+        held = [each for each in self.held if each.id == request_id]
+        for request in held:
+            self.answers.send_error(self._unhold(request), CANCELLED)
+        begun = [
+            request
+            for request in self.unfinished.values()
+            if request.id == request_id and request._stage is PENDING
+        ]
+        for request in begun:
+            self.cut(request, CANCELLED)
+        return bool(held or begun)
+
+    def stop(self) -> None:
+        """Refuse new calls from now on, and end the streams."""
+        self.is_stopping = True
+        self.set_gate()
+        for request in list(self.unfinished.values()):
+            if request._method is not None and request._method.kind is STREAM:
+                self.cut(request, STOPPING)
+
+    def cut_off(self) -> None:
+        """Answer every call that is left, now that the server's grace has ended."""
+        while self.held:
+            self.answers.send_error(self._unhold(self.held[0]), STOPPING)
+        for request in list(self.unfinished.values()):
+            self.cut(request, STOPPING)
+
+    def abandon(self) -> list[asyncio.Task[None]]:
+        """Cancel everything, now that the client is gone; return what must end."""
+        self.held.clear()
+        for request in list(self.unfinished.values()):
+            self.cut(request, None)
+        for sender in self.answers.senders:
+            sender.cancel()
+        self.asked.end()
+        return [*self.unfinished, *self.answers.senders]
+
+
+class Answers:
+    """From the outcome of a handler to its answer, for the calls of one connection.
+
+    `conclude` sends the terminal event that an outcome asks for; `emit` sends the
+    framework's events, `respond` those of handlers.
+
+    Attributes:
+        senders: Tasks in which an override sends an event.
+    """
+
+    def __init__(
+        self, app: App, wire: Wire, client: Client, overrides: Overrides
+    ) -> None:
+        self.app = app
+        self.wire = wire
+        self.runtime = wire.runtime
+        self.client = client
+        self.overrides = overrides
+        self.encode = app.codec.encode
+        self.senders: set[asyncio.Task[None]] = set()
 
     def conclude(self, request: Request, outcome: Any) -> None:
         """End a call: send the terminal event that its outcome asks for."""
@@ -3311,7 +3393,7 @@ class Calls:
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run what sends an event, in a task that ends with the connection."""
-        sender = asyncio.Task(work, loop=self.loop, **TASK_OPTIONS)
+        sender = asyncio.Task(work, loop=self.runtime.loop, **TASK_OPTIONS)
         self.senders.add(sender)
         sender.add_done_callback(self.senders.discard)
         return sender
@@ -3384,9 +3466,32 @@ class Calls:
 
         self._spawn(tell())
 
-    # Calls to the other side
 
-    def ask_for_events(
+class Asked:
+    """The calls to the other side of a connection.
+
+    Attributes:
+        handlers: What gets the events of the unfinished ones, by id.
+        cancels: Whether the other side understands `$ cancel`: a server of wsappy does.
+    """
+
+    def __init__(self, wire: Wire, codec: Codec, *, cancels: bool = False) -> None:
+        self.wire = wire
+        self.codec = codec
+        self.cancels = cancels
+        self.handlers: dict[JSON, Callable[[str, Any], None]] = {}
+        self.last_id = 0
+
+    def receive(self, message: dict[str, JSON]) -> None:
+        """Hand an event of a call to the other side to who asked."""
+        request_id, event = message["request_id"], message["event"]
+        handle = self.handlers[request_id]
+        if event in TERMINAL:
+            del self.handlers[request_id]
+        data = message.get("data")
+        handle(event, Error.from_data(data) if event == "error" else data)
+
+    def begin(
         self,
         handle: Callable[[str, Any], None],
         *names: str,
@@ -3399,18 +3504,18 @@ class Calls:
             Its `request_id`, for `forget`.
         """
         self.last_id += 1
-        self.asked[self.last_id] = handle
+        self.handlers[self.last_id] = handle
         try:
-            self.send_call(*names, data=data, request_id=self.last_id, **options)
+            self.send(*names, data=data, request_id=self.last_id, **options)
         except TypeError:
-            del self.asked[self.last_id]
+            del self.handlers[self.last_id]
             raise
         return self.last_id
 
-    def send_call(self, module: str, method: str, **rest: JSON) -> None:
+    def send(self, module: str, method: str, **rest: JSON) -> None:
         """Queue a call to the other side; raises TypeError for unwritable data."""
         message = {"module": module, "method": method, **rest}
-        self.wire.queue(self.app.codec.write(message))
+        self.wire.queue(self.codec.write(message))
 
     async def ask(
         self,
@@ -3430,14 +3535,14 @@ class Calls:
             note: Gets each event but an error before the next message of the same read
                 is read; what it raises ends the call. By default it refuses items.
         """
-        answer = self.loop.create_future()
+        answer = self.wire.runtime.loop.create_future()
         note = note or functools.partial(refuse_item, f"{module}.{method}")
         handle = functools.partial(settle_answer, answer, note)
-        request_id = self.ask_for_events(handle, module, method, data=data)
+        request_id = self.begin(handle, module, method, data=data)
         # A timer of its own: `asyncio.timeout` for each call takes twice as long.
         seconds = math.inf if timeout is None else timeout
         late = TimeoutError(f"no answer to {module}.{method} in time; it was sent")
-        timer = self.loop.call_later(seconds, handle, "error", late)
+        timer = self.wire.runtime.loop.call_later(seconds, handle, "error", late)
         try:
             return await answer
         finally:
@@ -3446,69 +3551,15 @@ class Calls:
 
     def forget(self, request_id: int) -> None:
         """Listen no more to a call to the other side, and let it end there."""
-        if self.asked.pop(request_id, None) is not None:
-            self.cancel_there(request_id)
+        if self.handlers.pop(request_id, None) is not None and self.cancels:
+            # Only an error would be answered.
+            self.send("$", "cancel", data={"request_id": request_id})
 
-    def cancel_there(self, request_id: int) -> None:
-        """Let the call run on: only a client of wsappy understands `$ cancel`."""
-
-    # The end of calls from outside
-
-    def cut(self, request: Request, error: Error | None) -> None:
-        """End an unfinished call: answer it at once, and cancel its task."""
-        if request._stage is PENDING and error is not None:
-            self.send_error(request, error)
-        was_cut, request._stage = request._stage is CUT, CUT
-        method, task = request._method, request._task
-        if was_cut and method is not None and method.kind is THREAD:
-            # It was told, and can't be stopped; telling it again would lose it.
-            return
-        task.cancel()  # type: ignore[union-attr]
-        if inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_CREATED:  # type: ignore[arg-type,union-attr]
-            # It has run no line, and never will.
-            self.beginning -= LAZY_TASKS
-            self._finish(request)
-
-    def cancel(self, request_id: str | int) -> bool:
-        """Cut every unfinished call of that id; tell whether there was one."""
-        held = [each for each in self.held if each.id == request_id]
-        for request in held:
-            self.send_error(self._unhold(request), CANCELLED)
-        begun = [
-            request
-            for request in self.unfinished.values()
-            if request.id == request_id and request._stage is PENDING
-        ]
-        for request in begun:
-            self.cut(request, CANCELLED)
-        return bool(held or begun)
-
-    def stop(self) -> None:
-        """Refuse new calls from now on, and end the streams."""
-        self.is_stopping = True
-        self.set_gate()
-        for request in list(self.unfinished.values()):
-            if request._method is not None and request._method.kind is STREAM:
-                self.cut(request, STOPPING)
-
-    def cut_off(self) -> None:
-        """Answer every call that is left, now that the server's grace has ended."""
-        while self.held:
-            self.send_error(self._unhold(self.held[0]), STOPPING)
-        for request in list(self.unfinished.values()):
-            self.cut(request, STOPPING)
-
-    def abandon(self) -> list[asyncio.Task[None]]:
-        """Cancel everything, now that the client is gone; return what must end."""
-        self.held.clear()
-        for request in list(self.unfinished.values()):
-            self.cut(request, None)
-        for sender in self.senders:
-            sender.cancel()
-        asked, self.asked = self.asked, {}
-        for handle in asked.values():
+    def end(self) -> None:
+        """End all of them, now that the other side is gone."""
+        handlers, self.handlers = self.handlers, {}
+        for handle in handlers.values():
             handle("error", self.wire.close_exc)
-        return [*self.unfinished, *self.senders]
 
 
 # What a handler returns that is its result as it is.
@@ -3759,7 +3810,7 @@ class Client:
         wire: Wire = self.connection
         if wire.phase is not OPEN:
             await wire.reachable()
-        return await wire.calls.ask(module, method, merge(data, fields), timeout)
+        return await wire.calls.asked.ask(module, method, merge(data, fields), timeout)
 
     def join(self, group: str) -> None:
         """Put the client into a group; in `on_connecting`, when it is connected."""
@@ -5383,7 +5434,8 @@ class Serving:
     def _has_work(self) -> bool:
         """Tell whether a call has yet to get its terminal event."""
         return any(
-            each.held or each.unfinished or each.senders for each in self._calls()
+            each.held or each.unfinished or each.answers.senders
+            for each in self._calls()
         )
 
     def _work(self) -> list[asyncio.Future[Any]]:
@@ -5391,7 +5443,7 @@ class Serving:
         work: list[asyncio.Future[Any]] = []
         for session in self.sessions:
             calls: Any = session.calls
-            work += [*calls.unfinished, *calls.senders]
+            work += [*calls.unfinished, *calls.answers.senders]
             if calls.is_greeting and calls.held:
                 work += [each for each in session.hooks if not each.done()]
         return work
@@ -5401,7 +5453,7 @@ class Serving:
         calls = self._calls()
         for each in calls:
             each.cut_off()
-        senders = [sender for each in calls for sender in each.senders]
+        senders = [sender for each in calls for sender in each.answers.senders]
         await wait_at_most(LAST_GRACE, senders)
 
     async def close_clients(self) -> None:
@@ -5703,10 +5755,6 @@ class PeerCalls(Calls):
         wire: Any = self.wire
         wire.peer.hear(wire, message)
 
-    def cancel_there(self, request_id: int) -> None:
-        """Cancel a call on the server; only an error would be answered."""
-        self.send_call("$", "cancel", data={"request_id": request_id})
-
 
 class PeerWire(LibraryWire, websockets.ClientConnection):
     """One connection of a `Peer`, without the library's queue and its tasks.
@@ -5743,6 +5791,7 @@ class PeerWire(LibraryWire, websockets.ClientConnection):
         client, context = Client(self.app, self, None), contextvars.copy_context()
         context.run(CURRENT.set, client.id)
         self.calls = PeerCalls(self.app, self.peer.route, self, client, context)
+        self.calls.asked.cancels = True
         self.calls.is_greeting = False
         self.calls.set_gate()
         self.receive = self.calls.receive
@@ -6051,7 +6100,7 @@ class Peer:
         if connection is None:
             connection = await self._connected(f"{module}.{method}", limit)
         left = None if limit is None else limit - (monotonic() - began)
-        return await connection.calls.ask(module, method, data, left, note)
+        return await connection.calls.asked.ask(module, method, data, left, note)
 
     def _usable(self) -> PeerWire | None:
         """Return the connection that this task may call on now, if there is one."""
@@ -6122,7 +6171,7 @@ class Peer:
         limit = functools.partial(self.limit, f"an item of {name}", self.timeout)
         items = Inbox(limit)
         handle = functools.partial(receive_item, items, names, window)
-        number = calls.ask_for_events(handle, *names, data=data, items=window)
+        number = calls.asked.begin(handle, *names, data=data, items=window)
         more: JSON = {"request_id": number, "items": half}
         taken = 0
         try:
@@ -6130,9 +6179,9 @@ class Peer:
                 yield item
                 taken += 1
                 if taken % half == 0:
-                    calls.send_call("$", "more", data=more)
+                    calls.asked.send("$", "more", data=more)
         finally:
-            calls.forget(number)
+            calls.asked.forget(number)
 
     # Pushes
 
@@ -6554,7 +6603,7 @@ class TestedPeer(Peer):
         """
         await self.call("$", "ping")
         connection = self._connection
-        calls = list(connection.calls.asked) if connection else []
+        calls = list(connection.calls.asked.handlers) if connection else []
         if self.unread or calls:
             must = f"nothing must have come: got the pushes {self.unread!r}"
             raise AssertionError(f"{must}, and the calls {calls!r} are unfinished")
@@ -6622,7 +6671,9 @@ async def emit_by_response(request: Request, event: str, data: JSON) -> None:
     if event in TERMINAL:
         request._last_word = None
     if type(outcome) is Failure:
-        request.client.connection.calls.send_internal(request, data, outcome.exc)
+        request.client.connection.calls.answers.send_internal(
+            request, data, outcome.exc
+        )
 
 
 App.overrides_of = staticmethod(overrides_of)
