@@ -14466,14 +14466,30 @@ class TestWatchdog:
             return rows
 
         async with wired(app) as wire:
-            wire.send(wire_frame(json.dumps(dog_call("get")).encode()))
-            await wire.reader.readexactly(1)
-            client: Any = wire.client
-            shares.append(client.share())
+            # The thread may look too late, when it is over; or on a busy machine.
+            for _ in range(5):
+                wire.send(wire_frame(json.dumps(dog_call("get")).encode()))
+                await wire.frame()
+                client: Any = wire.client
+                shares.append(client.share())
+                if dog_warnings(caplog):
+                    break
 
-        if shares[0] < 0.8:
+        if max(shares) < 0.8:
             pytest.skip("the machine is too busy")
         assert dog_warnings(caplog) == [dog_text("handler 'm.get'")]
+
+    @pytest.mark.parametrize("was_suspended", [False, True])
+    async def test_late_look(
+        self, was_suspended: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A look that comes late itself names who holds the loop, unless suspended."""
+        dog = wsappy.Watchdog(wsappy.Runtime(wsappy.Threads(1)))
+
+        for _ in range(2):
+            dog.look(time.monotonic(), True, was_suspended)
+
+        assert len(dog_warnings(caplog)) == (0 if was_suspended else 1)
 
     @pytest.mark.parametrize("name", ["total", "match"])
     async def test_c_code(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -14502,8 +14518,8 @@ class TestWatchdog:
 
         async with talking(app) as talk:
             # On a busy machine it looks like a process that was suspended.
-            for _ in range(2):
-                if shares[0] < 0.8:
+            for _ in range(5):
+                if not dog_warnings(caplog):
                     await talk.call("m.get")
 
         if shares[0] < 0.8:

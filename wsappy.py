@@ -3199,10 +3199,8 @@ class Calls:
         """Wait until the last item is on its way, and the stream may go on."""
         if sender is not None:
             await asyncio.wait([sender])
-        if self.wire.paused:
-            await self.wire.writable()
-        while self.runtime.is_turn_over():
-            await self.runtime.next_turn()
+        while self.wire.paused or self.runtime.is_turn_over():
+            await (self.wire.writable if self.wire.paused else self.runtime.next_turn)()
 
     async def _run_in_thread(
         self, request: Request, method: Method, arguments: dict[str, Any]
