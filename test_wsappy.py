@@ -5704,7 +5704,7 @@ class TestTimeouts:
             finally:
                 ended.append("work")
 
-        wire = calls_wire(work, timeout=0.001)
+        wire = calls_wire(work, timeout=0.05)
 
         wire.call("m.work")
 
@@ -5747,7 +5747,7 @@ class TestTimeouts:
             await asleep(request)
             yield 1
 
-        wire = calls_wire(asleep, unlimited, stream, timeout=0.001)
+        wire = calls_wire(asleep, unlimited, stream, timeout=0.05)
 
         wire.call(f"m.{name}", 1)
         wire.call("m.asleep", 2)
@@ -5789,7 +5789,7 @@ class TestTimeouts:
             request.response("dropped")
             return "dropped"
 
-        wire = calls_wire(work, timeout=0.001)
+        wire = calls_wire(work, timeout=0.05)
         wire.call("m.work")
 
         await wire.sent(1)
@@ -6384,7 +6384,7 @@ class TestWrapping:
                 return await super().process_message(request)
 
         @app.module("m")
-        @app.method(timeout=0.001)
+        @app.method(timeout=0.05)
         async def work(request: Request) -> None:
             await asleep(request)
 
@@ -7423,7 +7423,7 @@ class TestThreads:
         app = make_app(max_in_flight=1000)
 
         @app.module("m")
-        @app.method(thread=True, timeout=0.001)
+        @app.method(thread=True, timeout=0.05)
         def work(request: Request, laps: int) -> None:
             for _ in range(laps):
                 request.response("note")
@@ -20335,7 +20335,7 @@ class WalkHandlers:
             await asyncio.sleep(0)
         raise Error("no", "no")
 
-    @marks.method(timeout=0.001)
+    @marks.method(timeout=0.05)
     async def late(self, request: wsappy.Request, n: int) -> None:
         """Take too long."""
         await asyncio.Event().wait()
