@@ -1502,8 +1502,9 @@ class Runtime:
 
         A handler may go on before the loop has turned: `asyncio.to_thread` does.
         """
-        while self.elsewhere:
-            self.elsewhere.popleft()()
+        # No more than those: a thread that never stops asking mustn't hold the loop.
+        for action in [self.elsewhere.popleft() for _ in range(len(self.elsewhere))]:
+            action()
 
     def begin_turn(self) -> float:
         """Return when this turn of the loop is over, in the seconds of `monotonic`."""
