@@ -14512,8 +14512,8 @@ class TestWatchdog:
                 if dog_warnings(caplog):
                     break
 
-        if max(shares) < 0.8:
-            pytest.skip("the machine is too busy")
+        if ON_UVLOOP or max(shares) < 0.8:
+            pytest.skip("it may be over when the thread gets to look")
         assert dog_warnings(caplog) == [dog_text("handler 'm.get'")]
 
     @pytest.mark.parametrize("was_suspended", [False, True])
