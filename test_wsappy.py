@@ -14512,8 +14512,22 @@ class TestWatchdog:
                 if dog_warnings(caplog):
                     break
 
-        if ON_UVLOOP or max(shares) < 0.8:
-            pytest.skip("it may be over when the thread gets to look")
+        if not dog_warnings(caplog):
+            pytest.skip("it was over whenever the thread got to look")
+        assert dog_warnings(caplog) == [dog_text("handler 'm.get'")]
+
+    async def test_no_frame_of_the_users(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Where no frame is the user's the method is named; where there is none, no."""
+        dog = wsappy.Watchdog(wsappy.Runtime(wsappy.Threads(1)))
+        request = Request("m", "get", {}, ABSENT, 1)
+        code = wsappy.Calls.run.__code__
+        frame: Any = types.SimpleNamespace(f_locals={"request": request}, f_code=code)
+
+        dog.report([], time.monotonic())
+        dog.report([frame], time.monotonic())
+
         assert dog_warnings(caplog) == [dog_text("handler 'm.get'")]
 
     @pytest.mark.parametrize("was_suspended", [False, True])
@@ -14559,7 +14573,7 @@ class TestWatchdog:
                 if not dog_warnings(caplog):
                     await talk.call("m.get")
 
-        if shares[0] < 0.8:
+        if not dog_warnings(caplog):
             pytest.skip("the machine is too busy")
         assert dog_warnings(caplog) == [dog_line(functions[name])]
 

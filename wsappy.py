@@ -5231,8 +5231,8 @@ class Watchdog(threading.Thread):
                 self.report(frames, now)
         elif now - self.asked_at >= BLOCKING:
             self.report(frames, now)
-            # What holds the loop from now on is somebody else.
-            self.asked_at = now
+            # One line for one hold: what goes on before the loop turns isn't named.
+            self.asked_at = math.inf
 
     def answer(self) -> None:
         """Tell, from the loop, that it turns."""
