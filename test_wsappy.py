@@ -14465,7 +14465,7 @@ class TestWatchdog:
         assert dog_warnings(caplog) == [dog_line(hook)]
 
     @pytest.mark.parametrize("name", ["get", "later"])
-    async def test_no_frame_of_the_users(
+    async def test_frame_of_a_call(
         self, name: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Where no frame is the user's, the method is named."""
