@@ -7402,6 +7402,31 @@ class TestThreads:
 
         assert sorted(at for at, _ in ends_of(wire.posted)) == [*range(rounds * width)]
 
+    async def test_late_event(self) -> None:
+        """What a thread sent before the loop heard that its call had ended is dropped."""
+        begun, go, sent = threading.Event(), threading.Event(), threading.Event()
+        app = make_app()
+
+        @app.module("m")
+        @app.method(thread=True)
+        def work(request: Request) -> None:
+            begun.set()
+            go.wait(LIMIT)
+            request.response("note")
+            sent.set()
+
+        wire = CallsWire(app).open()
+        wire.call("m.work")
+        await asyncio.to_thread(begun.wait, LIMIT)
+
+        go.set()
+        sent.wait(LIMIT)
+        wire.call("$.cancel", None, request_id=1)
+
+        assert await wire.settled() == [
+            calls_error("work", "cancelled", "the caller cancelled the call")
+        ]
+
     @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
     @pytest.mark.parametrize("factory", [None, Wrapping], ids=["plain", "wrapped"])
     async def test_exit(
