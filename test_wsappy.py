@@ -7403,7 +7403,7 @@ class TestThreads:
         assert sorted(at for at, _ in ends_of(wire.posted)) == [*range(rounds * width)]
 
     async def test_late_event(self) -> None:
-        """What a thread sent before the loop heard that its call had ended is dropped."""
+        """What a thread sends before the loop knows that its call ended is dropped."""
         begun, go, sent = threading.Event(), threading.Event(), threading.Event()
         app = make_app()
 
