@@ -72,6 +72,7 @@ import os
 import pathlib
 import random
 import re
+import secrets
 import signal
 import socket
 import stat
@@ -181,6 +182,8 @@ MAX_EARLY = 2**16
 MAX_BODY, BODY_GRACE = 2**20, 1.0
 # Pages and files that are under way at once; one more is 503.
 MAX_ANSWERS = 64
+# Groups of one client, and bytes of a group's name (protocol, section 6).
+MAX_GROUPS, MAX_GROUP_NAME = 128, 255
 # Fragments of one message: what `websockets` allows by default.
 MAX_FRAGMENTS = 4096
 # Workers that run `thread=True` handlers: the number that the standard library takes.
@@ -472,10 +475,16 @@ def classify_call(message: dict[str, JSON], request_id: str | int | None) -> Rea
     return Reading("call", request_id)
 
 
+def text_of(message: JSON, key: str) -> str | None:
+    """Return the string under *key*, or None."""
+    value = message.get(key) if isinstance(message, dict) else None
+    return value if isinstance(value, str) else None
+
+
 def name_of(message: JSON, key: str) -> str | None:
     """Return the string under *key*, or None; for the answer to a bad message."""
-    value = message.get(key) if isinstance(message, dict) else None
-    return shorten(value) if isinstance(value, str) else None
+    value = text_of(message, key)
+    return None if value is None else shorten(value)
 
 
 def shorten(text: str) -> str:
@@ -686,6 +695,12 @@ CONVERTERS = {
     "uuid": Converter(uuid.UUID, f"/({UUID})"),
     "path": Converter(str, "(?:/(.*))?"),
 }
+# In the name of a group no parameter matches what stands between them.
+GROUP_CONVERTERS = {
+    name: Converter(each.type, each.pattern.removeprefix("/").replace("^/", "^:/"))
+    for name, each in CONVERTERS.items()
+    if name != "path"
+}
 PARAMETER = re.compile(r"\{([^{}:]*)(?::([^{}]*))?\}")
 # A slash between segments once they are decoded, since "%2F" is a slash inside of one;
 # nothing that arrives can hold this half of a surrogate pair.
@@ -747,28 +762,45 @@ def parse_path(text: str) -> Path:
             raise ValueError(f"path {text!r} must end with its path parameter")
         if set(segment).isdisjoint("{}?#"):
             pattern += "/" + re.escape(segment)
-            continue
-        name, converter = parse_parameter(text, segment)
-        if name in converters:
-            raise ValueError(f"path {text!r} names a parameter twice; rename one")
-        converters[name] = converter
-        pattern += CONVERTERS[converter].pattern
+        else:
+            where = f"path {text!r}"
+            pattern += parse_parameter(where, segment, converters, CONVERTERS)
     # One trailing slash more or less is the same path.
     return Path(text, f"{pattern}/?".replace("/", SLASH), converters)
 
 
-def parse_parameter(path: str, segment: str) -> tuple[str, str]:
-    """Return name and converter of a segment such as `{id:int}`."""
-    parameter = PARAMETER.fullmatch(segment)
+def parse_group(text: str) -> Path:
+    """Read a pattern of groups' names; raises ValueError for what can't be one."""
+    if not isinstance(text, str) or not text:
+        must = f"group must be a name with parameters: got {text!r}"
+        raise ValueError(f"{must}; write 'room:{{id}}'")
+    shape, converters = "", dict[str, str]()
+    for piece in re.split(r"(\{[^{}]*\})", text):
+        if set(piece).isdisjoint("{}"):
+            shape += re.escape(piece)
+        else:
+            where = f"group {text!r}"
+            shape += parse_parameter(where, piece, converters, GROUP_CONVERTERS)
+    return Path(text, shape, converters)
+
+
+def parse_parameter(
+    where: str, piece: str, names: dict[str, str], converters: dict[str, Converter]
+) -> str:
+    """Read a piece such as `{id:int}` into *names*; return what it matches."""
+    parameter = PARAMETER.fullmatch(piece)
     name, converter = parameter.groups("str") if parameter else ("", "")
     # `on_connecting` gets the parameters by name, after its own `self`.
     if not name.isidentifier() or name == "self":
-        who = f"segment {segment!r} of path {path!r}"
+        who = f"segment {piece!r} of {where}"
         raise ValueError(f"{who} must be a text or one parameter; write '{{room}}'")
-    if converter not in CONVERTERS:
-        must = f"converter of path {path!r} must be one of {', '.join(CONVERTERS)}"
+    if converter not in converters:
+        must = f"converter of {where} must be one of {', '.join(converters)}"
         raise ValueError(f"{must}: got {converter!r}; write '{{{name}}}'")
-    return name, converter
+    if name in names:
+        raise ValueError(f"{where} names a parameter twice; rename one")
+    names[name] = converter
+    return converters[converter].pattern
 
 
 def layers_of(function: Any) -> list[Any]:
@@ -2974,7 +3006,7 @@ class Calls:
 
     def dispatch(self, request: Request) -> None:
         """Begin a call, hold it, or refuse it."""
-        if request.module == "$":
+        if is_control(request):
             self._begin(request)
         elif self.is_stopping:
             self.answers.send_error(request, STOPPING)
@@ -3037,20 +3069,17 @@ class Calls:
     def begin(self, request: Request, method: Method | None) -> None:
         """Begin a call: a `def` in this very step, everything else as a task."""
         request._method = method
-        if request.module != "$":
-            if self.unfinished and self._is_full(request):
-                self.answers.send_error(request, OVERLOADED)
-                return
-            if self.wraps:
-                self._start(request, self.client.process_message, self.context.copy())
-                return
-        if method is None:
+        if self.unfinished and not is_control(request) and self._is_full(request):
+            self.answers.send_error(request, OVERLOADED)
+        elif self.wraps and request.module != "$":
+            self._start(request, self.client.process_message, self.context.copy())
+        elif method is None:
             self.answers.send_error(request, self._unknown(request))
         elif method.kind is not INLINE:
             self._start(request, self.run, self.context.copy())
         elif self.beginning:
             # After the tasks of the same read, which have yet to begin.
-            if request.module == "$":
+            if is_control(request):
                 self.loop.call_soon(self._run_inline, request, method)
             else:
                 self._start(request, self.run, self.context.copy())
@@ -3251,16 +3280,13 @@ class Calls:
             self.beginning -= LAZY_TASKS
             self._finish(request)
 
-    def cancel(self, request_id: str | int) -> bool:
-        """Cut every unfinished call of that id; tell whether there was one."""
-        held = [each for each in self.held if each.id == request_id]
+    def cancel(self, is_meant: Callable[[Request], bool]) -> bool:
+        """Cut the unfinished calls that are meant; tell whether there was one."""
+        held = list(filter(is_meant, self.held))
         for request in held:
             self.answers.send_error(self._unhold(request), CANCELLED)
-        begun = [
-            request
-            for request in self.unfinished.values()
-            if request.id == request_id and request._stage is PENDING
-        ]
+        unfinished = filter(is_meant, self.unfinished.values())
+        begun = [each for each in unfinished if each._stage is PENDING]
         for request in begun:
             self.cut(request, CANCELLED)
         return bool(held or begun)
@@ -3616,12 +3642,35 @@ def refuse_item(
         raise TypeError(f"{must}; write {remedy}")
 
 
+# What every route has beside the application's methods.
+CONTROLS: dict[tuple[str, str], Method] = {}
+
+
+def control(name: str) -> Callable[[Function], Function]:
+    """Register a handler of the module `$` (protocol, section 5)."""
+
+    def register(function: Function) -> Function:
+        CONTROLS["$", name] = Method("$", function, Mark(name))
+        CONTROLS["$", name].prepare()
+        return function
+
+    return register
+
+
+def is_control(request: Request) -> bool:
+    """Tell whether nothing holds a call back: all of `$` but what runs a guard."""
+    return request.module == "$" and request.method != "subscribe"
+
+
+@control("cancel")
 def cancel_call(request: Request, request_id: str | int) -> JSON:
     """End an unfinished call of the client's."""
-    is_cancelled = request.client.connection.calls.cancel(request_id)
+    calls: Calls = request.client.connection.calls
+    is_cancelled = calls.cancel(lambda each: each.id == request_id)
     return None if request.id is None else {"cancelled": is_cancelled}
 
 
+@control("more")
 def give_credit(request: Request, request_id: str | int, items: int) -> None:
     """Let a stream send that many items more; an unknown id is no error."""
     if items < 1:
@@ -3633,21 +3682,10 @@ def give_credit(request: Request, request_id: str | int, items: int) -> None:
             each._earn(items)
 
 
+@control("ping")
 def answer_ping(request: Request) -> None:
     """Answer: browsers can't see WebSocket pings."""
 
-
-# What every route has beside the application's methods.
-CONTROLS: dict[tuple[str, str], Method] = {
-    ("$", name): Method("$", function, Mark(name))
-    for name, function in (
-        ("cancel", cancel_call),
-        ("more", give_credit),
-        ("ping", answer_ping),
-    )
-}
-for control in CONTROLS.values():
-    control.prepare()
 
 # --- 6. Clients --------------------------------------------------------------
 
@@ -4022,6 +4060,8 @@ class Session:
         self.refused: Refused | None = None
         self.at_open: list[Callable[[], object]] = []
         self.hooks: list[asyncio.Task[None]] = []
+        # One guard of a group at a time.
+        self.joining = asyncio.Lock()
         self.context = contextvars.copy_context()
         self.context.run(CURRENT.set, wire.opening.id)
 
@@ -4285,26 +4325,163 @@ class RawMessages:
 # --- 7. Groups ---------------------------------------------------------------
 
 
+class Log:
+    """The history of a group: its newest messages, numbered from 1.
+
+    Attributes:
+        pattern: What declares how many there are, and how long they are kept.
+        epoch: Distinct for each life of a history.
+        offset: The number of the newest message.
+        messages: Those that are kept, as they were sent.
+        newest: When the newest one came.
+    """
+
+    __slots__ = ("epoch", "messages", "newest", "offset", "pattern")
+
+    def __init__(self, pattern: Pattern) -> None:
+        self.pattern = pattern
+        self.epoch = secrets.token_urlsafe(6)
+        self.offset = 0
+        self.messages = collections.deque[bytes](maxlen=pattern.history)
+        self.newest = 0.0
+
+    def append(self, payload: bytes) -> bytes:
+        """Number a message and keep it; return it as it is sent."""
+        self.offset += 1
+        message = b'%b,"offset":%d}' % (payload.rstrip()[:-1], self.offset)
+        self.messages.append(message)
+        self.newest = monotonic()
+        return message
+
+    def since(self, offset: int, epoch: str) -> list[bytes] | None:
+        """Return what came after *offset*; None where not all of it is kept."""
+        kept, missed = len(self.messages), self.offset - offset
+        if epoch != self.epoch or not 0 <= missed <= kept:
+            return None
+        return list(itertools.islice(self.messages, kept - missed, None))
+
+
+@dataclass(eq=False, slots=True)
+class Pattern:
+    """Groups that clients may ask to join; `App.group` declares it.
+
+    Attributes:
+        path: What their names look like.
+        guard: Decides who may join: gets the client and the parameters that it names.
+        names: Those parameters.
+        history: How many messages of each group are kept.
+        ttl: Seconds after the newest of them until all are forgotten.
+        kept: The groups that keep messages; the one whose newest is oldest comes first.
+    """
+
+    path: Path
+    guard: Callable[..., Any]
+    names: list[str]
+    history: int
+    ttl: float
+    kept: collections.OrderedDict[str, Feed] = field(
+        default_factory=collections.OrderedDict
+    )
+
+    async def admit(self, client: Client, params: dict[str, Any]) -> None:
+        """Let a client in where the guard says True; raises `Error` elsewhere."""
+        arguments = {name: params[name] for name in self.names}
+        ask = functools.partial(self.guard, client, **arguments)
+        judge(self.guard, await run_to_end(ask))
+
+
+@dataclass(eq=False, slots=True)
+class Feed:
+    """One group, as long as somebody is in it, or a message of it is kept.
+
+    Attributes:
+        name: Its name.
+        log: Its history, None where it keeps none.
+        members: Its members, in the order in which they joined.
+    """
+
+    name: str
+    log: Log | None
+    members: dict[Client, None] = field(default_factory=dict)
+
+
 class Groups:
     """The groups of an application: who is in which, and pushes to all of them.
 
-    A group is there as long as somebody is in it.
-
     Attributes:
-        members: The members of each group, in the order in which they joined.
+        patterns: What clients may join; those without parameters come first.
+        feeds: The groups that somebody is in, or that keep messages, by name.
         runtime: The loop in which the application is served, None before.
     """
 
     def __init__(self, counts: collections.Counter[str]) -> None:
-        self.members: dict[str, dict[Client, None]] = {}
+        self.patterns: list[Pattern] = []
+        self.feeds: dict[str, Feed] = {}
         self.runtime: Runtime | None = None
         self.counts = counts
+
+    def declare(self, pattern: Pattern) -> None:
+        """Add a pattern; raises ValueError for one that can't be told from another."""
+        for other in self.patterns:
+            if other.path.shape == pattern.path.shape:
+                both = f"{pattern.path.text!r} clashes with {other.path.text!r}"
+                raise ValueError(f"group {both}; write another")
+        self.patterns.append(pattern)
+        self.patterns.sort(key=lambda each: bool(each.path.converters))
+
+    def find(self, name: str) -> tuple[Pattern, dict[str, Any]] | None:
+        """Return the pattern of a group with its parameters' values."""
+        for pattern in self.patterns:
+            params = pattern.path.match(name)
+            if params is not None:
+                return pattern, params
+        return None
+
+    def keeps_history(self, name: str) -> bool:
+        """Tell whether a group keeps messages."""
+        found = self.find(name)
+        return found is not None and found[0].history > 0
+
+    # Who is in it
+
+    def open(self, name: str) -> Feed:
+        """Return a group as it stands, a new one where it is forgotten."""
+        feed = self.feeds.get(name)
+        if feed is not None and feed.log is not None:
+            self._expire(feed.log.pattern)
+            feed = self.feeds.get(name)
+        if feed is None:
+            found = self.find(name)
+            log = Log(found[0]) if found and found[0].history else None
+            feed = self.feeds[name] = Feed(name, log)
+        return feed
+
+    def _close(self, feed: Feed) -> None:
+        """Forget a group that nobody is in, and that keeps nothing."""
+        if not (feed.members or (feed.log and feed.log.messages)):
+            self.feeds.pop(feed.name, None)
+
+    def _expire(self, pattern: Pattern) -> None:
+        """Forget all messages of the groups whose newest is older than `ttl`."""
+        oldest = monotonic() - pattern.ttl
+        while pattern.kept:
+            feed: Any = next(iter(pattern.kept.values()))
+            if feed.log.newest > oldest:
+                return
+            feed.log.messages.clear()
+            del pattern.kept[feed.name]
+            self._close(feed)
+
+    def expire(self) -> None:
+        """Forget the messages whose time is over."""
+        for pattern in self.patterns:
+            self._expire(pattern)
 
     def add(self, client: Client, name: str) -> None:
         """Put a client into a group, unless it is gone."""
         if client.connection.session.life is Life.HERE:
             client.groups.add(name)
-            self.members.setdefault(name, {})[client] = None
+            self.open(name).members[client] = None
 
     def discard(self, client: Client, name: str) -> None:
         """Remove a client from a group, unless it is gone."""
@@ -4315,30 +4492,112 @@ class Groups:
     def remove(self, client: Client, *names: str) -> None:
         """Remove a client from groups, or from all its own, whose names it keeps."""
         for name in names or client.groups:
-            members = self.members.get(name, {})
-            members.pop(client, None)
-            if not members:
-                self.members.pop(name, None)
+            if feed := self.feeds.get(name):
+                feed.members.pop(client, None)
+                self._close(feed)
+
+    # What is pushed to it
 
     def push(self, name: str, payload: bytes, without: frozenset[Client]) -> None:
         """Queue a message to every member of a group, from whichever thread."""
-        if self.runtime is not None:
-            self.runtime.call(self._deliver, self.runtime, name, payload, without)
+        # Before it is served there is nobody to push to, only a history to keep.
+        act = self.runtime.call if self.runtime else run
+        act(self._deliver, name, payload, without)
 
-    def _deliver(
-        self, runtime: Runtime, name: str, payload: bytes, without: frozenset[Client]
-    ) -> None:
-        members = self.members.get(name)
-        if not members:
-            return
-        others = [client for client in members if client not in without]
+    def _deliver(self, name: str, payload: bytes, without: frozenset[Client]) -> None:
+        feed = self.open(name)
+        if feed.log is not None:
+            payload = feed.log.append(payload)
+            kept = feed.log.pattern.kept
+            kept[name] = feed
+            kept.move_to_end(name)
+        others = [client for client in feed.members if client not in without]
         self.counts["pushes"] += 1
         self.counts["deliveries"] += len(others)
         # The first push of a turn is written at once, which costs less; those that
         # follow it are written together.
-        frame = frame_of(payload) if runtime.is_first_push() else None
+        is_first = self.runtime is not None and self.runtime.is_first_push()
+        frame = frame_of(payload) if is_first and others else None
         for client in others:
             client.connection.deliver(payload, frame)
+        self._close(feed)
+
+    def enroll(self, request: Request, name: str, since: Since | None) -> None:
+        """Put a client into a group that it may join, and answer its call.
+
+        What it missed comes first. Nothing may come between any of these.
+
+        Raises:
+            Error: `overloaded`, if it is in too many groups.
+        """
+        client = request.client
+        calls: Calls = client.connection.calls
+        if request._stage is not PENDING:
+            # It has left the group again, or is gone, while the guard ran.
+            return
+        if len(client.groups) >= MAX_GROUPS and name not in client.groups:
+            raise Error("overloaded", f"more than {MAX_GROUPS} groups")
+        log = self.open(name).log
+        self.add(client, name)
+        missed = log.since(*since) if log and since else None
+        if missed is None or sum(map(len, missed)) > client.app.max_backlog:
+            missed = None
+        for message in missed or ():
+            client.connection.push(message)
+        data: dict[str, JSON] = {"group": name}
+        if log is not None:
+            data |= {"offset": log.offset, "epoch": log.epoch}
+        if since is not None:
+            data["recovered"] = missed is not None
+        if request.id is not None:
+            calls.answers.emit(request, "result", data)
+
+
+class Since(NamedTuple):
+    """The last message of a group that a client saw."""
+
+    offset: int
+    epoch: str
+
+
+def read_since(since: dict[str, Any] | None) -> Since | None:
+    """Read where a client wants to go on; raises `Error` for what says nothing."""
+    if since is None:
+        return None
+    offset, epoch = since.get("offset"), since.get("epoch")
+    if type(offset) is int and type(epoch) is str:
+        return Since(offset, epoch)
+    faults = Faults()
+    faults.add("expected an integer offset and a string epoch", "since")
+    raise faults.as_error()
+
+
+@control("subscribe")
+async def subscribe(
+    request: Request, group: str, since: dict[str, Any] | None = None
+) -> None:
+    """Let a client join a group, if its guard does (protocol, section 6)."""
+    client = request.client
+    groups, wire, last = client.app.groups, client.connection, read_since(since)
+    found = groups.find(group) if len(group.encode()) <= MAX_GROUP_NAME else None
+    if found is None:
+        raise Error("forbidden", "not allowed")
+    async with wire.session.joining:
+        await found[0].admit(client, found[1])
+        # What it missed is no more than may wait for a client that is up to date.
+        await wire.writable()
+        groups.enroll(request, group, last)
+
+
+@control("unsubscribe")
+def unsubscribe(request: Request, group: str) -> None:
+    """Let a client leave a group, also one that it has yet to join."""
+    name = "$", "subscribe", group
+    request.client.connection.calls.cancel(
+        lambda each: (each.module, each.method, each.data.get("group")) == name
+    )
+    if group in request.client.groups:
+        request.client.leave(group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -4354,14 +4613,21 @@ class Group:
     _without: frozenset[Client]
 
     def without(self, client: Client) -> Group:
-        """Return the group less one client: the one that spoke, say."""
+        """Return the group less one client: the one that spoke, say.
+
+        Raises:
+            ValueError: If the group keeps history, whose offsets all members count.
+        """
+        if self._app.groups.keeps_history(self.name):
+            must = f"group {self.name!r} keeps history and must reach all its members"
+            raise ValueError(f"{must}; write in the data who spoke")
         return Group(self._app, self.name, self._without | {client})
 
     @property
     def members(self) -> frozenset[Client]:
         """The clients of this process that are in the group."""
-        members = self._app.groups.members.get(self.name, {})
-        return frozenset(list(members)) - self._without
+        feed = self._app.groups.feeds.get(self.name)
+        return frozenset(list(feed.members) if feed else ()) - self._without
 
     def push(
         self, module: str, event: str, data: JSON = None, /, **fields: JSON
@@ -4400,9 +4666,12 @@ RESERVED_OPTIONS = {
 TIMEOUTS = {"open_timeout": 10, "ping_interval": 20, "ping_timeout": 20}
 TIMEOUTS |= {"close_timeout": 10}
 # The least value of an option that is a number, where it isn't 0.
-LEAST = {"timeout": 0.001, "max_in_flight": 1, "max_clients": 1}
+LEAST = {"timeout": 0.001, "max_in_flight": 1, "max_clients": 1, "ttl": 0.001}
 # Options that are whole numbers.
-WHOLE = ("proxies",)
+WHOLE = ("proxies", "history")
+# The options of `App` that are numbers.
+NUMBERS = ["proxies", "timeout", "max_in_flight", "max_in_flight_bytes"]
+NUMBERS += ["max_backlog", "max_clients", "grace"]
 # How often a port that is free at one address is tried at all of a host's addresses.
 PORT_ATTEMPTS = 20
 # Seconds for each small step of a stop; all but the lifespan's fits into 4 s after the
@@ -4647,29 +4916,40 @@ def client_of(path: Path, function: Any) -> type[Client]:
     Raises:
         TypeError: If it doesn't take the client, or more than the path has.
     """
-    parameters = signature_of(function).parameters
-    names = [name for name in path.converters if name in parameters]
-    try:
-        signature_of(function).bind(None, **dict.fromkeys(names))
-    except TypeError as exc:
-        must = f"client function {describe(function)} must fit {path.text!r}"
-        arguments = ", ".join(["client", *path.converters])
-        raise TypeError(f"{must}: {exc}; write def api({arguments})") from exc
+    who = f"client function {describe(function)}"
+    names = check_parameters(who, path, function, "api")
     base = VisitClient if is_async_generator(function) else FunctionClient
     attributes = {"_function": staticmethod(function), "_names": names}
     return type(function.__name__, (base,), attributes)
 
 
-def check_types(path: Path, function: Any) -> None:
-    """Refuse a client function's parameter that isn't of its converter's type."""
+def check_parameters(who: str, path: Path, function: Any, name: str) -> list[str]:
+    """Return which parameters of a path a function takes, after the client.
+
+    Raises:
+        TypeError: If it doesn't take the client, or more than the path has.
+    """
+    signature = signature_of(function)
+    names = [each for each in path.converters if each in signature.parameters]
+    try:
+        signature.bind(None, **dict.fromkeys(names))
+    except TypeError as exc:
+        arguments = ", ".join(["client", *path.converters])
+        must = f"{who} must fit {path.text!r}: {exc}"
+        raise TypeError(f"{must}; write def {name}({arguments})") from exc
+    return names
+
+
+def check_types(who: str, path: Path, function: Any) -> None:
+    """Refuse a parameter that isn't of its converter's type."""
     parameters = signature_of(function).parameters
     for name in [each for each in path.converters if each in parameters]:
         wanted = CONVERTERS[path.converters[name]].type
         annotation = resolve(function, name, parameters[name].annotation)
         if annotation not in (wanted, Any, object, inspect.Parameter.empty):
-            who = f"parameter {name!r} of client function {describe(function)}"
-            must = f"{who} must fit {path.text!r}: got {annotation!r}"
-            raise TypeError(f"{must}; write {name}: {wanted.__name__}")
+            must = f"parameter {name!r} of {who} must fit {path.text!r}"
+            instead = f"{name}: {wanted.__name__}"
+            raise TypeError(f"{must}: got {annotation!r}; write {instead}")
 
 
 def check_takes(who: str, function: Callable[..., Any], *names: str) -> None:
@@ -4778,7 +5058,7 @@ class App(Marking):
 
     def __post_init__(self) -> None:
         check_origins(self.origins)
-        for name in (*LEAST, *WHOLE, "max_in_flight_bytes", "max_backlog", "grace"):
+        for name in NUMBERS:
             check_number(name, getattr(self, name))
         self.codec = Codec(self.loads, self.dumps)
         self.table = Table()
@@ -4822,7 +5102,8 @@ class App(Marking):
             is_generator = any(map(inspect.isgeneratorfunction, layers_of(target)))
             if inspect.isroutine(target) and not is_generator:
                 factory = client_of(parsed, target)
-                self.checks.append(functools.partial(check_types, parsed, target))
+                who = f"client function {describe(target)}"
+                self.checks.append(functools.partial(check_types, who, parsed, target))
             elif not isinstance(target, type) or not issubclass(target, Client):
                 must = f"client of {path!r} must be a subclass of Client or a function"
                 raise TypeError(f"{must}: got {target!r}; write async def api(client)")
@@ -4969,6 +5250,43 @@ class App(Marking):
                 the start, if there is no such folder.
         """
         add_folder(self, path, folder)
+
+    def group(
+        self, name: str, *, history: int = 0, ttl: float = 300.0
+    ) -> Callable[[Function], Function]:
+        """Declare groups that clients may ask to join, with the guard that decides.
+
+        The guard is `def` or `async def may_join(client, id) -> bool`, with those of
+        the name's parameters that it wants. True lets the client in, False is
+        `forbidden`, an `Error` that it raises is the answer. Clients that the server
+        joins pass no guard.
+
+        Args:
+            name: Such as `room:{id}`, with converters as in paths; a parameter matches
+                no `:` and no `/`.
+            history: How many messages of each group are kept for clients that come
+                back.
+            ttl: Seconds after the newest of them until all are forgotten.
+
+        Raises:
+            TypeError: If the guard doesn't fit the name, or yields.
+            ValueError: If the name is declared already, or can't be read; if a number
+                is out of range.
+        """
+        path = parse_group(name)
+        check_number("history", history)
+        check_number("ttl", ttl)
+
+        def register(function: Function) -> Function:
+            who = f"guard {describe(function)}"
+            if kind_of(function, Mark(name)) is STREAM:
+                raise TypeError(f"{who} of groups must not yield; write return")
+            names = check_parameters(who, path, function, "may_join")
+            self.checks.append(functools.partial(check_types, who, path, function))
+            self.groups.declare(Pattern(path, function, names, history, ttl))
+            return function
+
+        return register
 
     # What users call
 
@@ -5297,7 +5615,7 @@ class Serving:
         self.wires: set[ServerWire] = set()
         self.sessions: set[Session] = set()
         self.answers: set[Session] = set()
-        self.timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle
         self.service = Service.NEW
         self.stack = contextlib.AsyncExitStack()
 
@@ -5323,6 +5641,7 @@ class Serving:
                 await lifespan.start()
                 stack.push_async_callback(lifespan.stop)
             self.server = await self.listen()
+            self.look()
             app.servings.add(self)
             stack.callback(app.servings.discard, self)
             # The last one runs first, and each one whatever becomes of those before it.
@@ -5401,23 +5720,19 @@ class Serving:
             wire.transport.abort()
             return
         self.wires.add(wire)
-        if self.timer is None:
-            self._look_later()
 
     def discard(self, wire: ServerWire) -> None:
         """Look no longer after a connection that is lost, and whose task has ended."""
         if wire.phase is CLOSED and (wire.life is None or wire.life.done()):
             self.wires.discard(wire)
 
-    def _look_later(self) -> None:
-        self.timer = self.runtime.loop.call_later(self.look_every, self._look)
-
-    def _look(self) -> None:
-        now, self.timer = self.runtime.loop.time(), None
-        if self.wires:
-            self._look_later()
+    def look(self) -> None:
+        """Look at all that has a time limit, again and again."""
+        loop = self.runtime.loop
+        self.timer = loop.call_later(self.look_every, self.look)
         for wire in list(self.wires):
-            wire.check(now)
+            wire.check(loop.time())
+        self.app.groups.expire()
 
     # The end: bounded by the grace and 14 s, whatever anybody does
 
@@ -5493,8 +5808,7 @@ class Serving:
         self.service = Service.OVER
         for wire in list(self.wires):
             wire.transport.abort()
-        if self.timer is not None:
-            self.timer.cancel()
+        self.timer.cancel()
         # The library counts the first call only, and waits without a limit.
         server.close(close_connections=False)
         with contextlib.suppress(TimeoutError):
@@ -5611,6 +5925,8 @@ __all__ += ["Peer", "Push", "connect"]
 FIRST_WAIT, MAX_WAIT = 0.25, 15.0
 # Pushes that may wait for their reader.
 MAX_UNREAD = 10_000
+# Groups that are joined again at once: a server allows 100 calls by default.
+REJOIN_CHUNK = 32
 # What others call an option of `connect`, or what the library alone uses; and what to
 # write instead.
 INSTEAD = {
@@ -5865,14 +6181,14 @@ class Push(NamedTuple):
     offset: int | None = None
 
 
-def offset_of(message: dict[str, JSON]) -> int | None:
-    offset = message.get("offset")
+def offset_of(message: JSON) -> int | None:
+    offset = message.get("offset") if isinstance(message, dict) else None
     return offset if type(offset) is int else None
 
 
 def push_of(message: dict[str, JSON]) -> Push:
-    parts = name_of(message, "module"), message["event"], message.get("data")
-    return Push(*parts, name_of(message, "group"), offset_of(message))
+    parts = text_of(message, "module"), message["event"], message.get("data")
+    return Push(*parts, text_of(message, "group"), offset_of(message))
 
 
 @dataclass(slots=True)
@@ -5884,6 +6200,10 @@ class Position:
     is_joined: bool = False
     is_joining: bool = False
     backoff: Backoff = field(default_factory=Backoff)
+
+    def move(self, data: JSON) -> None:
+        """Count on from where the server says that the group stands."""
+        self.offset, self.epoch = offset_of(data), text_of(data, "epoch")
 
 
 @dataclass(eq=False, slots=True)
@@ -5949,6 +6269,98 @@ def listener(module: str, event: str, function: Any) -> Callable[[JSON], Any]:
     method = Method(module, checked, Mark(event))
     method.prepare()
     return lambda data: function(**method.bind({} if data is None else data))
+
+
+class Subscriptions:
+    """The groups of a peer: where each stands, and how it is joined again.
+
+    Attributes:
+        positions: Where the groups stand that it has joined, or is joining.
+        gap_hooks: What hears of a group whose missed messages are lost.
+    """
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.positions: dict[str, Position] = {}
+        self.gap_hooks: list[Callable[[str], Any]] = []
+
+    async def join(self, group: str) -> None:
+        """Join a group, from where it was seen last."""
+        position = self.positions.setdefault(group, Position())
+        position.is_joining = True
+        data: dict[str, JSON] = {"group": group}
+        if position.offset is not None:
+            data["since"] = {"offset": position.offset, "epoch": position.epoch}
+        # At once: pushes behind it in the same read are counted from where it stands.
+        note = functools.partial(self._note, group, position)
+        try:
+            await self.peer.ask("$", "subscribe", data, self.peer.timeout, note)
+        except BaseException:
+            position.is_joining = False
+            if not position.is_joined:
+                self.positions.pop(group, None)
+            raise
+
+    def _note(self, group: str, position: Position, event: str, data: JSON) -> None:
+        """Keep where a group stands, from the answer to `$ subscribe`."""
+        if event == "result":
+            position.is_joined, position.is_joining = True, False
+            position.move(data)
+            if isinstance(data, dict) and data.get("recovered") is False:
+                self._tell_gap(group)
+
+    def hear(self, push: Push) -> None:
+        """Count a group on from where the server says, which has missed messages."""
+        group = text_of(push.data, "group") or ""
+        if push.event == "gap" and (position := self.positions.get(group)):
+            position.move(push.data)
+            self._tell_gap(group)
+        else:
+            self.peer.counts["dropped_push"] += 1
+
+    def _tell_gap(self, group: str) -> None:
+        for hook in self.gap_hooks:
+            self.peer.spawn(run_hook("on_gap", hook, group))
+
+    def is_new(self, push: Push) -> bool:
+        """Tell whether a push is its group's next; ask again where one is missing."""
+        position = self.positions.get(push.group or "")
+        if position is None or position.offset is None or push.offset is None:
+            return True
+        is_next = push.offset == position.offset + 1
+        if is_next:
+            position.offset = push.offset
+        elif push.offset > position.offset and not position.is_joining:
+            self._rejoin_later(push.group or "", position)
+        return is_next
+
+    async def resume(self) -> None:
+        """Join the groups again, some at once, now that there is a connection."""
+        joined = [each for each in self.positions.items() if each[1].is_joined]
+        for first in range(0, len(joined), REJOIN_CHUNK):
+            chunk = joined[first : first + REJOIN_CHUNK]
+            await asyncio.gather(*itertools.starmap(self._rejoin, chunk))
+
+    async def _rejoin(self, group: str, position: Position) -> None:
+        try:
+            await self.join(group)
+        except (Error, TimeoutError, ConnectionClosed, Refused) as exc:
+            LOGGER.warning("group %r can't be joined again: %r", group, exc)
+            if isinstance(exc, Error) and not exc.retry:
+                self.positions.pop(group, None)
+            elif isinstance(exc, Error | TimeoutError):
+                self._rejoin_later(group, position)
+
+    def _rejoin_later(self, group: str, position: Position) -> None:
+        """Join a group again after a wait, unless it was joined or left meanwhile."""
+
+        async def rejoin() -> None:
+            await position.backoff.wait()
+            if position.is_joining and self.positions.get(group) is position:
+                await self._rejoin(group, position)
+
+        position.is_joining = True
+        self.peer.spawn(rejoin())
 
 
 # The connection whose `on_connected` this task runs: its calls go through at once.
@@ -6021,20 +6433,20 @@ class Peer:
         self._hooks: dict[Any, list[Any]] = collections.defaultdict(list)
         self._readers: weakref.WeakSet[Inbox] = weakref.WeakSet()
         self._early: list[Any] | None = []
-        self._positions: dict[str, Position] = {}
+        self._subscriptions = Subscriptions(self)
 
     async def __aenter__(self) -> Self:
         if self._life is not None:
             raise RuntimeError("peer must be entered once; write connect(...) again")
         self.runtime = Runtime(Threads(MAX_THREADS))
-        self._life = self._spawn(self._live(await self._open()))
-        self._spawn(self._listen())
+        self._life = self.spawn(self._live(await self._open()))
+        self.spawn(self._listen())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task until `close`; none of them raises, so that a bug ends it all."""
         task = asyncio.Task(work)
         self._tasks.add(task)
@@ -6095,13 +6507,14 @@ class Peer:
                 remedy = f"async for item in api.stream{module, method}"
                 refuse_item(name, event, value, remedy)
             elif on_event is not None and event != "result":
-                self._spawn(run_hook(f"on_event of {name}", on_event, event, value))
+                self.spawn(run_hook(f"on_event of {name}", on_event, event, value))
 
-        return await self._result_of(module, method, merge(data, fields), limit, note)
+        return await self.ask(module, method, merge(data, fields), limit, note)
 
-    async def _result_of(
+    async def ask(
         self, module: str, method: str, data: JSON, limit: float | None, note: Any
     ) -> JSON:
+        """Call the server within *limit* seconds; *note* gets each event at once."""
         began, connection = monotonic(), self._usable()
         if connection is None:
             connection = await self._connected(f"{module}.{method}", limit)
@@ -6249,7 +6662,9 @@ class Peer:
         push = push_of(message)
         if self._early is not None:
             self._early.append((connection, message))
-        elif connection.is_overrun or push.module == "$" or not self._is_new(push):
+        elif push.module == "$":
+            self._subscriptions.hear(push)
+        elif connection.is_overrun or not self._subscriptions.is_new(push):
             self.counts["dropped_push"] += 1
         else:
             for reader in self._readers:
@@ -6257,18 +6672,6 @@ class Peer:
             if any(reader.qsize() >= MAX_UNREAD for reader in self._readers):
                 connection.is_overrun = True
                 connection.shut(4508, "too many unread pushes")
-
-    def _is_new(self, push: Push) -> bool:
-        """Tell whether a push is its group's next; ask again where one is missing."""
-        position = self._positions.get(push.group or "")
-        if position is None or position.offset is None or push.offset is None:
-            return True
-        is_next = push.offset == position.offset + 1
-        if is_next:
-            position.offset = push.offset
-        elif push.offset > position.offset and not position.is_joining:
-            self._rejoin_later(push.group or "", position)
-        return is_next
 
     # Groups
 
@@ -6281,50 +6684,7 @@ class Peer:
             ConnectionClosed: If the connection ends before the answer, or for good.
             Refused: If the server refused to let the peer in again.
         """
-        position = self._positions.setdefault(group, Position())
-        position.is_joining = True
-        data: dict[str, JSON] = {"group": group}
-        if position.offset is not None:
-            data["since"] = {"offset": position.offset, "epoch": position.epoch}
-        # At once: pushes behind it in the same read are counted from where it stands.
-        note = functools.partial(self._note, group, position)
-        try:
-            await self._result_of("$", "subscribe", data, self.timeout, note)
-        except BaseException:
-            position.is_joining = False
-            raise
-
-    def _note(self, group: str, position: Position, event: str, data: JSON) -> None:
-        """Keep where a group stands, from the answer to `$ subscribe`."""
-        if event != "result":
-            return
-        data = data if isinstance(data, dict) else {}
-        position.is_joined, position.is_joining = True, False
-        position.offset, position.epoch = offset_of(data), name_of(data, "epoch")
-        if data.get("recovered") is False:
-            for hook in self._hooks["on_gap"]:
-                self._spawn(run_hook("on_gap", hook, group))
-
-    async def _rejoin(self, group: str, position: Position) -> None:
-        try:
-            await self.subscribe(group)
-        except (Error, TimeoutError, ConnectionClosed, Refused) as exc:
-            LOGGER.warning("group %r can't be joined again: %r", group, exc)
-            if isinstance(exc, Error) and not exc.retry:
-                self._positions.pop(group, None)
-            elif isinstance(exc, Error | TimeoutError):
-                self._rejoin_later(group, position)
-
-    def _rejoin_later(self, group: str, position: Position) -> None:
-        """Join a group again after a wait, unless it was joined or left meanwhile."""
-
-        async def rejoin() -> None:
-            await position.backoff.wait()
-            if position.is_joining and self._positions.get(group) is position:
-                await self._rejoin(group, position)
-
-        position.is_joining = True
-        self._spawn(rejoin())
+        await self._subscriptions.join(group)
 
     async def unsubscribe(self, group: str) -> None:
         """Leave a group; nothing happens if it isn't in it.
@@ -6335,16 +6695,17 @@ class Peer:
             ConnectionClosed: If the connection ends before the answer, or for good.
             Refused: If the server refused to let the peer in again.
         """
-        self._positions.pop(group, None)
+        self._subscriptions.positions.pop(group, None)
         await self.call("$", "unsubscribe", group=group)
 
     def on_gap(self, function: Function) -> Function:
         """Register what hears the name of a group whose missed messages are lost.
 
-        It is told when a group is joined again and its history doesn't reach back: the
-        time to reload. What it raises is logged.
+        It is told when a group is joined again and its history doesn't reach back, and
+        when the server itself has missed some: the time to reload. What it raises is
+        logged.
         """
-        self._hooks["on_gap"].append(function)
+        self._subscriptions.gap_hooks.append(function)
         return function
 
     # Calls from the server
@@ -6427,7 +6788,7 @@ class Peer:
 
     async def _stay(self, connection: PeerWire) -> ConnectionClosed:
         """Be connected until the connection ends, and all that ran on it."""
-        greeting = self._spawn(self._greet(connection))
+        greeting = self.spawn(self._greet(connection))
         await connection.wait_closed()
         greeting.cancel()
         await wait_at_most(CANCEL_GRACE, [greeting, *connection.calls.abandon()])
@@ -6442,9 +6803,7 @@ class Peer:
             self.hear(*each)
         for hook in self._hooks["on_connected"]:
             await run_hook("on_connected", hook)
-        for group, position in list(self._positions.items()):
-            if position.is_joined:
-                await self._rejoin(group, position)
+        await self._subscriptions.resume()
         if connection.phase is OPEN:
             self._ready = connection
             self._changed.set()
@@ -6579,11 +6938,11 @@ class TestedPeer(Peer):
             came = f"the push {came}" if came else "nothing"
             raise TimeoutError(f"{must}: got {came} instead") from None
 
-    async def _result_of(
+    async def ask(
         self, module: str, method: str, data: JSON, limit: float | None, note: Any
     ) -> JSON:
         async with self.limit(f"the answer to {module}.{method}", limit):
-            return await super()._result_of(module, method, data, None, note)
+            return await super().ask(module, method, data, None, note)
 
     async def push_received(self, module: str, event: str) -> Push:
         """Wait for a push and return it; others stay.
