@@ -6941,6 +6941,7 @@ class TestedPeer(Peer):
     async def ask(
         self, module: str, method: str, data: JSON, limit: float | None, note: Any
     ) -> JSON:
+        """Call the server within the limit of a test."""
         async with self.limit(f"the answer to {module}.{method}", limit):
             return await super().ask(module, method, data, None, note)
 
