@@ -90,6 +90,7 @@ import weakref
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
+    Awaitable,
     Callable,
     Coroutine,
     Generator,
@@ -4397,16 +4398,21 @@ class Feed:
     Attributes:
         name: Its name.
         log: Its history, None where it keeps none.
-        members: Its members, in the order in which they joined.
+        members: Its members, in the order in which they joined, and whether each came
+            by `$ subscribe`.
     """
 
     name: str
     log: Log | None
-    members: dict[Client, None] = field(default_factory=dict)
+    members: dict[Client, bool] = field(default_factory=dict)
+
+    def is_needed(self) -> bool:
+        """Tell whether it can't be forgotten."""
+        return bool(self.members or (self.log and self.log.messages))
 
 
 class Groups:
-    """The groups of an application: who is in which, and pushes to all of them.
+    """The groups of an application in one process: who is in which, and their pushes.
 
     Attributes:
         patterns: What clients may join; those without parameters come first.
@@ -4419,6 +4425,13 @@ class Groups:
         self.feeds: dict[str, Feed] = {}
         self.runtime: Runtime | None = None
         self.counts = counts
+
+    async def start(self, runtime: Runtime) -> None:
+        """Live in a loop from now on."""
+        self.runtime = runtime
+
+    async def stop(self) -> None:
+        """End with what is being served."""
 
     def declare(self, pattern: Pattern) -> None:
         """Add a pattern; raises ValueError for one that can't be told from another."""
@@ -4450,15 +4463,18 @@ class Groups:
         if feed is not None and feed.log is not None:
             self._expire(feed.log.pattern)
             feed = self.feeds.get(name)
-        if feed is None:
-            found = self.find(name)
-            log = Log(found[0]) if found and found[0].history else None
-            feed = self.feeds[name] = Feed(name, log)
+        return feed or self.make(name)
+
+    def make(self, name: str) -> Feed:
+        """Make a group that isn't there."""
+        found = self.find(name)
+        log = Log(found[0]) if found and found[0].history else None
+        feed = self.feeds[name] = Feed(name, log)
         return feed
 
-    def _close(self, feed: Feed) -> None:
+    def close(self, feed: Feed) -> None:
         """Forget a group that nobody is in, and that keeps nothing."""
-        if not (feed.members or (feed.log and feed.log.messages)):
+        if not feed.is_needed():
             self.feeds.pop(feed.name, None)
 
     def _expire(self, pattern: Pattern) -> None:
@@ -4470,7 +4486,7 @@ class Groups:
                 return
             feed.log.messages.clear()
             del pattern.kept[feed.name]
-            self._close(feed)
+            self.close(feed)
 
     def expire(self) -> None:
         """Forget the messages whose time is over."""
@@ -4481,7 +4497,7 @@ class Groups:
         """Put a client into a group, unless it is gone."""
         if client.connection.session.life is Life.HERE:
             client.groups.add(name)
-            self.open(name).members[client] = None
+            self.open(name).members.setdefault(client, False)
 
     def discard(self, client: Client, name: str) -> None:
         """Remove a client from a group, unless it is gone."""
@@ -4494,24 +4510,40 @@ class Groups:
         for name in names or client.groups:
             if feed := self.feeds.get(name):
                 feed.members.pop(client, None)
-                self._close(feed)
+                self.close(feed)
 
     # What is pushed to it
 
-    def push(self, name: str, payload: bytes, without: frozenset[Client]) -> None:
+    def push(
+        self, name: str, payload: bytes, without: frozenset[str]
+    ) -> Awaitable[None]:
         """Queue a message to every member of a group, from whichever thread."""
         # Before it is served there is nobody to push to, only a history to keep.
         act = self.runtime.call if self.runtime else run
-        act(self._deliver, name, payload, without)
+        act(self._number, name, payload, without)
+        return Sent(None)
 
-    def _deliver(self, name: str, payload: bytes, without: frozenset[Client]) -> None:
+    def _number(self, name: str, payload: bytes, without: frozenset[str]) -> None:
         feed = self.open(name)
         if feed.log is not None:
             payload = feed.log.append(payload)
-            kept = feed.log.pattern.kept
-            kept[name] = feed
-            kept.move_to_end(name)
-        others = [client for client in feed.members if client not in without]
+            self.keep(feed)
+        self.deliver(feed, payload, without)
+        self.close(feed)
+
+    def keep(self, feed: Any) -> None:
+        """Keep what a group's log has got, for its time."""
+        kept = feed.log.pattern.kept
+        kept[feed.name] = feed
+        kept.move_to_end(feed.name)
+
+    def deliver(
+        self, feed: Feed, payload: bytes, without: frozenset[str] = frozenset()
+    ) -> None:
+        """Send a message to the members that are in this process."""
+        others = list(feed.members)
+        if without:
+            others = [client for client in others if client.id not in without]
         self.counts["pushes"] += 1
         self.counts["deliveries"] += len(others)
         # The first push of a turn is written at once, which costs less; those that
@@ -4520,7 +4552,14 @@ class Groups:
         frame = frame_of(payload) if is_first and others else None
         for client in others:
             client.connection.deliver(payload, frame)
-        self._close(feed)
+
+    def standing(self, name: str, since: Since | None) -> Any:
+        """Wait, with `async with`, until it is known where a group stands."""
+        return contextlib.nullcontext()
+
+    async def count(self, name: str) -> int:
+        """Return how many members a group has in all processes."""
+        return len(self.feeds[name].members) if name in self.feeds else 0
 
     def enroll(self, request: Request, name: str, since: Since | None) -> None:
         """Put a client into a group that it may join, and answer its call.
@@ -4537,8 +4576,9 @@ class Groups:
             return
         if len(client.groups) >= MAX_GROUPS and name not in client.groups:
             raise Error("overloaded", f"more than {MAX_GROUPS} groups")
-        log = self.open(name).log
         self.add(client, name)
+        feed = self.open(name)
+        log, feed.members[client] = feed.log, True
         missed = log.since(*since) if log and since else None
         if missed is None or sum(map(len, missed)) > client.app.max_backlog:
             missed = None
@@ -4586,7 +4626,8 @@ async def subscribe(
         await found[0].admit(client, found[1])
         # What it missed is no more than may wait for a client that is up to date.
         await wire.writable()
-        groups.enroll(request, group, last)
+        async with groups.standing(group, last):
+            groups.enroll(request, group, last)
 
 
 @control("unsubscribe")
@@ -4608,9 +4649,9 @@ class Group:
         name: Its name.
     """
 
-    _app: App
+    _app: Any
     name: str
-    _without: frozenset[Client]
+    _without: frozenset[str]
 
     def without(self, client: Client) -> Group:
         """Return the group less one client: the one that spoke, say.
@@ -4621,17 +4662,23 @@ class Group:
         if self._app.groups.keeps_history(self.name):
             must = f"group {self.name!r} keeps history and must reach all its members"
             raise ValueError(f"{must}; write in the data who spoke")
-        return Group(self._app, self.name, self._without | {client})
+        return Group(self._app, self.name, self._without | {client.id})
 
     @property
     def members(self) -> frozenset[Client]:
         """The clients of this process that are in the group."""
         feed = self._app.groups.feeds.get(self.name)
-        return frozenset(list(feed.members) if feed else ()) - self._without
+        members = list(feed.members) if feed else ()
+        return frozenset(each for each in members if each.id not in self._without)
+
+    async def count(self) -> int:
+        """Return how many members it has in all processes."""
+        count: int = await self._app.groups.count(self.name)
+        return count
 
     def push(
         self, module: str, event: str, data: JSON = None, /, **fields: JSON
-    ) -> Sent:
+    ) -> Awaitable[None]:
         """Queue an event to every member; it is encoded once, and waits for nobody.
 
         Args:
@@ -4646,8 +4693,10 @@ class Group:
         message = message_of(None, module, None, event, merge(data, fields))
         message["group"] = self.name
         payload = self._app.codec.write(message)
-        self._app.groups.push(self.name, payload, self._without)
-        return Sent(None)
+        pushed: Awaitable[None] = self._app.groups.push(
+            self.name, payload, self._without
+        )
+        return pushed
 
 
 # --- 8. App ------------------------------------------------------------------
@@ -5631,8 +5680,10 @@ class Serving:
         app = self.app
         app.prepare()
         async with contextlib.AsyncExitStack() as stack:
-            self.runtime = app.groups.runtime = Runtime(self.threads)
+            self.runtime = Runtime(self.threads)
             stack.callback(self.threads.shutdown)
+            await app.groups.start(self.runtime)
+            stack.push_async_callback(app.groups.stop)
             watchdog = Watchdog(self.runtime)
             watchdog.start()
             stack.callback(watchdog.stopped.set)
