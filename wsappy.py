@@ -42,6 +42,7 @@ of theirs:
 
     9. connect         the Python client, and the one for tests
     10. The classic API  the class-based server of wsappy 0.1.3
+    11. Buses and workers  groups over several processes
     12. For people     files
 """
 
@@ -4350,9 +4351,13 @@ class Log:
         """Number a message and keep it; return it as it is sent."""
         self.offset += 1
         message = b'%b,"offset":%d}' % (payload.rstrip()[:-1], self.offset)
+        self.keep(message)
+        return message
+
+    def keep(self, message: bytes) -> None:
+        """Keep a message as the newest."""
         self.messages.append(message)
         self.newest = monotonic()
-        return message
 
     def since(self, offset: int, epoch: str) -> list[bytes] | None:
         """Return what came after *offset*; None where not all of it is kept."""
@@ -7192,6 +7197,435 @@ def set_loop_of_main_thread() -> None:
             asyncio.get_event_loop()
         except (DeprecationWarning, RuntimeError):
             asyncio.set_event_loop(asyncio.new_event_loop())
+
+
+# --- 11. Buses and workers ---------------------------------------------------
+
+# Pushes, and their bytes, that may wait in a process for the bus.
+MAX_WAITING, MAX_WAITING_SIZE = 10_000, 2**26
+# Seconds in which it must be known where a group stands (protocol, section 6).
+STANDING_TIMEOUT = 5.0
+# Seconds between two lines in the log about pushes that failed.
+FAILURE_SILENCE = 60.0
+
+
+class Standing(NamedTuple):
+    """Where a group stands on the bus, as one that follows it has asked.
+
+    Attributes:
+        epoch: That of its history, None where it keeps none.
+        offset: The number of its newest message.
+        messages: Those that came after the asker's position; without one, all that are
+            kept.
+        is_whole: Whether none that came after the position is lost.
+        age: Seconds since the newest.
+    """
+
+    epoch: str | None = None
+    offset: int = 0
+    messages: Sequence[bytes] = ()
+    is_whole: bool = True
+    age: float = 0.0
+
+
+class Heard(NamedTuple):
+    """A message of a group, as it came over the bus.
+
+    Attributes:
+        payload: What the members get.
+        epoch: That of the group's history, None where it keeps none.
+        offset: Its number there.
+        without: Ids of the clients that don't get it.
+        origin: The process whose members had it before the bus did, or None.
+    """
+
+    payload: bytes
+    epoch: str | None = None
+    offset: int | None = None
+    without: frozenset[str] = frozenset()
+    origin: str | None = None
+
+
+class Pushed:
+    """A push on its way over the bus; awaiting it waits for the bus's answer.
+
+    It is never sent twice. Awaiting it raises `ConnectionError` where the bus was lost
+    meanwhile: perhaps it wasn't pushed.
+
+    Attributes:
+        is_delivered: Whether the members in this process have it.
+    """
+
+    __slots__ = (
+        "groups",
+        "has_history",
+        "is_awaited",
+        "is_delivered",
+        "name",
+        "outcome",
+        "payload",
+        "without",
+    )
+
+    def __init__(
+        self,
+        groups: SharedGroups,
+        name: str,
+        payload: bytes,
+        without: frozenset[str],
+        outcome: asyncio.Future[None],
+    ) -> None:
+        self.groups = groups
+        self.name = name
+        self.payload = payload
+        self.without = without
+        self.outcome = outcome
+        self.has_history = groups.keeps_history(name)
+        self.is_awaited = self.is_delivered = False
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        self.is_awaited = True
+        return asyncio.shield(self.outcome).__await__()
+
+    def settle(self, why: str | None = None) -> None:
+        """Tell that the bus has it, or why that isn't known."""
+        if why is None:
+            self.outcome.set_result(None)
+            return
+        self.outcome.set_exception(ConnectionError(f"perhaps not pushed: {why}"))
+        # Else asyncio complains that nobody has asked.
+        exc = self.outcome.exception()
+        if not self.is_awaited:
+            self.groups.note_failure(self.name, exc)
+
+
+class Bus(abc.ABC):
+    """What carries pushes to all processes, in one order for each group.
+
+    It tells `groups` of what it hears, of each start of its life (`begin`) and each end
+    (`lose`). Whatever goes wrong ends its life, and it begins another.
+
+    Attributes:
+        groups: Those of this process.
+        is_up: Whether it lives.
+        id: Distinct for each process.
+    """
+
+    groups: SharedGroups
+
+    def __init__(self) -> None:
+        self.is_up = False
+        self.id = uuid.uuid4().hex
+
+    @abc.abstractmethod
+    async def start(self) -> None:
+        """Begin to connect, without waiting for it."""
+
+    @abc.abstractmethod
+    async def stop(self) -> None:
+        """Settle what is on its way, and disconnect."""
+
+    @abc.abstractmethod
+    def publish(self, pushed: Pushed) -> None:
+        """Send a push while it lives, after all before it; `settle` it once."""
+
+    @abc.abstractmethod
+    async def follow(
+        self, name: str, pattern: Pattern | None, since: Since | None
+    ) -> Standing:
+        """Hear a group from now on, and then read what was missed before.
+
+        Raises:
+            ConnectionError: If its life ends meanwhile.
+        """
+
+    @abc.abstractmethod
+    def unfollow(self, name: str) -> None:
+        """Hear a group no longer."""
+
+    @abc.abstractmethod
+    async def count(self, name: str) -> int:
+        """Return how many members a group has in all processes."""
+
+
+def is_behind(log: Log | None, since: Since | None) -> bool:
+    """Tell whether a client has seen more of a group than its process."""
+    is_same = log is not None and since is not None and log.epoch == since.epoch
+    return is_same and since.offset > log.offset  # type: ignore[union-attr]
+
+
+@dataclass(eq=False, slots=True)
+class FollowedFeed(Feed):
+    """One group, as a process follows it over the bus; its log is a copy.
+
+    Attributes:
+        known: Set while it is known where the group stands.
+        has_place: Whether it was known before: then messages can be missed.
+        early: What came over the bus while it isn't known.
+        follower: The task that finds it out.
+        guests: Clients that wait until it is known.
+    """
+
+    known: asyncio.Event = field(default_factory=asyncio.Event)
+    has_place: bool = False
+    early: list[Heard] = field(default_factory=list)
+    follower: asyncio.Task[None] | None = None
+    guests: int = 0
+
+    def is_needed(self) -> bool:
+        """Tell whether it has to be followed."""
+        return bool(self.members or self.guests)
+
+    def unsettle(self) -> None:
+        """Know no longer where the group stands."""
+        self.known.clear()
+        if self.follower is not None:
+            self.follower.cancel()
+            self.follower = None
+
+
+class SharedGroups(Groups):
+    """The groups of an application in one of several processes with one bus.
+
+    A process is a client of the bus: it follows the groups that its clients are in,
+    counts their messages, and resumes by its position as a client does.
+
+    Attributes:
+        bus: What carries the pushes.
+        held: Pushes that wait for the bus, or until it is known where their group
+            stands, by group and in order.
+        users: How many servings and publishers need it.
+    """
+
+    feeds: dict[str, Any]
+
+    def __init__(self, counts: collections.Counter[str], bus: Bus) -> None:
+        super().__init__(counts)
+        self.bus = bus
+        self.bus.groups = self
+        self.held: dict[str, list[Pushed]] = {}
+        self.held_count = self.held_size = self.users = 0
+        self.told_at = -math.inf
+
+    async def start(self, runtime: Runtime) -> None:
+        """Live in a loop from now on, and connect to the bus."""
+        await super().start(runtime)
+        self.users += 1
+        if self.users == 1:
+            await self.bus.start()
+
+    async def stop(self) -> None:
+        """Leave the bus, once nobody needs it."""
+        self.users -= 1
+        if not self.users:
+            await self.bus.stop()
+            self.lose()
+            for pushed in [each for held in self.held.values() for each in held]:
+                pushed.settle("the process has stopped")
+            self.held.clear()
+            self.held_count = self.held_size = 0
+
+    # Pushes to the bus
+
+    def push(
+        self, name: str, payload: bytes, without: frozenset[str]
+    ) -> Awaitable[None]:
+        """Queue a message to every member of a group, from whichever thread.
+
+        Raises:
+            Error: `overloaded`, if too many wait and the group keeps history.
+            RuntimeError: If the application isn't being served.
+        """
+        if self.runtime is None or not self.users:
+            must = "app must be served to push over its bus"
+            raise RuntimeError(f"{must}; write async with app.publisher() as bus")
+        outcome: asyncio.Future[None] = self.runtime.loop.create_future()
+        pushed = Pushed(self, name, payload, without, outcome)
+        if pushed.has_history and self._is_full(pushed):
+            raise Error("overloaded", "too many pushes wait for the bus", retry=True)
+        self.runtime.call(self._send, pushed)
+        return pushed
+
+    def _is_full(self, pushed: Pushed) -> bool:
+        size = self.held_size + len(pushed.payload)
+        return self.held_count >= MAX_WAITING or size > MAX_WAITING_SIZE
+
+    def _send(self, pushed: Pushed) -> None:
+        feed = self.feeds.get(pushed.name)
+        if not self.bus.is_up and not pushed.has_history:
+            pushed.is_delivered = True
+            if feed is not None:
+                self.deliver(feed, pushed.payload, pushed.without)
+            if self._is_full(pushed):
+                self.counts["pushes_lost"] += 1
+                pushed.settle("too many pushes wait for the bus")
+                return
+        if self.bus.is_up and (feed is None or feed.known.is_set()):
+            self.bus.publish(pushed)
+        else:
+            self.held.setdefault(pushed.name, []).append(pushed)
+            self.held_count += 1
+            self.held_size += len(pushed.payload)
+
+    def _release(self, name: str) -> None:
+        """Send what waited for a group, now that it may."""
+        if self.bus.is_up:
+            for pushed in self.held.pop(name, ()):
+                self.held_count -= 1
+                self.held_size -= len(pushed.payload)
+                self.bus.publish(pushed)
+
+    def note_failure(self, name: str, exc: BaseException | None) -> None:
+        """Count and log, once a minute, a push that failed while nobody awaits it."""
+        self.counts["pushes_failed"] += 1
+        if monotonic() >= self.told_at + FAILURE_SILENCE:
+            self.told_at = monotonic()
+            LOGGER.warning("push to group %r failed: %s", name, exc)
+
+    # The life of the bus
+
+    def begin(self) -> None:
+        """Follow all groups again, now that the bus is there."""
+        self.bus.is_up = True
+        for feed in list(self.feeds.values()):
+            self.follow(feed)
+        for name in [each for each in self.held if each not in self.feeds]:
+            self._release(name)
+
+    def lose(self) -> None:
+        """Know nothing any more, now that the bus is away."""
+        self.bus.is_up = False
+        for feed in self.feeds.values():
+            feed.unsettle()
+            feed.early.clear()
+
+    # Where groups stand
+
+    def make(self, name: str) -> Feed:
+        """Make a group that isn't there, and follow it."""
+        log = Log(self.find(name)[0]) if self.keeps_history(name) else None  # type: ignore[index]
+        feed = self.feeds[name] = FollowedFeed(name, log)
+        self.follow(feed)
+        return feed
+
+    def close(self, feed: Any) -> None:
+        """Follow a group no longer that nobody is in."""
+        is_followed = self.feeds.get(feed.name) is feed
+        if is_followed and not feed.is_needed():
+            del self.feeds[feed.name]
+            feed.unsettle()
+            if feed.log is not None:
+                feed.log.pattern.kept.pop(feed.name, None)
+            if self.bus.is_up:
+                self.bus.unfollow(feed.name)
+            self._release(feed.name)
+
+    def follow(self, feed: FollowedFeed) -> None:
+        """Find out where a group stands, and what was missed."""
+        feed.known.clear()
+        if self.bus.is_up and feed.follower is None:
+            feed.follower = asyncio.ensure_future(self._catch_up(feed))
+
+    async def _catch_up(self, feed: FollowedFeed) -> None:
+        log = feed.log
+        since = Since(log.offset, log.epoch) if log and feed.has_place else None
+        pattern = log.pattern if log else None
+        try:
+            standing = await self.bus.follow(feed.name, pattern, since)
+        except ConnectionError:
+            # All are followed again when the bus is back.
+            return
+        feed.follower = None
+        self._settle(feed, standing)
+
+    def _settle(self, feed: FollowedFeed, standing: Standing) -> None:
+        """Count on from where a group stands, and go on with what waited for it."""
+        early, feed.early = feed.early, []
+        if feed.log is not None:
+            self._copy(feed, feed.log, standing, early)
+        feed.has_place = True
+        feed.known.set()
+        for heard in early:
+            self.hear(feed.name, heard)
+        if feed.known.is_set():
+            self._release(feed.name)
+
+    def _copy(
+        self, feed: FollowedFeed, log: Log, standing: Standing, early: list[Heard]
+    ) -> None:
+        """Let a log stand where its group does; the members get what was missed."""
+        missed: Sequence[bytes] = ()
+        is_next = feed.has_place and standing.is_whole
+        if is_next:
+            missed = standing.messages
+        elif feed.has_place:
+            log.messages.clear()
+        else:
+            # Those whom the server joined get what came since the group is heard.
+            news = [each for each in early if (each.offset or 0) <= standing.offset]
+            missed = [each.payload for each in news]
+        log.messages.extend(standing.messages)
+        log.epoch, log.offset = standing.epoch or "", standing.offset
+        log.newest = monotonic() - standing.age
+        self.keep(feed)
+        for payload in missed:
+            self.deliver(feed, payload)
+        if feed.has_place and not is_next:
+            self._tell_gap(feed)
+
+    def _tell_gap(self, feed: Any) -> None:
+        """Tell the members that count that messages are lost (protocol, section 6)."""
+        data = {"group": feed.name, "offset": feed.log.offset, "epoch": feed.log.epoch}
+        payload = orjson.dumps(message_of(None, "$", None, "gap", data))
+        for client, counts in feed.members.items():
+            if counts:
+                client.connection.push(payload)
+
+    def hear(self, name: str, heard: Heard) -> None:
+        """Hand a message of the bus to the members, if it is the group's next."""
+        feed = self.feeds.get(name)
+        if feed is None:
+            return
+        log = feed.log
+        if not feed.known.is_set():
+            feed.early.append(heard)
+        elif log is None or heard.offset is None:
+            if heard.origin != self.bus.id:
+                self.deliver(feed, heard.payload, heard.without)
+            if log is not None:
+                # The bus has forgotten that the group keeps history.
+                self.follow(feed)
+        elif heard.epoch == log.epoch and heard.offset == log.offset + 1:
+            log.offset = heard.offset
+            log.keep(heard.payload)
+            self.keep(feed)
+            self.deliver(feed, heard.payload)
+        elif heard.epoch != log.epoch or heard.offset > log.offset:
+            self.follow(feed)
+
+    @contextlib.asynccontextmanager
+    async def standing(self, name: str, since: Since | None) -> AsyncIterator[None]:
+        """Wait until it is known where a group stands; `overloaded` after 5 s."""
+        feed: Any = self.open(name)
+        feed.guests += 1
+        try:
+            try:
+                async with asyncio.timeout(STANDING_TIMEOUT):
+                    await feed.known.wait()
+                    if is_behind(feed.log, since):
+                        # The client comes from a process that has heard more.
+                        self.follow(feed)
+                        await feed.known.wait()
+            except TimeoutError:
+                raise Error("overloaded", "the bus is away", retry=True) from None
+            yield
+        finally:
+            feed.guests -= 1
+            self.close(feed)
+
+    async def count(self, name: str) -> int:
+        """Return how many members a group has in all processes."""
+        return await self.bus.count(name)
 
 
 # --- 12. For people ----------------------------------------------------------
