@@ -4562,9 +4562,13 @@ class Groups:
         """Wait, with `async with`, until it is known where a group stands."""
         return contextlib.nullcontext()
 
+    def count_here(self, name: str) -> int:
+        """Return how many members a group has in this process."""
+        return len(self.feeds[name].members) if name in self.feeds else 0
+
     async def count(self, name: str) -> int:
         """Return how many members a group has in all processes."""
-        return len(self.feeds[name].members) if name in self.feeds else 0
+        return self.count_here(name)
 
     def enroll(self, request: Request, name: str, since: Since | None) -> None:
         """Put a client into a group that it may join, and answer its call.
@@ -6109,19 +6113,24 @@ def receive_item(
 
 
 class Backoff:
-    """Random waits before what failed is tried again; their bound doubles."""
+    """Random waits before what failed is tried again; their limit doubles.
+
+    Attributes:
+        bound: Seconds that a wait has at most.
+    """
 
     def __init__(self) -> None:
         self.attempts, self.tried_at = 0, -math.inf
+        self.bound = MAX_WAIT
 
     async def wait(self) -> None:
         """Wait; what lasted longer than any wait starts the bound again."""
-        if monotonic() - self.tried_at > MAX_WAIT:
+        if monotonic() - self.tried_at > self.bound:
             self.attempts = 0
-        bound = min(MAX_WAIT, FIRST_WAIT * 2 ** min(self.attempts, 6))
+        limit = min(self.bound, FIRST_WAIT * 2 ** min(self.attempts, 6))
         self.attempts += 1
         # Full jitter, so that clients don't come back to a server all at once.
-        await asyncio.sleep(random.uniform(0, bound))  # noqa: S311
+        await asyncio.sleep(random.uniform(0, limit))  # noqa: S311
         self.tried_at = monotonic()
 
 
@@ -7312,10 +7321,10 @@ class Bus(abc.ABC):
     """
 
     groups: SharedGroups
+    id: str
 
     def __init__(self) -> None:
         self.is_up = False
-        self.id = uuid.uuid4().hex
 
     @abc.abstractmethod
     async def start(self) -> None:
@@ -7412,6 +7421,8 @@ class SharedGroups(Groups):
         await super().start(runtime)
         self.users += 1
         if self.users == 1:
+            # Not before: a fork would share it.
+            self.bus.id = uuid.uuid4().hex
             await self.bus.start()
 
     async def stop(self) -> None:
@@ -7626,6 +7637,166 @@ class SharedGroups(Groups):
     async def count(self, name: str) -> int:
         """Return how many members a group has in all processes."""
         return await self.bus.count(name)
+
+
+# Seconds between two tries to reach the relay, at most.
+RELAY_WAIT = 0.5
+
+
+def relay_of(app: App) -> App:
+    """Make the application that relays the pushes between the workers of another one.
+
+    It has the same groups; its clients are the workers, and since its handlers are
+    `def`, there is one order for all.
+    """
+    relay = App(max_backlog=MAX_WAITING_SIZE, grace=0)
+    groups, bus = relay.groups, relay.module("bus")
+    for pattern in app.groups.patterns:
+        groups.declare(dataclasses.replace(pattern, kept=collections.OrderedDict()))
+
+    @relay.client("/")
+    def worker(client: Client) -> None:
+        """Every worker may come in: the socket is in a folder of the user's own."""
+
+    @bus.method
+    def publish(
+        request: Request, group: str, payload: str, without: list[Any], origin: Any
+    ) -> None:
+        data = {"group": group, "without": without, "origin": origin}
+        feed = groups.open(group)
+        if feed.log is not None:
+            payload = feed.log.append(payload.encode()).decode()
+            data |= {"epoch": feed.log.epoch, "offset": feed.log.offset}
+            groups.keep(feed)
+        heard = message_of(None, "bus", None, "heard", {**data, "payload": payload})
+        groups.deliver(feed, relay.codec.write(heard))
+        groups.close(feed)
+
+    @bus.method
+    def follow(request: Request, group: str, since: list[Any] | None) -> JSON:
+        request.client.join(group)
+        log = groups.open(group).log
+        if log is None:
+            return None
+        missed = log.since(*since) if since else None
+        return {
+            "epoch": log.epoch,
+            "offset": log.offset,
+            "messages": [each.decode() for each in missed or log.messages],
+            "is_whole": missed is not None or since is None,
+            "age": monotonic() - log.newest,
+        }
+
+    @bus.method
+    def unfollow(request: Request, group: str) -> None:
+        request.client.leave(group)
+
+    @bus.method
+    async def count(request: Request, group: str) -> int:
+        members = relay.to(group).members
+        calls = [each.call("bus", "count", group=group) for each in members]
+        counts = await asyncio.gather(*calls, return_exceptions=True)
+        return sum(each for each in counts if isinstance(each, int))
+
+    return relay
+
+
+class RelayBus(Bus):
+    """The bus of one machine: a client of the relay, over its Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+        self.link: RelayLink
+        self.wire: PeerWire
+
+    async def start(self) -> None:
+        """Connect; the relay's socket is there before any worker is."""
+        self.link = RelayLink(self)
+        self.link.method("bus", "count")(self._count)
+        await self.link.__aenter__()
+
+    async def stop(self) -> None:
+        """Wait until what is on its way has arrived, and disconnect."""
+        with contextlib.suppress(ConnectionClosed, TimeoutError):
+            await self.link.call("$", "ping", timeout=LAST_GRACE)
+        await self.link.close()
+
+    def begin(self, wire: PeerWire) -> None:
+        """Live on a connection, until it ends."""
+        self.wire = wire
+        self.groups.begin()
+
+    def publish(self, pushed: Pushed) -> None:
+        """Send a push; the relay's answer settles it."""
+
+        def settle(event: str, value: Any) -> None:
+            if event in TERMINAL:
+                pushed.settle(str(value) if event == "error" else None)
+
+        data = {
+            "group": pushed.name,
+            "payload": pushed.payload.decode(),
+            "without": list(pushed.without),
+            "origin": self.id if pushed.is_delivered else None,
+        }
+        self.wire.calls.asked.begin(settle, "bus", "publish", data=data)
+
+    async def follow(
+        self, name: str, pattern: Pattern | None, since: Since | None
+    ) -> Standing:
+        """Join the group at the relay, which answers in the same step."""
+        data = {"group": name, "since": since}
+        try:
+            found: Any = await self.wire.calls.asked.ask("bus", "follow", data, None)
+        except ConnectionClosed as exc:
+            raise ConnectionError(str(exc)) from exc
+        messages = [each.encode() for each in found.pop("messages", ())]
+        return Standing(messages=messages, **found)
+
+    def unfollow(self, name: str) -> None:
+        """Leave the group at the relay."""
+        self.wire.calls.asked.send("bus", "unfollow", data={"group": name})
+
+    async def count(self, name: str) -> int:
+        """Ask the relay, which asks all workers that follow the group."""
+        count: Any = await self.link.call("bus", "count", group=name)
+        return int(count)
+
+    def _count(self, request: Request, group: str) -> int:
+        return self.groups.count_here(group)
+
+
+class RelayLink(Peer):
+    """A worker's connection to the relay; hands over what it hears at once."""
+
+    def __init__(self, bus: RelayBus) -> None:
+        # However large a push is, it mustn't end the connection.
+        super().__init__("ws://localhost/", unix=True, path=bus.path, proxy=None)
+        self.bus = bus
+        self._backoff.bound = RELAY_WAIT
+        self.on_connected(self._begin)
+
+    def _begin(self) -> None:
+        self.bus.begin(typing.cast("PeerWire", self._connection))
+
+    def hear(self, connection: Any, message: dict[str, JSON]) -> None:
+        """Hand a message over before the next one is read."""
+        data: Any = message["data"]
+        heard = Heard(
+            data["payload"].encode(),
+            data.get("epoch"),
+            data.get("offset"),
+            frozenset(data["without"]),
+            data["origin"],
+        )
+        self.bus.groups.hear(data["group"], heard)
+
+    def hold_calls(self, connection: PeerWire) -> None:
+        """Lose the bus, now that the connection is ending."""
+        super().hold_calls(connection)
+        if self.bus.groups.bus.is_up:
+            self.bus.groups.lose()
 
 
 # --- 12. For people ----------------------------------------------------------
