@@ -131,7 +131,7 @@ try:
     from websockets.exceptions import RequestLineTooLong, SecurityError
     from websockets.frames import CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
     from websockets.http11 import SERVER, parse_headers, parse_line
-    from websockets.protocol import Event, Protocol, State
+    from websockets.protocol import Event, Protocol, Side, State
     from websockets.streams import StreamReader
     from websockets.uri import parse_uri
 
@@ -1484,7 +1484,6 @@ class Runtime:
         self.deadline = 0.0
         self.elsewhere: collections.deque[Callable[[], object]] = collections.deque()
         self.has_pushed = self.is_sharing = False
-        self.unwritten: list[ServerWire] = []
 
     def call(self, action: Callable[..., object], *arguments: Any) -> None:
         """Act now; from another thread than the loop's, in the loop, in order."""
@@ -1559,18 +1558,6 @@ class Runtime:
         self.begin_turn()
         is_first, self.has_pushed = not self.has_pushed, True
         return is_first
-
-    def flush_soon(self, wire: ServerWire) -> None:
-        """Write what a wire has collected when this turn of the loop has ended."""
-        if not self.unwritten:
-            self.loop.call_soon(self._flush)
-        self.unwritten.append(wire)
-
-    def _flush(self) -> None:
-        unwritten, self.unwritten = self.unwritten, []
-        for wire in unwritten:
-            wire.is_collecting = False
-            wire.flush()
 
 
 def hand_over(future: asyncio.Future[None]) -> bool:
@@ -1742,7 +1729,6 @@ class Sent:
 # it is text.
 WHOLE_FRAMES = {0x81: True, 0x82: False}
 NO_FRAMES: dict[int, bool] = {}
-OPCODES = frozenset(map(int, Opcode))
 
 
 def head_of(size: int, mask: int = 0) -> bytes:
@@ -1759,51 +1745,19 @@ SHORT_HEADERS = [head_of(size) for size in range(126)]
 
 def frame_of(payload: bytes) -> bytes:
     """Return *payload* as one unmasked text frame (RFC 6455, section 5.2)."""
-    return head_of(len(payload)) + payload
+    size = len(payload)
+    return (SHORT_HEADERS[size] if size < 126 else head_of(size)) + payload
 
 
-class FrameHead(NamedTuple):
-    """The start of a frame from a client (RFC 6455, section 5.2).
+def measure(data: bytes, position: int) -> tuple[int, int]:
+    """Return where a frame's header ends, before the key, and the payload's length.
 
-    Attributes:
-        first: FIN, the reserved bits and the opcode.
-        is_masked: Whether the payload is masked.
-        length: Bytes of the payload.
-        size: Bytes of the frame; of its header, where that isn't complete.
-        is_complete: Whether the header is.
+    It may end after *data* does; then the length isn't known yet.
     """
-
-    first: int
-    is_masked: bool
-    length: int
-    size: int
-    is_complete: bool = True
-
-
-def measure(data: bytes, position: int) -> FrameHead:
-    """Read the header of the frame at *position*."""
-    head = data[position : position + 14]
-    if len(head) < 2:
-        return FrameHead(head[0], False, 0, 2, False)
-    length = head[1] & 0x7F
-    start = 2 + {126: 2, 127: 8}.get(length, 0)
-    if len(head) < start:
-        return FrameHead(head[0], False, 0, start, False)
-    if start > 2:
-        length = int.from_bytes(head[2:start], "big")
-    return FrameHead(head[0], head[1] >= 128, length, start + 4 + length)
-
-
-class Intake(enum.Enum):
-    """What a lane does with bytes."""
-
-    EARLY = "they wait: the handshake is under way"
-    READING = "it reads them"
-    HALTED = "they wait until it goes on"
-    LEFT = "the library has them all, to fail on them"
-
-
-EARLY, READING, HALTED, LEFT = Intake
+    head = data[position : position + 10].ljust(2, b"\0")
+    size = head[1] & 0x7F
+    end = 2 + {126: 2, 127: 8}.get(size, 0)
+    return position + end, int.from_bytes(head[2:end]) if end > 2 else size
 
 
 class Lane:
@@ -1811,17 +1765,19 @@ class Lane:
 
     While the connection is open and no fragmented message is under way, the lane reads
     whole, final, masked text and binary frames itself: it unmasks them with the
-    library's C function and hands them over at once. Everything else goes to the
-    library, untouched and in whole frames, so that its parser always stands at the
-    start of a frame: control frames, fragments, compressed frames, what is too large or
-    invalid, and all that follows once the closing handshake has begun. What the library
-    makes of data frames comes back through `process_event`, so messages stay in order.
+    library's C function and hands them over at once. Every other frame goes to the
+    library, one at a time and byte for byte as it comes, so that its parser stands at
+    the start of a frame when the lane reads on: control frames, fragments, compressed
+    frames, those that come in parts, what is too large or invalid, and all that follows
+    once the closing handshake has begun. What the library makes of data frames comes
+    back through `process_event`, so messages stay in order.
 
     Attributes:
-        intake: What it does with bytes.
-        rest: Bytes that wait: an incomplete frame, or what may not be read yet.
-        needed: How many bytes of `rest` make the frame whole.
+        rest: Bytes that wait: the start of a header, or what may not be read yet.
+        owed: How many of the bytes to come are the library's, unread.
+        limit: Bytes of the largest frame.
         whole_frames: What it reads itself now: `WHOLE_FRAMES` or nothing.
+        is_halted: Whether bytes wait until it goes on.
         halts: How often it stopped reading.
         is_held: Whether it stays halted until `release`.
     """
@@ -1829,30 +1785,26 @@ class Lane:
     def __init__(self, wire: ServerWire) -> None:
         self.wire = wire
         self.runtime = wire.runtime
-        self.intake = EARLY
         self.rest = bytearray()
-        self.needed = self.halts = 0
+        self.owed = self.halts = 0
+        limits = wire.protocol.max_message_size, wire.protocol.max_fragment_size
+        self.limit = min(sys.maxsize if each is None else each for each in limits)
         self.whole_frames = NO_FRAMES
-        self.is_held = False
+        self.is_halted = self.is_held = False
 
     def feed(self, data: bytes) -> None:
         """Read bytes of the socket, or let them wait."""
-        runtime = self.runtime
-        if self.intake is READING and not self.rest:
-            if runtime.deadline and runtime.is_turn_over():
-                self.halt(data)
-            else:
-                self.read(data)
-        elif self.intake is LEFT:
-            self.wire.give(data)
-        else:
+        if self.rest or self.is_halted:
             self.rest += data
-            if len(self.rest) >= self.needed:
-                self.read_rest()
+            self.read_rest()
+        elif self.runtime.deadline and self.runtime.is_turn_over():
+            self.halt(data)
+        else:
+            self.read(data)
 
     def read_rest(self) -> None:
         """Read what waits, unless reading is halted."""
-        if self.rest and self.intake is READING:
+        if self.rest and not self.is_halted:
             data = bytes(self.rest)
             self.rest.clear()
             self.read(data)
@@ -1879,7 +1831,7 @@ class Lane:
                 break
             position = end
             # After every message: one read may hold 2,300 calls.
-            if self.intake is HALTED or runtime.is_turn_over():
+            if self.is_halted or runtime.is_turn_over():
                 self.halt(data[position:])
                 break
         wire.is_collecting = False
@@ -1887,112 +1839,60 @@ class Lane:
             wire.flush()
 
     def _read_other(self, data: bytes, position: int) -> int:
-        """Read a frame that needs a closer look; return where the next one begins.
-
-        Returns:
-            `len(data)` where the frame is incomplete and waits, too.
-        """
-        size = len(data)
-        frame = measure(data, position)
-        if not self._is_regular(frame):
-            self.intake = LEFT
-            self.wire.give(data[position:])
-            return size
-        end = position + frame.size
-        if end > size:
-            self.rest += data[position:]
-            self.needed = frame.size
-            return size
-        is_text = self.whole_frames.get(data[position])
-        if is_text is not None:
-            start = end - frame.length
-            payload = apply_mask(data[start:end], data[start - 4 : start])
-            self.wire.receive(payload, is_text)
-        # After the server's own close only control frames matter; inflating the others
-        # would let a peer fill the memory.
-        elif frame.first & 0x08 or self.wire.protocol.state is State.OPEN:
-            self.wire.give(data[position:end])
+        """Read a frame that needs a closer look, or a part; return where that ends."""
+        size, protocol = len(data), self.wire.protocol
+        if not self.owed:
+            key, length = measure(data, position)
+            if key > size:
+                self.rest += data[position:]
+                return size
+            start, end = key + 4, key + 4 + length
+            is_text = self.whole_frames.get(data[position])
+            is_whole = end <= size and data[position + 1] >= 128
+            if is_text is not None and is_whole and length <= self.limit:
+                payload = apply_mask(data[start:end], data[key:start])
+                self.wire.receive(payload, is_text)
+                return end
+            # What follows a failure, or the client's close, is no frame.
+            self.owed = sys.maxsize if protocol.eof_sent else end - position
+            first, is_data = data[position], not data[position] & 0x08
+            if is_data and protocol.extensions and self.wire.phase is not OPEN:
+                # As if it weren't compressed: nobody listens, and it could be a bomb.
+                self.wire.give(bytes((first & 0xBF,)))
+                position, self.owed = position + 1, self.owed - 1
+        end = min(position + self.owed, size)
+        self.owed -= end - position
+        self.wire.give(data[position:end])
         return end
-
-    def _is_regular(self, frame: FrameHead) -> bool:
-        """Tell whether the library reads the frame once it is whole, or fails on it."""
-        protocol = self.wire.protocol
-        reserved = 0x30 if protocol.extensions else 0x70
-        if not frame.is_complete:
-            return True
-        if (
-            frame.first & reserved
-            or not frame.is_masked
-            or frame.first & 0x0F not in OPCODES
-        ):
-            return False
-        if frame.first & 0x08:
-            return frame.length <= 125 and bool(frame.first & 0x80)
-        limits = [protocol.max_message_size, protocol.max_fragment_size]
-        if limits[0] is not None:
-            limits[0] -= protocol.current_size or 0
-        return all(limit is None or frame.length <= limit for limit in limits)
 
     def halt(self, rest: bytes = b"") -> None:
         """Let the rest of a read wait for a later turn of the loop."""
         self.rest += rest
-        self.needed = 0
-        if self.intake is READING:
+        if not self.is_halted:
             # Or each turn would read more than it handles.
             self.stop()
             self.runtime.wait(self.go_on)
 
     def stop(self) -> None:
-        """Read nothing until `go_on`."""
-        if self.intake in (READING, HALTED):
-            self.intake = HALTED
+        """Read nothing until `go_on`; what comes before the opening is no frame."""
+        if self.wire.phase is not OPENING:
+            self.is_halted = True
             self.halts += 1
             self.wire.transport.pause_reading()
 
     def go_on(self) -> None:
         """Read on, unless the client is behind, or the lane is held."""
-        if self.intake is not HALTED or self.wire.paused or self.is_held:
-            return
-        self.intake = READING
-        self.wire.transport.resume_reading()
-        self.read_rest()
+        if self.is_halted and not (self.wire.paused or self.is_held):
+            self.is_halted = False
+            self.wire.transport.resume_reading()
+            self.read_rest()
 
-    def set_frames(self) -> None:
+    def set_frames(self, is_plain: bool) -> None:
         """Work out again what is read here, after anything that the library did."""
-        protocol = self.wire.protocol
-        limits = protocol.max_message_size, protocol.max_fragment_size
-        is_fast = (
-            self.wire.phase is OPEN
-            and self.wire.is_plain
-            and protocol.current_size is None
-            # Frames of up to 125 bytes aren't measured.
-            and all(each is None or each >= 125 for each in limits)
-        )
+        is_between = self.wire.protocol.current_size is None and not self.owed
+        # Frames of up to 125 bytes aren't measured.
+        is_fast = is_plain and is_between and self.limit >= 125
         self.whole_frames = WHOLE_FRAMES if is_fast else NO_FRAMES
-
-
-class Fragments:
-    """Joins the fragments of messages that a library reads frame by frame."""
-
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
-        self.payload = bytearray()
-        self.count = 0
-        self.is_text = False
-
-    def add(self, frame: Frame) -> None:
-        """Add a data frame; the wire gets the message with its last one."""
-        if frame.opcode is not Opcode.CONT:
-            self.is_text = frame.opcode is Opcode.TEXT
-            self.count = 0
-        self.payload += frame.data
-        self.count += 1
-        if self.count > MAX_FRAGMENTS:
-            self.wire.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
-        elif frame.fin:
-            payload = bytes(self.payload)
-            self.payload.clear()
-            self.wire.receive(payload, self.is_text)
 
 
 def unacknowledged(transport: asyncio.Transport) -> int:
@@ -2014,8 +1914,15 @@ def unacknowledged(transport: asyncio.Transport) -> int:
 class LibraryWire(LibraryConnection, Wire):
     """What the wires of both ends have in common, on a connection of `websockets`.
 
+    Messages to the other side wait in `out` until the read, or the loop's turn, has
+    ended, and are written together, always before anything that the library writes.
+
     Attributes:
-        out: Messages that wait to be written together, as `flush` writes them.
+        fragments: The frames of a message whose last one is to come.
+        out: Messages that wait to be written together.
+        out_size: Their bytes.
+        is_collecting: Whether somebody will flush what is posted.
+        is_fragmenting: Whether the application sends a message in several frames.
     """
 
     def __init__(
@@ -2024,19 +1931,73 @@ class LibraryWire(LibraryConnection, Wire):
         super().__init__(protocol, *arguments, **options)
         Wire.__init__(self, runtime)
         self.max_size = protocol.max_message_size
-        self.fragments = Fragments(self)
+        self.fragments: list[Frame] = []
         self.out: list[bytes] = []
+        self.out_size = self.bytes_out = 0
+        self.is_collecting = self.is_fragmenting = False
 
     def process_event(self, event: Event) -> None:
         """Handle what the library read; fragments are joined."""
-        if isinstance(event, Frame) and not event.opcode & 0x08:
-            self.fragments.add(event)
-        else:
+        if not isinstance(event, Frame) or event.opcode & 0x08:
             super().process_event(event)
+            return
+        self.fragments.append(event)
+        if len(self.fragments) > MAX_FRAGMENTS:
+            self.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
+        elif event.fin:
+            frames, self.fragments = self.fragments, []
+            is_text = frames[0].opcode is Opcode.TEXT
+            self.receive(b"".join(frame.data for frame in frames), is_text)
 
-    @abc.abstractmethod
+    def post(self, payload: bytes) -> None:
+        """Let a message wait for the end of this read, or of this turn of the loop."""
+        if self.phase is OPEN:
+            if not (self.out or self.is_collecting):
+                self.loop.call_soon(self.flush)
+            self.out.append(payload)
+            self.out_size += len(payload)
+            if self.out_size >= WRITE_SIZE:
+                # Or the transport could never say that the other side is behind.
+                self.flush()
+
     def flush(self) -> None:
-        """Write what waits."""
+        """Write what waits, unless the application sends a fragmented message."""
+        if self.out and not self.is_fragmenting:
+            out, self.out, self.out_size = self.out, [], 0
+            data = self.frames_of(out)
+            self.bytes_out += len(data)
+            self.transport.write(data)
+
+    def frames_of(self, payloads: list[bytes]) -> bytes:
+        """Return messages as text frames."""
+        options: dict[str, Any] = {"extensions": self.protocol.extensions}
+        if not options["extensions"]:
+            return b"".join(map(frame_of, payloads))
+        options["mask"] = self.protocol.side is Side.CLIENT
+        frames = [Frame(Opcode.TEXT, payload) for payload in payloads]
+        return b"".join(frame.serialize(**options) for frame in frames)
+
+    def send_data(self) -> None:
+        """Write what waits, and then what the library has to say."""
+        protocol = self.protocol
+        # An extension must encode messages in the order in which they are written.
+        if not protocol.extensions or protocol.state is not State.OPEN:
+            self.flush()
+        self.bytes_out += sum(map(len, protocol.writes))
+        super().send_data()
+        was_fragmenting = self.is_fragmenting
+        self.is_fragmenting = protocol.expect_continuation_frame
+        self.follow()
+        if was_fragmenting:
+            self.flush()
+
+    def follow(self) -> None:
+        """Follow the library's state, after anything that it did."""
+        if self.phase is OPEN and self.protocol.state is not State.OPEN:
+            self.phase = CLOSING
+        if self.protocol.close_expected() and self.close_deadline is None:
+            # Nobody else ends a connection whose peer never answers the close.
+            self.close_deadline = self.loop.time() + (self.close_timeout or math.inf)
 
     async def writable(self) -> None:
         """Wait while the other side is behind; return at once when it is gone."""
@@ -2222,7 +2183,7 @@ class Exchange:
         self.protocol.parser = Protocol.parse(self.protocol)
 
     def _keep(self, data: bytes) -> None:
-        self.wire.lane.feed(data)
+        self.wire.lane.rest += data
         if len(self.wire.lane.rest) > MAX_EARLY:
             self.wire.transport.abort()
 
@@ -2273,7 +2234,6 @@ class Exchange:
             if self.has_body and not wire.transport.can_write_eof():
                 # TLS: the library would close at once, and the rest would reset it.
                 protocol.writes.pop()
-        wire.is_plain = not protocol.extensions
         wire.send_data()
         # A peer that has reset isn't greeted.
         return is_opened and not wire.transport.is_closing()
@@ -2327,16 +2287,11 @@ class Backlog:
 class ServerWire(LibraryWire, websockets.ServerConnection):
     """The server's wire: a connection of `websockets`, with a lane beside it.
 
-    Messages to the client wait in `out` until the read, or the loop's turn, has ended,
-    and are written together, always before anything that the library writes.
-
     Attributes:
         serving: What accepted it.
         exchange: The request and its answer.
         lane: What reads its bytes.
-        is_plain: Whether no extension has to encode what is sent.
         is_clear: Whether a frame may be written at once.
-        is_collecting: Whether somebody will flush what is posted.
         life: The task from the request to the goodbye.
         due: When the timer looks at what has to have happened by then.
     """
@@ -2348,14 +2303,12 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.serving = serving
         self.exchange = Exchange(self)
         self.lane = Lane(self)
-        self.is_plain = True
-        self.is_clear = self.is_collecting = self.is_fragmenting = False
-        self.out_size = self.bytes_in = self.bytes_out = self.taken = 0
+        self.is_clear = False
+        self.bytes_in = self.taken = 0
         self.life: asyncio.Task[None] | None = None
         self.lost = asyncio.Event()
         self.due = self.taken_at = math.inf
-        self.awaited: asyncio.Future[float] | None = None
-        self.pinged: tuple[int, int] | None = None
+        self.awaited: tuple[int, ...] | None = None
         self.backlog = Backlog(self)
 
     # From the first byte to the goodbye
@@ -2386,9 +2339,9 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         session: Any = self.session
         try:
             if self.exchange.send(await self.exchange.decide(session)):
-                self.lane.intake, self.phase = READING, OPEN
+                self.phase = OPEN
                 self.due = self.loop.time() + (self.ping_interval or math.inf)
-                self._follow()
+                self.follow()
                 session.greet()
                 self.lane.read_rest()
             await self.lost.wait()
@@ -2406,7 +2359,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         """Count how it ended, and let its client go."""
         was_open = self.phase is not OPENING
         super().connection_lost(exc)
-        self._follow()
+        self.follow()
         self.lane.rest.clear()
         self.serving.app.counts.update(self.traffic())
         if was_open:
@@ -2445,7 +2398,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
     def data_received(self, data: bytes) -> None:
         """Hand bytes of the socket to the lane."""
         self.bytes_in += len(data)
-        if self.lane.intake is EARLY:
+        if self.phase is OPENING:
             self.exchange.feed(data)
         else:
             self.lane.feed(data)
@@ -2481,25 +2434,6 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
 
     # From messages to bytes
 
-    def post(self, payload: bytes) -> None:
-        """Let an answer wait for the end of this read, or of this turn of the loop."""
-        if self.phase is not OPEN:
-            return
-        size = len(payload)
-        if not self.is_plain:
-            self.out.append(payload)
-        else:
-            self.out.append(
-                SHORT_HEADERS[size] + payload if size < 126 else frame_of(payload)
-            )
-        self.out_size += size
-        if self.out_size >= WRITE_SIZE:
-            # Or the transport could never say that the client is behind.
-            self.flush()
-        elif not self.is_collecting:
-            self.is_collecting = True
-            self.runtime.flush_soon(self)
-
     def push(self, payload: bytes) -> None:
         """Send a push, unless the client is too far behind: then close it."""
         if self.paused and self.backlog.is_too_large():
@@ -2522,50 +2456,15 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             self.shut(4508, "it reads too slowly")
             self.loop.call_later(SLOW_GRACE, self.transport.abort)
 
-    def flush(self) -> None:
-        """Write what waits, unless the application sends a fragmented message."""
-        if not self.out or self.is_fragmenting:
-            return
-        out, self.out, self.out_size = self.out, [], 0
-        if self.is_plain:
-            data = out[0] if len(out) == 1 else b"".join(out)
-            self.bytes_out += len(data)
-            self.transport.write(data)
-            return
-        protocol = self.protocol
-        later, protocol.writes = protocol.writes, []
-        for payload in out:
-            # Not `send_text`, which refuses once the library's close waits in `later`.
-            protocol.send_frame(Frame(Opcode.TEXT, payload))
-        protocol.writes += later
-        self.bytes_out += sum(map(len, protocol.writes))
-        super().send_data()
-
-    def send_data(self) -> None:
-        """Write what waits, and then what the library has to say."""
-        protocol = self.protocol
-        # An extension must encode messages in the order in which they are written.
-        if self.is_plain or protocol.state is not State.OPEN:
-            self.flush()
-        self.bytes_out += sum(map(len, protocol.writes))
-        super().send_data()
-        was_fragmenting = self.is_fragmenting
-        self.is_fragmenting = protocol.expect_continuation_frame
-        self._follow()
-        if was_fragmenting:
-            self.flush()
-
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Follow the library's state, after anything that it did."""
-        protocol = self.protocol
-        if self.phase is OPEN and protocol.state is not State.OPEN:
-            self.phase = CLOSING
-        if protocol.close_expected() and self.close_deadline is None:
-            # Nobody else ends a connection whose peer never answers the close.
-            self.close_deadline = self.loop.time() + (self.close_timeout or math.inf)
-        is_open = self.phase is OPEN
-        self.is_clear = is_open and self.is_plain and not self.is_fragmenting
-        self.lane.set_frames()
+        super().follow()
+        if self.phase is CLOSING:
+            # What still comes is dropped.
+            self.receive = ignore_message
+        is_plain = self.phase is OPEN and not self.protocol.extensions
+        self.is_clear = is_plain and not self.is_fragmenting
+        self.lane.set_frames(is_plain)
 
     def pause_writing(self) -> None:
         """Stop reading from a client that doesn't read."""
@@ -2611,35 +2510,26 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             if now >= self.due:
                 self.due = math.inf
                 self.give_up()
-        elif self.phase is CLOSED:
-            # Its goodbye takes what it takes.
             return
-        elif self.phase is OPENING:
-            self._check_answer(now)
-        elif self.paused and self.ping_timeout and self.phase is not CLOSING:
+        # The kernel hasn't got all of the answer, which it goes on to send after that.
+        is_answering = (
+            self.phase is OPENING and self.transport.get_write_buffer_size() > 0
+        )
+        if is_answering:
+            self.close_deadline = now + BODY_GRACE
+        is_behind = is_answering or (self.paused and self.phase is OPEN)
+        if is_behind and self.ping_timeout:
             self._check_stall(now, self.ping_timeout)
-        elif self.close_deadline is not None:
-            if now >= self.close_deadline:
-                self.transport.abort()
-        else:
+        elif self.close_deadline is None:
             self._check_ping(now)
+        elif now >= self.close_deadline:
+            self.transport.abort()
 
     def give_up(self) -> None:
         """End a handshake that takes too long."""
         self.transport.abort()
         if self.life is not None:
             cut_task(self.life)
-
-    def _check_answer(self, now: float) -> None:
-        """End the connection once the kernel has the answer, which it goes on to send.
-
-        One that is being read has all the time that it takes.
-        """
-        if self.transport.get_write_buffer_size():
-            self.close_deadline = now + BODY_GRACE
-            self._check_stall(now, self.ping_timeout or math.inf)
-        elif self.close_deadline is not None and now >= self.close_deadline:
-            self.transport.abort()
 
     def _check_stall(self, now: float, limit: float) -> None:
         """Abort a client that accepts no byte for *limit* seconds.
@@ -2662,27 +2552,22 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         that accepts nothing then is found by `_check_stall`; for one that waits for
         `on_message` the ping itself tells whether it is gone: it is refused.
         """
-        if self.awaited is not None and self.awaited.done():
+        heard = self.lane.halts, self.bytes_in
+        if self.awaited not in (None, heard):
             self.awaited, self.due = None, now + (self.ping_interval or math.inf)
         if now < self.due:
             return
-        heard = self.lane.halts, self.bytes_in
-        if self.awaited is None and self.ping_interval is not None:
-            self.pinged = heard if self.lane.intake is READING else None
-            self.awaited, self.due = self._ping(), now + (self.ping_timeout or math.inf)
-        elif self.awaited is not None and self.pinged == heard:
+        if self.awaited is not None:
             self.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
             self.loop.call_later(SLOW_GRACE, self.transport.abort)
-        else:
-            self.awaited, self.due = None, now + (self.ping_interval or math.inf)
-
-    def _ping(self) -> asyncio.Future[float]:
-        """Send a ping; the pong ends the future, as that of the library's own pings."""
-        data, pong = os.urandom(4), self.loop.create_future()
-        self.pending_pings[data] = pong, self.loop.time()
-        self.protocol.send_ping(data)
-        self.send_data()
-        return pong
+        elif self.ping_interval is not None:
+            self.awaited = () if self.lane.is_halted else heard
+            self.due = now + (self.ping_timeout or math.inf)
+            # As the library's own pings, whose pongs tell the latency.
+            data, pong = os.urandom(4), self.loop.create_future()
+            self.pending_pings[data] = pong, self.loop.time()
+            self.protocol.send_ping(data)
+            self.send_data()
 
 
 # Codes that RFC 6455 and IANA's registry name, and 1005 and 1006 for none.
@@ -5658,12 +5543,8 @@ async def value_of(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-def masked_frames(payloads: list[bytes], extensions: Sequence[Any]) -> bytes:
+def masked_frames(payloads: list[bytes]) -> bytes:
     """Return messages as text frames; the library's own way takes twice as long."""
-    if extensions:
-        options: dict[str, Any] = {"mask": True, "extensions": extensions}
-        frames = [Frame(Opcode.TEXT, payload) for payload in payloads]
-        return b"".join(frame.serialize(**options) for frame in frames)
     # One system call for the keys of them all.
     keys, masked = os.urandom(4 * len(payloads)), list[bytes]()
     for index, payload in enumerate(payloads):
@@ -5781,7 +5662,6 @@ class PeerWire(LibraryWire, websockets.ClientConnection):
         self.app = peer.app
         self.params: dict[str, Any] = {}
         self.is_overrun = False
-        self.out_size = 0
         self.close_timer: asyncio.TimerHandle | None = None
 
     def process_event(self, event: Event) -> None:
@@ -5806,38 +5686,23 @@ class PeerWire(LibraryWire, websockets.ClientConnection):
     def halt(self) -> None:
         """Read on: the server is trusted."""
 
-    def post(self, payload: bytes) -> None:
-        """Let a message wait for the end of this turn of the loop."""
-        if self.phase is OPEN:
-            if not self.out:
-                self.loop.call_soon(self.flush)
-            self.out.append(payload)
-            self.out_size += len(payload)
-            if self.out_size > WRITE_LIMIT:
-                # Or who waits until it is written couldn't tell that it isn't.
-                self.flush()
-
     # The server is trusted to read.
-    push = post
+    push = LibraryWire.post
 
-    def flush(self) -> None:
-        """Write what waits."""
-        if self.out:
-            out, self.out, self.out_size = self.out, [], 0
-            self.transport.write(masked_frames(out, self.protocol.extensions))
+    def frames_of(self, payloads: list[bytes]) -> bytes:
+        """Return messages as masked text frames."""
+        is_plain = not self.protocol.extensions
+        return masked_frames(payloads) if is_plain else super().frames_of(payloads)
 
-    def send_data(self) -> None:
-        """Write what waits, and then what the library has to say."""
-        self.flush()
-        super().send_data()
-        if self.phase is OPEN and self.protocol.state is not State.OPEN:
-            self.phase = CLOSING
+    def follow(self) -> None:
+        """Follow the library's state, after anything that it did."""
+        was_open = self.phase is OPEN
+        super().follow()
+        if was_open and self.phase is not OPEN:
             self.peer.hold_calls(self)
-        if self.protocol.close_expected() and self.close_deadline is None:
-            # Nobody else ends a connection whose peer never answers the close.
-            seconds = self.close_timeout or math.inf
-            self.close_deadline = self.loop.time() + seconds
-            self.close_timer = self.loop.call_later(seconds, self.transport.abort)
+        if self.close_deadline is not None and self.close_timer is None:
+            when = self.close_deadline
+            self.close_timer = self.loop.call_at(when, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End all that waits for this connection."""
