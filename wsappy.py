@@ -1406,13 +1406,11 @@ class Threads(ThreadPoolExecutor):
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
         self.limit = limit
-        self.jobs: dict[Future[Any], Callable[[], Any]] = {}
+        self.jobs = collections.OrderedDict[Future[Any], Callable[[], None]]()
         self.idle = self.count = 0
         self.changed = threading.Condition()
 
-    def submit(
-        self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any
-    ) -> Future[Any]:
+    def submit(self, function: Any, /, *given: Any, **named: Any) -> Future[Any]:
         """Run a function in a worker; its outcome is the future's."""
         future: Future[Any] = Future()
         with self.changed:
@@ -1422,7 +1420,8 @@ class Threads(ThreadPoolExecutor):
                 # It raises RuntimeError where the system has no thread to give.
                 threading.Thread(target=self._run, name="wsappy", daemon=True).start()
                 self.count += 1
-            self.jobs[future] = functools.partial(function, *arguments, **keywords)
+            job = functools.partial(function, *given, **named)
+            self.jobs[future] = functools.partial(run_job, future, job)
             self.changed.notify()
         # One that is cancelled before its turn goes at once, with all that it holds.
         future.add_done_callback(self._forget)
@@ -1440,22 +1439,19 @@ class Threads(ThreadPoolExecutor):
 
     def _run(self) -> None:
         while job := self._next():
-            self._run_job(*job)
+            job()
 
-    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+    def _next(self) -> Callable[[], None] | None:
         with self.changed:
             self.idle += 1
-            while not self.jobs and self.limit:
-                self.changed.wait()
+            self.changed.wait_for(lambda: self.jobs or not self.limit)
             self.idle -= 1
-            if not self.jobs:
-                return None
-            future = next(iter(self.jobs))
-            return future, self.jobs.pop(future)
+            return self.jobs.popitem(last=False)[1] if self.jobs else None
 
-    def _run_job(self, future: Future[Any], job: Callable[[], Any]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
+
+def run_job(future: Future[Any], job: Callable[[], Any]) -> None:
+    """Run a function, unless it was cancelled; its outcome is the future's."""
+    if future.set_running_or_notify_cancel():
         try:
             future.set_result(job())
         except BaseException as exc:  # noqa: BLE001
@@ -1536,10 +1532,8 @@ class Runtime:
         if not self.is_sharing:
             self.is_sharing = True
             self.loop.call_soon(self._share_turn)
-        if is_urgent:
-            self.waiting.appendleft(go_on)
-        else:
-            self.waiting.append(go_on)
+        queue = self.waiting.appendleft if is_urgent else self.waiting.append
+        queue(go_on)
 
     def _share_turn(self) -> None:
         end, share = self.begin_turn(), TURN / min(len(self.waiting), 16)
@@ -1649,12 +1643,9 @@ class Wire(abc.ABC):
 
     def queue(self, payload: bytes) -> Sent:
         """Send a push, from whichever thread."""
-        if threading.get_ident() != self.runtime.thread:
-            self.runtime.call(self.push, payload)
-            return Sent(None)
-        self.runtime.catch_up()
-        self.push(payload)
-        return Sent(self)
+        self.runtime.call(self.push, payload)
+        is_here = threading.get_ident() == self.runtime.thread
+        return Sent(self if is_here else None)
 
     @abc.abstractmethod
     async def writable(self) -> None:
@@ -2018,27 +2009,18 @@ class LibraryWire(LibraryConnection, Wire):
 
     def shut(self, code: int, reason: str = "") -> None:
         """Begin the closing handshake; what was posted goes out before it."""
-        if self.protocol.state is not State.OPEN:
-            return
-        self.flush()
-        if self.protocol.expect_continuation_frame:
-            # A user's own message of several frames is under way.
-            text = "close during fragmented message"
-            self.protocol.fail(CloseCode.INTERNAL_ERROR, text)
-        else:
-            self.protocol.send_close(code, reason)
-        self.send_data()
+        if self.protocol.state is State.OPEN:
+            if self.protocol.expect_continuation_frame:
+                # A user's own message of several frames is under way.
+                self.fail(CloseCode.INTERNAL_ERROR, "close during fragmented message")
+            else:
+                self.protocol.send_close(code, reason)
+                self.send_data()
 
     def fail(self, code: int, reason: str) -> None:
         """Fail the connection (RFC 6455, section 7.1.7)."""
-        self.flush()
         self.protocol.fail(code, reason)
         self.send_data()
-
-    @property
-    def close_exc(self) -> ConnectionClosed:
-        """How the connection ended, once it is gone."""
-        return self.protocol.close_exc
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End all that waits for this connection."""
@@ -2121,28 +2103,16 @@ class Exchange:
     follows any other request is dropped.
 
     Attributes:
-        feed: Gets the bytes that arrive.
-        is_upgrade: Whether the request asks for a WebSocket.
+        is_read: Whether the request has come.
+        is_upgrade: Whether it asks for a WebSocket, which it may still become.
         has_body: Whether more may follow that is no frame.
-        fault: The answer to a request that can't be understood.
         dropped: How many bytes were.
     """
 
-    __slots__ = (
-        "dropped",
-        "fault",
-        "feed",
-        "has_body",
-        "is_upgrade",
-        "protocol",
-        "wire",
-    )
-
     def __init__(self, wire: ServerWire) -> None:
         self.wire = wire
-        self.feed: Callable[[bytes], None] = wire.give
-        self.is_upgrade, self.has_body = False, True
-        self.fault: Answer | None = None
+        self.is_read = self.is_upgrade = False
+        self.has_body = True
         self.dropped = 0
         self.protocol = wire.protocol
         self.protocol.parser = self._read()
@@ -2154,56 +2124,61 @@ class Exchange:
         request = yield from read_request(reader)
         rest = bytes(reader.buffer)
         reader.buffer.clear()
-        self.feed = self._drop
+        self.is_read = True
         if isinstance(request, websockets.Request):
             self._accept(request)
         elif request is not None:
-            self._refuse(request)
+            self._refuse(request, "GET")
         else:
             protocol.fail(CloseCode.ABNORMAL_CLOSURE)
         self.feed(rest)
         yield
 
-    def _refuse(self, answer: Answer) -> None:
-        """Answer what is no request at all."""
-        self.send(self._response_of(answer, "GET"))
+    def _refuse(self, answer: Answer, method: str) -> None:
+        """Answer what can't be understood."""
+        self.send(self._response_of(answer, method))
         self.wire.serving.app.labels["refused"][str(answer.status)] += 1
+        LOGGER.info("refused a client from %s: %d", remote_of(self.wire), answer.status)
 
     def _accept(self, request: websockets.Request) -> None:
         headers = request.headers
         upgrade = ",".join(headers.get_all("Upgrade")).lower()
         # HTTP/1.0 has no upgrades (RFC 9110, section 7.8).
         self.is_upgrade = "websocket" in upgrade and request.protocol != "HTTP/1.0"
-        self.fault = fault_of(request, self.is_upgrade)
-        if self.fault is None:
-            simplify(request)
-            self.feed = self._keep if self.is_upgrade else self._drop
         self.has_body = "Content-Length" in headers or "Transfer-Encoding" in headers
+        if (fault := fault_of(request, self.is_upgrade)) is not None:
+            self._refuse(fault, request.method)
+            return
+        simplify(request)
         self.protocol.events.append(request)
         self.protocol.parser = Protocol.parse(self.protocol)
 
-    def _keep(self, data: bytes) -> None:
-        self.wire.lane.rest += data
-        if len(self.wire.lane.rest) > MAX_EARLY:
-            self.wire.transport.abort()
-
-    def _drop(self, data: bytes) -> None:
-        self.dropped += len(data)
-        if self.dropped > MAX_BODY:
-            self.wire.transport.pause_reading()
+    def feed(self, data: bytes) -> None:
+        """Read bytes that come while the connection isn't open."""
+        wire = self.wire
+        if not self.is_read:
+            wire.give(data)
+        elif self.is_upgrade:
+            wire.lane.rest += data
+            if len(wire.lane.rest) > MAX_EARLY:
+                wire.transport.abort()
+        else:
+            self.dropped += len(data)
+            if self.dropped > MAX_BODY:
+                wire.transport.pause_reading()
 
     async def decide(self, session: Session) -> websockets.Response:
         """Return the response, in the order of the protocol, section 8."""
         request: Any = self.wire.request
-        answer = self.fault
-        if answer is None and not self.is_upgrade:
+        if not self.is_upgrade:
             answer = await session.find_page(request.method)
-        elif answer is None:
+        else:
             response = self.protocol.accept(request)
             is_valid = response.status_code == 101
-            answer = await session.enter() if is_valid else None
-            if answer is None:
+            entering = await session.enter() if is_valid else None
+            if entering is None:
                 return response
+            answer = entering
         return self._response_of(answer, request.method)
 
     def _response_of(self, answer: Answer, method: str) -> websockets.Response:
@@ -2226,9 +2201,8 @@ class Exchange:
             response.headers["Server"] = wire.serving.server_header
         protocol.send_response(response)
         if not is_opened:
-            self.feed = self._drop
-            wire.taken_at = wire.loop.time()
-            wire.close_deadline = wire.taken_at + BODY_GRACE
+            self.is_upgrade = False
+            wire.close_deadline = wire.loop.time() + BODY_GRACE
             # Only the transport keeps what a slow reader has yet to read.
             response.body = b""
             if self.has_body and not wire.transport.can_write_eof():
@@ -2274,13 +2248,11 @@ class Backlog:
         """Find out, in the turns that follow, how much waits since an earlier one."""
         if not self.is_aging:
             self.is_aging = True
-            self.wire.loop.call_soon(self._age_once)
+            call_soon = self.wire.loop.call_soon
+            # What is pushed in this round of the loop, before or after, is not old yet.
+            call_soon(lambda: call_soon(self._end_age, self.size))
 
-    def _age_once(self) -> None:
-        # What is pushed in this round of the loop, before or after, is not old yet.
-        self.wire.loop.call_soon(self._age_twice, self.size)
-
-    def _age_twice(self, size: int) -> None:
+    def _end_age(self, size: int) -> None:
         self.aged, self.is_aging = size, False
 
 
@@ -2304,10 +2276,10 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.exchange = Exchange(self)
         self.lane = Lane(self)
         self.is_clear = False
-        self.bytes_in = self.taken = 0
+        self.bytes_in, self.taken = 0, -1
         self.life: asyncio.Task[None] | None = None
         self.lost = asyncio.Event()
-        self.due = self.taken_at = math.inf
+        self.due, self.taken_at = math.inf, 0.0
         self.awaited: tuple[int, ...] | None = None
         self.backlog = Backlog(self)
 
@@ -2326,9 +2298,8 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             super().process_event(event)
         else:
             request = self.request = typing.cast(websockets.Request, event)
-            proxies, headers = self.serving.app.proxies, request.headers
-            remote = forwarded_for(headers, proxies) if proxies else None
-            remote = remote or remote_of(self)
+            headers = request.headers
+            remote = forwarded_for(headers, self.serving.app.proxies) or remote_of(self)
             self.opening = Opening(request.path, headers, remote, self.id.hex)
             self.session = Session(self.serving, self)
             context = self.session.context
@@ -2348,7 +2319,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         finally:
             self.transport.abort()
             status = self.response and self.response.status_code
-            session.note_end(status, self._describe_end())
+            session.note_end(status, self._end()[1])
             try:
                 await session.depart()
             finally:
@@ -2363,30 +2334,22 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.lane.rest.clear()
         self.serving.app.counts.update(self.traffic())
         if was_open:
-            self.serving.app.labels["closed"][self._close_label()] += 1
+            self.serving.app.labels["closed"][self._end()[0]] += 1
         elif self.response is None:
             self.serving.app.counts["handshakes_dropped"] += 1
         self.lost.set()
         self.serving.discard(self)
 
-    @property
-    def _end(self) -> tuple[int, bool | None]:
-        """The close code, and whether the client closed; None for a loss."""
+    def _end(self) -> tuple[str, str]:
+        """Return a label for the end, "other" for what a peer makes up, and a text."""
         protocol = self.protocol
         close = protocol.close_sent or protocol.close_rcvd
-        code = close.code if close else CloseCode.ABNORMAL_CLOSURE
-        return int(code), protocol.close_rcvd_then_sent
-
-    def _describe_end(self) -> str:
-        code, by_client = self._end
+        code = int(close.code if close else CloseCode.ABNORMAL_CLOSURE)
+        by_client = protocol.close_rcvd_then_sent
         who = {True: "by the client", False: "by the server", None: "by nobody"}
-        return f"closed {who[by_client]} with {code}"
-
-    def _close_label(self) -> str:
-        """Return the close code; what a peer makes up is one label."""
-        code, by_client = self._end
         is_made_up = by_client and code not in CLOSE_LABELS
-        return "other" if is_made_up else str(code)
+        label = "other" if is_made_up else str(code)
+        return label, f"closed {who[by_client]} with {code}"
 
     def traffic(self) -> dict[str, int]:
         """Return what this connection counts by itself, because it is cheaper."""
@@ -2436,10 +2399,12 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
 
     def push(self, payload: bytes) -> None:
         """Send a push, unless the client is too far behind: then close it."""
-        if self.paused and self.backlog.is_too_large():
-            self._drop()
-        else:
+        if not (self.paused and self.backlog.is_too_large()):
             self.post(payload)
+        elif self.phase is OPEN:
+            self.serving.app.counts["slow_clients_dropped"] += 1
+            self.shut(4508, "it reads too slowly")
+            self.loop.call_later(SLOW_GRACE, self.transport.abort)
 
     def deliver(self, payload: bytes, frame: bytes | None) -> None:
         """Send a push to a group; where nothing waits its frame is written at once."""
@@ -2448,13 +2413,6 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             self.transport.write(frame)
         else:
             self.push(payload)
-
-    def _drop(self) -> None:
-        """Close a client that reads too slowly, and abort it a second later."""
-        if self.phase is OPEN:
-            self.serving.app.counts["slow_clients_dropped"] += 1
-            self.shut(4508, "it reads too slowly")
-            self.loop.call_later(SLOW_GRACE, self.transport.abort)
 
     def follow(self) -> None:
         """Follow the library's state, after anything that it did."""
@@ -2472,7 +2430,6 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.serving.app.counts["pauses"] += 1
         self.lane.stop()
         self.backlog.begin()
-        self.taken_at = self.loop.time()
 
     def resume_writing(self) -> None:
         """Go on with what waited for a client that was behind."""
@@ -2586,7 +2543,7 @@ FORWARDED = re.compile(r"\[([^\]]*)\](?::[0-9]+)?|([^:]*)(?::[0-9]+)?|(.*)")
 def forwarded_for(headers: Headers, proxies: int) -> tuple[str, int] | None:
     """Return the address that the outermost of one's own proxies saw; None for none."""
     addresses = ",".join(headers.get_all("X-Forwarded-For")).split(",")
-    if proxies > len(addresses):
+    if not 0 < proxies <= len(addresses):
         return None
     found: Any = FORWARDED.fullmatch(addresses[-proxies].strip())
     text = "".join(found.groups(""))
