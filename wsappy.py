@@ -126,7 +126,7 @@ def check_versions() -> None:
 try:
     import orjson
     import websockets
-    from websockets import ClientProtocol, ConnectionClosed, Headers, ServerProtocol
+    from websockets import ConnectionClosed, Headers
     from websockets.asyncio.connection import Connection as LibraryConnection
     from websockets.exceptions import RequestLineTooLong, SecurityError
     from websockets.frames import CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
@@ -1575,8 +1575,7 @@ class Phase(enum.Enum):
 OPENING, OPEN, CLOSING, CLOSED = Phase
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(NamedTuple):
     """What a client asked for when it connected.
 
     Attributes:
@@ -1643,9 +1642,12 @@ class Wire(abc.ABC):
 
     def queue(self, payload: bytes) -> Sent:
         """Send a push, from whichever thread."""
-        self.runtime.call(self.push, payload)
-        is_here = threading.get_ident() == self.runtime.thread
-        return Sent(self if is_here else None)
+        if threading.get_ident() != self.runtime.thread:
+            self.runtime.call(self.push, payload)
+            return Sent(None)
+        self.runtime.catch_up()
+        self.push(payload)
+        return Sent(self)
 
     @abc.abstractmethod
     async def writable(self) -> None:
@@ -1916,12 +1918,10 @@ class LibraryWire(LibraryConnection, Wire):
         is_fragmenting: Whether the application sends a message in several frames.
     """
 
-    def __init__(
-        self, runtime: Runtime, protocol: Any, *arguments: Any, **options: Any
-    ) -> None:
-        super().__init__(protocol, *arguments, **options)
+    def __init__(self, runtime: Runtime, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
         Wire.__init__(self, runtime)
-        self.max_size = protocol.max_message_size
+        self.max_size = self.protocol.max_message_size
         self.fragments: list[Frame] = []
         self.out: list[bytes] = []
         self.out_size = self.bytes_out = 0
@@ -1976,11 +1976,9 @@ class LibraryWire(LibraryConnection, Wire):
             self.flush()
         self.bytes_out += sum(map(len, protocol.writes))
         super().send_data()
-        was_fragmenting = self.is_fragmenting
         self.is_fragmenting = protocol.expect_continuation_frame
         self.follow()
-        if was_fragmenting:
-            self.flush()
+        self.flush()
 
     def follow(self) -> None:
         """Follow the library's state, after anything that it did."""
@@ -2034,9 +2032,7 @@ ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([^/?#]+)(.*)")
 NO_REQUEST, ONLY_HTTP_1 = "this is no HTTP request", "this server speaks HTTP/1.1"
 
 
-def read_request(
-    reader: StreamReader,
-) -> Generator[None, None, websockets.Request | Answer | None]:
+def read_request(reader: StreamReader) -> Generator[None, None, Any]:
     """Read the head of a request, as the library does.
 
     Returns:
@@ -2150,8 +2146,8 @@ class Exchange:
             self._refuse(fault, request.method)
             return
         simplify(request)
-        self.protocol.events.append(request)
         self.protocol.parser = Protocol.parse(self.protocol)
+        self.wire.begin(request)
 
     def feed(self, data: bytes) -> None:
         """Read bytes that come while the connection isn't open."""
@@ -2171,15 +2167,11 @@ class Exchange:
         """Return the response, in the order of the protocol, section 8."""
         request: Any = self.wire.request
         if not self.is_upgrade:
-            answer = await session.find_page(request.method)
-        else:
-            response = self.protocol.accept(request)
-            is_valid = response.status_code == 101
-            entering = await session.enter() if is_valid else None
-            if entering is None:
-                return response
-            answer = entering
-        return self._response_of(answer, request.method)
+            page = await session.find_page(request.method)
+            return self._response_of(page, request.method)
+        response = self.protocol.accept(request)
+        answer = await session.enter() if response.status_code == 101 else None
+        return response if answer is None else self._response_of(answer, "GET")
 
     def _response_of(self, answer: Answer, method: str) -> websockets.Response:
         response = self.protocol.reject(answer.status, "")
@@ -2268,17 +2260,14 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         due: When the timer looks at what has to have happened by then.
     """
 
-    def __init__(
-        self, serving: Serving, protocol: ServerProtocol, *args: Any, **options: Any
-    ) -> None:
-        super().__init__(serving.runtime, protocol, *args, **options)
+    def __init__(self, serving: Serving, *given: Any, **options: Any) -> None:
+        super().__init__(serving.runtime, *given, **options)
         self.serving = serving
         self.exchange = Exchange(self)
         self.lane = Lane(self)
         self.is_clear = False
         self.bytes_in, self.taken = 0, -1
         self.life: asyncio.Task[None] | None = None
-        self.lost = asyncio.Event()
         self.due, self.taken_at = math.inf, 0.0
         self.awaited: tuple[int, ...] | None = None
         self.backlog = Backlog(self)
@@ -2292,18 +2281,14 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.due = self.loop.time() + (self.serving.open_timeout or math.inf)
         self.serving.add(self)
 
-    def process_event(self, event: Event) -> None:
-        """Answer the request; what comes later are frames."""
-        if isinstance(event, Frame):
-            super().process_event(event)
-        else:
-            request = self.request = typing.cast(websockets.Request, event)
-            headers = request.headers
-            remote = forwarded_for(headers, self.serving.app.proxies) or remote_of(self)
-            self.opening = Opening(request.path, headers, remote, self.id.hex)
-            self.session = Session(self.serving, self)
-            context = self.session.context
-            self.life = asyncio.Task(self._live(), loop=self.loop, context=context)
+    def begin(self, request: websockets.Request) -> None:
+        """Answer the request."""
+        headers, self.request = request.headers, request
+        remote = forwarded_for(headers, self.serving.app.proxies) or remote_of(self)
+        self.opening = Opening(request.path, headers, remote, self.id.hex)
+        self.session = Session(self.serving, self)
+        context = self.session.context
+        self.life = asyncio.Task(self._live(), loop=self.loop, context=context)
 
     async def _live(self) -> None:
         """Answer the request; then be open until the connection ends."""
@@ -2315,7 +2300,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
                 self.follow()
                 session.greet()
                 self.lane.read_rest()
-            await self.lost.wait()
+            await self.wait_closed()
         finally:
             self.transport.abort()
             status = self.response and self.response.status_code
@@ -2337,7 +2322,6 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             self.serving.app.labels["closed"][self._end()[0]] += 1
         elif self.response is None:
             self.serving.app.counts["handshakes_dropped"] += 1
-        self.lost.set()
         self.serving.discard(self)
 
     def _end(self) -> tuple[str, str]:
@@ -2361,10 +2345,8 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
     def data_received(self, data: bytes) -> None:
         """Hand bytes of the socket to the lane."""
         self.bytes_in += len(data)
-        if self.phase is OPENING:
-            self.exchange.feed(data)
-        else:
-            self.lane.feed(data)
+        reader = self.exchange if self.phase is OPENING else self.lane
+        reader.feed(data)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """End the connection, unless the client may still read a page."""
@@ -5611,10 +5593,8 @@ class PeerWire(LibraryWire, websockets.ClientConnection):
         is_overrun: Whether pushes are dropped, because a reader has too many.
     """
 
-    def __init__(
-        self, peer: Peer, protocol: ClientProtocol, *args: Any, **options: Any
-    ) -> None:
-        super().__init__(peer.runtime, protocol, *args, **options)
+    def __init__(self, peer: Peer, *given: Any, **options: Any) -> None:
+        super().__init__(peer.runtime, *given, **options)
         self.peer = peer
         self.app = peer.app
         self.params: dict[str, Any] = {}
