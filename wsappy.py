@@ -2036,8 +2036,7 @@ def read_request(reader: StreamReader) -> Generator[None, None, Any]:
     """Read the head of a request, as the library does.
 
     Returns:
-        The request; the answer to what is none, which the library would drop; or None
-        where the stream ends before the head does.
+        The request, or the answer to what is none, which the library would drop.
     """
     try:
         line = yield from parse_line(reader.read_line, RequestLineTooLong)
@@ -2051,7 +2050,7 @@ def read_request(reader: StreamReader) -> Generator[None, None, Any]:
         return Answer(status, "the request's head is too large")
     except (EOFError, ValueError):
         # EOFError: a line without CR, too.
-        return None if reader.eof else Answer(400, NO_REQUEST)
+        return Answer(400, NO_REQUEST)
     return websockets.Request(target, headers, method, version)
 
 
@@ -2099,36 +2098,42 @@ class Exchange:
     follows any other request is dropped.
 
     Attributes:
-        is_read: Whether the request has come.
         is_upgrade: Whether it asks for a WebSocket, which it may still become.
         has_body: Whether more may follow that is no frame.
-        dropped: How many bytes were.
+        reader: The bytes that wait, which are the lane's later.
+        parser: What reads them.
     """
 
     def __init__(self, wire: ServerWire) -> None:
-        self.wire = wire
-        self.is_read = self.is_upgrade = False
-        self.has_body = True
-        self.dropped = 0
-        self.protocol = wire.protocol
-        self.protocol.parser = self._read()
-        next(self.protocol.parser)
+        self.wire, self.protocol = wire, wire.protocol
+        self.is_upgrade, self.has_body = False, True
+        self.reader = StreamReader()
+        self.reader.buffer = wire.lane.rest
+        self.parser = self._read()
+        self.protocol.parser = Protocol.parse(self.protocol)
 
-    def _read(self) -> Generator[None, None, None]:
-        """Read the request; then let the library's own parser go on."""
-        protocol, reader = self.protocol, self.protocol.reader
-        request = yield from read_request(reader)
-        rest = bytes(reader.buffer)
-        reader.buffer.clear()
-        self.is_read = True
-        if isinstance(request, websockets.Request):
-            self._accept(request)
-        elif request is not None:
+    def feed(self, data: bytes) -> None:
+        """Read bytes that come while the connection isn't open."""
+        self.reader.feed_data(data)
+        next(self.parser)
+
+    def _read(self) -> Generator[None, None, NoReturn]:
+        """Read the request, keep what follows a handshake, and drop everything else."""
+        request = yield from read_request(self.reader)
+        if isinstance(request, Answer):
             self._refuse(request, "GET")
         else:
-            protocol.fail(CloseCode.ABNORMAL_CLOSURE)
-        self.feed(rest)
-        yield
+            self._accept(request)
+        rest, dropped = self.reader.buffer, 0
+        while True:
+            if self.is_upgrade and len(rest) > MAX_EARLY:
+                self.wire.transport.abort()
+            elif not self.is_upgrade:
+                dropped += len(rest)
+                rest.clear()
+                if dropped > MAX_BODY:
+                    self.wire.transport.pause_reading()
+            yield
 
     def _refuse(self, answer: Answer, method: str) -> None:
         """Answer what can't be understood."""
@@ -2146,22 +2151,7 @@ class Exchange:
             self._refuse(fault, request.method)
             return
         simplify(request)
-        self.protocol.parser = Protocol.parse(self.protocol)
         self.wire.begin(request)
-
-    def feed(self, data: bytes) -> None:
-        """Read bytes that come while the connection isn't open."""
-        wire = self.wire
-        if not self.is_read:
-            wire.give(data)
-        elif self.is_upgrade:
-            wire.lane.rest += data
-            if len(wire.lane.rest) > MAX_EARLY:
-                wire.transport.abort()
-        else:
-            self.dropped += len(data)
-            if self.dropped > MAX_BODY:
-                wire.transport.pause_reading()
 
     async def decide(self, session: Session) -> websockets.Response:
         """Return the response, in the order of the protocol, section 8."""
@@ -2175,11 +2165,9 @@ class Exchange:
 
     def _response_of(self, answer: Answer, method: str) -> websockets.Response:
         response = self.protocol.reject(answer.status, "")
-        for name in ("Content-Length", "Content-Type"):
-            del response.headers[name]
-        for name, value in answer.headers.items():
+        for name in ("Content-Length", "Content-Type", *answer.headers):
             response.headers.pop(name, None)
-            response.headers[name] = value
+        response.headers.update(answer.headers)
         response.body = b"" if method == "HEAD" else answer.body
         return response
 
@@ -2263,8 +2251,8 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
     def __init__(self, serving: Serving, *given: Any, **options: Any) -> None:
         super().__init__(serving.runtime, *given, **options)
         self.serving = serving
-        self.exchange = Exchange(self)
         self.lane = Lane(self)
+        self.exchange = Exchange(self)
         self.is_clear = False
         self.bytes_in, self.taken = 0, -1
         self.life: asyncio.Task[None] | None = None
@@ -2315,6 +2303,8 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         """Count how it ended, and let its client go."""
         was_open = self.phase is not OPENING
         super().connection_lost(exc)
+        # Its goodbye takes what it takes.
+        self.close_deadline = math.inf
         self.follow()
         self.lane.rest.clear()
         self.serving.app.counts.update(self.traffic())
@@ -2451,9 +2441,8 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
                 self.give_up()
             return
         # The kernel hasn't got all of the answer, which it goes on to send after that.
-        is_answering = (
-            self.phase is OPENING and self.transport.get_write_buffer_size() > 0
-        )
+        waiting = self.transport.get_write_buffer_size()
+        is_answering = self.phase is OPENING and waiting > 0
         if is_answering:
             self.close_deadline = now + BODY_GRACE
         is_behind = is_answering or (self.paused and self.phase is OPEN)
