@@ -129,12 +129,12 @@ def check_versions() -> None:
 try:
     import orjson
     import websockets
-    from websockets import ClientProtocol, ConnectionClosed, Headers, ServerProtocol
+    from websockets import ConnectionClosed, Headers
     from websockets.asyncio.connection import Connection as LibraryConnection
     from websockets.exceptions import RequestLineTooLong, SecurityError
     from websockets.frames import CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
     from websockets.http11 import SERVER, parse_headers, parse_line
-    from websockets.protocol import Event, Protocol, State
+    from websockets.protocol import Event, Protocol, Side, State
     from websockets.streams import StreamReader
     from websockets.uri import parse_uri
 
@@ -1440,13 +1440,11 @@ class Threads(ThreadPoolExecutor):
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
         self.limit = limit
-        self.jobs: dict[Future[Any], Callable[[], Any]] = {}
+        self.jobs = collections.OrderedDict[Future[Any], Callable[[], None]]()
         self.idle = self.count = 0
         self.changed = threading.Condition()
 
-    def submit(
-        self, function: Callable[..., Any], /, *arguments: Any, **keywords: Any
-    ) -> Future[Any]:
+    def submit(self, function: Any, /, *given: Any, **named: Any) -> Future[Any]:
         """Run a function in a worker; its outcome is the future's."""
         future: Future[Any] = Future()
         with self.changed:
@@ -1456,7 +1454,8 @@ class Threads(ThreadPoolExecutor):
                 # It raises RuntimeError where the system has no thread to give.
                 threading.Thread(target=self._run, name="wsappy", daemon=True).start()
                 self.count += 1
-            self.jobs[future] = functools.partial(function, *arguments, **keywords)
+            job = functools.partial(function, *given, **named)
+            self.jobs[future] = functools.partial(run_job, future, job)
             self.changed.notify()
         # One that is cancelled before its turn goes at once, with all that it holds.
         future.add_done_callback(self._forget)
@@ -1474,22 +1473,19 @@ class Threads(ThreadPoolExecutor):
 
     def _run(self) -> None:
         while job := self._next():
-            self._run_job(*job)
+            job()
 
-    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+    def _next(self) -> Callable[[], None] | None:
         with self.changed:
             self.idle += 1
-            while not self.jobs and self.limit:
-                self.changed.wait()
+            self.changed.wait_for(lambda: self.jobs or not self.limit)
             self.idle -= 1
-            if not self.jobs:
-                return None
-            future = next(iter(self.jobs))
-            return future, self.jobs.pop(future)
+            return self.jobs.popitem(last=False)[1] if self.jobs else None
 
-    def _run_job(self, future: Future[Any], job: Callable[[], Any]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
+
+def run_job(future: Future[Any], job: Callable[[], Any]) -> None:
+    """Run a function, unless it was cancelled; its outcome is the future's."""
+    if future.set_running_or_notify_cancel():
         try:
             future.set_result(job())
         except BaseException as exc:  # noqa: BLE001
@@ -1518,7 +1514,6 @@ class Runtime:
         self.deadline = 0.0
         self.elsewhere: collections.deque[Callable[[], object]] = collections.deque()
         self.has_pushed = self.is_sharing = False
-        self.unwritten: list[ServerWire] = []
 
     def call(self, action: Callable[..., object], *arguments: Any) -> None:
         """Act now; from another thread than the loop's, in the loop, in order."""
@@ -1571,10 +1566,8 @@ class Runtime:
         if not self.is_sharing:
             self.is_sharing = True
             self.loop.call_soon(self._share_turn)
-        if is_urgent:
-            self.waiting.appendleft(go_on)
-        else:
-            self.waiting.append(go_on)
+        queue = self.waiting.appendleft if is_urgent else self.waiting.append
+        queue(go_on)
 
     def _share_turn(self) -> None:
         end, share = self.begin_turn(), TURN / min(len(self.waiting), 16)
@@ -1593,18 +1586,6 @@ class Runtime:
         self.begin_turn()
         is_first, self.has_pushed = not self.has_pushed, True
         return is_first
-
-    def flush_soon(self, wire: ServerWire) -> None:
-        """Write what a wire has collected when this turn of the loop has ended."""
-        if not self.unwritten:
-            self.loop.call_soon(self._flush)
-        self.unwritten.append(wire)
-
-    def _flush(self) -> None:
-        unwritten, self.unwritten = self.unwritten, []
-        for wire in unwritten:
-            wire.is_collecting = False
-            wire.flush()
 
 
 def hand_over(future: asyncio.Future[None]) -> bool:
@@ -1628,8 +1609,7 @@ class Phase(enum.Enum):
 OPENING, OPEN, CLOSING, CLOSED = Phase
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(NamedTuple):
     """What a client asked for when it connected.
 
     Attributes:
@@ -1776,7 +1756,6 @@ class Sent:
 # it is text.
 WHOLE_FRAMES = {0x81: True, 0x82: False}
 NO_FRAMES: dict[int, bool] = {}
-OPCODES = frozenset(map(int, Opcode))
 
 
 def head_of(size: int, mask: int = 0) -> bytes:
@@ -1793,51 +1772,19 @@ SHORT_HEADERS = [head_of(size) for size in range(126)]
 
 def frame_of(payload: bytes) -> bytes:
     """Return *payload* as one unmasked text frame (RFC 6455, section 5.2)."""
-    return head_of(len(payload)) + payload
+    size = len(payload)
+    return (SHORT_HEADERS[size] if size < 126 else head_of(size)) + payload
 
 
-class FrameHead(NamedTuple):
-    """The start of a frame from a client (RFC 6455, section 5.2).
+def measure(data: bytes, position: int) -> tuple[int, int]:
+    """Return where a frame's header ends, before the key, and the payload's length.
 
-    Attributes:
-        first: FIN, the reserved bits and the opcode.
-        is_masked: Whether the payload is masked.
-        length: Bytes of the payload.
-        size: Bytes of the frame; of its header, where that isn't complete.
-        is_complete: Whether the header is.
+    It may end after *data* does; then the length isn't known yet.
     """
-
-    first: int
-    is_masked: bool
-    length: int
-    size: int
-    is_complete: bool = True
-
-
-def measure(data: bytes, position: int) -> FrameHead:
-    """Read the header of the frame at *position*."""
-    head = data[position : position + 14]
-    if len(head) < 2:
-        return FrameHead(head[0], False, 0, 2, False)
-    length = head[1] & 0x7F
-    start = 2 + {126: 2, 127: 8}.get(length, 0)
-    if len(head) < start:
-        return FrameHead(head[0], False, 0, start, False)
-    if start > 2:
-        length = int.from_bytes(head[2:start], "big")
-    return FrameHead(head[0], head[1] >= 128, length, start + 4 + length)
-
-
-class Intake(enum.Enum):
-    """What a lane does with bytes."""
-
-    EARLY = "they wait: the handshake is under way"
-    READING = "it reads them"
-    HALTED = "they wait until it goes on"
-    LEFT = "the library has them all, to fail on them"
-
-
-EARLY, READING, HALTED, LEFT = Intake
+    head = data[position : position + 10].ljust(2, b"\0")
+    size = head[1] & 0x7F
+    end = 2 + {126: 2, 127: 8}.get(size, 0)
+    return position + end, int.from_bytes(head[2:end]) if end > 2 else size
 
 
 class Lane:
@@ -1845,17 +1792,19 @@ class Lane:
 
     While the connection is open and no fragmented message is under way, the lane reads
     whole, final, masked text and binary frames itself: it unmasks them with the
-    library's C function and hands them over at once. Everything else goes to the
-    library, untouched and in whole frames, so that its parser always stands at the
-    start of a frame: control frames, fragments, compressed frames, what is too large or
-    invalid, and all that follows once the closing handshake has begun. What the library
-    makes of data frames comes back through `process_event`, so messages stay in order.
+    library's C function and hands them over at once. Every other frame goes to the
+    library, one at a time and byte for byte as it comes, so that its parser stands at
+    the start of a frame when the lane reads on: control frames, fragments, compressed
+    frames, those that come in parts, what is too large or invalid, and all that follows
+    once the closing handshake has begun. What the library makes of data frames comes
+    back through `process_event`, so messages stay in order.
 
     Attributes:
-        intake: What it does with bytes.
-        rest: Bytes that wait: an incomplete frame, or what may not be read yet.
-        needed: How many bytes of `rest` make the frame whole.
+        rest: Bytes that wait: the start of a header, or what may not be read yet.
+        owed: How many of the bytes to come are the library's, unread.
+        limit: Bytes of the largest frame.
         whole_frames: What it reads itself now: `WHOLE_FRAMES` or nothing.
+        is_halted: Whether bytes wait until it goes on.
         halts: How often it stopped reading.
         is_held: Whether it stays halted until `release`.
     """
@@ -1863,30 +1812,26 @@ class Lane:
     def __init__(self, wire: ServerWire) -> None:
         self.wire = wire
         self.runtime = wire.runtime
-        self.intake = EARLY
         self.rest = bytearray()
-        self.needed = self.halts = 0
+        self.owed = self.halts = 0
+        limits = wire.protocol.max_message_size, wire.protocol.max_fragment_size
+        self.limit = min(sys.maxsize if each is None else each for each in limits)
         self.whole_frames = NO_FRAMES
-        self.is_held = False
+        self.is_halted = self.is_held = False
 
     def feed(self, data: bytes) -> None:
         """Read bytes of the socket, or let them wait."""
-        runtime = self.runtime
-        if self.intake is READING and not self.rest:
-            if runtime.deadline and runtime.is_turn_over():
-                self.halt(data)
-            else:
-                self.read(data)
-        elif self.intake is LEFT:
-            self.wire.give(data)
-        else:
+        if self.rest or self.is_halted:
             self.rest += data
-            if len(self.rest) >= self.needed:
-                self.read_rest()
+            self.read_rest()
+        elif self.runtime.deadline and self.runtime.is_turn_over():
+            self.halt(data)
+        else:
+            self.read(data)
 
     def read_rest(self) -> None:
         """Read what waits, unless reading is halted."""
-        if self.rest and self.intake is READING:
+        if self.rest and not self.is_halted:
             data = bytes(self.rest)
             self.rest.clear()
             self.read(data)
@@ -1913,7 +1858,7 @@ class Lane:
                 break
             position = end
             # After every message: one read may hold 2,300 calls.
-            if self.intake is HALTED or runtime.is_turn_over():
+            if self.is_halted or runtime.is_turn_over():
                 self.halt(data[position:])
                 break
         wire.is_collecting = False
@@ -1921,112 +1866,60 @@ class Lane:
             wire.flush()
 
     def _read_other(self, data: bytes, position: int) -> int:
-        """Read a frame that needs a closer look; return where the next one begins.
-
-        Returns:
-            `len(data)` where the frame is incomplete and waits, too.
-        """
-        size = len(data)
-        frame = measure(data, position)
-        if not self._is_regular(frame):
-            self.intake = LEFT
-            self.wire.give(data[position:])
-            return size
-        end = position + frame.size
-        if end > size:
-            self.rest += data[position:]
-            self.needed = frame.size
-            return size
-        is_text = self.whole_frames.get(data[position])
-        if is_text is not None:
-            start = end - frame.length
-            payload = apply_mask(data[start:end], data[start - 4 : start])
-            self.wire.receive(payload, is_text)
-        # After the server's own close only control frames matter; inflating the others
-        # would let a peer fill the memory.
-        elif frame.first & 0x08 or self.wire.protocol.state is State.OPEN:
-            self.wire.give(data[position:end])
+        """Read a frame that needs a closer look, or a part; return where that ends."""
+        size, protocol = len(data), self.wire.protocol
+        if not self.owed:
+            key, length = measure(data, position)
+            if key > size:
+                self.rest += data[position:]
+                return size
+            start, end = key + 4, key + 4 + length
+            is_text = self.whole_frames.get(data[position])
+            is_whole = end <= size and data[position + 1] >= 128
+            if is_text is not None and is_whole and length <= self.limit:
+                payload = apply_mask(data[start:end], data[key:start])
+                self.wire.receive(payload, is_text)
+                return end
+            # What follows a failure, or the client's close, is no frame.
+            self.owed = sys.maxsize if protocol.eof_sent else end - position
+            first, is_data = data[position], not data[position] & 0x08
+            if is_data and protocol.extensions and self.wire.phase is not OPEN:
+                # As if it weren't compressed: nobody listens, and it could be a bomb.
+                self.wire.give(bytes((first & 0xBF,)))
+                position, self.owed = position + 1, self.owed - 1
+        end = min(position + self.owed, size)
+        self.owed -= end - position
+        self.wire.give(data[position:end])
         return end
-
-    def _is_regular(self, frame: FrameHead) -> bool:
-        """Tell whether the library reads the frame once it is whole, or fails on it."""
-        protocol = self.wire.protocol
-        reserved = 0x30 if protocol.extensions else 0x70
-        if not frame.is_complete:
-            return True
-        if (
-            frame.first & reserved
-            or not frame.is_masked
-            or frame.first & 0x0F not in OPCODES
-        ):
-            return False
-        if frame.first & 0x08:
-            return frame.length <= 125 and bool(frame.first & 0x80)
-        limits = [protocol.max_message_size, protocol.max_fragment_size]
-        if limits[0] is not None:
-            limits[0] -= protocol.current_size or 0
-        return all(limit is None or frame.length <= limit for limit in limits)
 
     def halt(self, rest: bytes = b"") -> None:
         """Let the rest of a read wait for a later turn of the loop."""
         self.rest += rest
-        self.needed = 0
-        if self.intake is READING:
+        if not self.is_halted:
             # Or each turn would read more than it handles.
             self.stop()
             self.runtime.wait(self.go_on)
 
     def stop(self) -> None:
-        """Read nothing until `go_on`."""
-        if self.intake in (READING, HALTED):
-            self.intake = HALTED
+        """Read nothing until `go_on`; what comes before the opening is no frame."""
+        if self.wire.phase is not OPENING:
+            self.is_halted = True
             self.halts += 1
             self.wire.transport.pause_reading()
 
     def go_on(self) -> None:
         """Read on, unless the client is behind, or the lane is held."""
-        if self.intake is not HALTED or self.wire.paused or self.is_held:
-            return
-        self.intake = READING
-        self.wire.transport.resume_reading()
-        self.read_rest()
+        if self.is_halted and not (self.wire.paused or self.is_held):
+            self.is_halted = False
+            self.wire.transport.resume_reading()
+            self.read_rest()
 
-    def set_frames(self) -> None:
+    def set_frames(self, is_plain: bool) -> None:
         """Work out again what is read here, after anything that the library did."""
-        protocol = self.wire.protocol
-        limits = protocol.max_message_size, protocol.max_fragment_size
-        is_fast = (
-            self.wire.phase is OPEN
-            and self.wire.is_plain
-            and protocol.current_size is None
-            # Frames of up to 125 bytes aren't measured.
-            and all(each is None or each >= 125 for each in limits)
-        )
+        is_between = self.wire.protocol.current_size is None and not self.owed
+        # Frames of up to 125 bytes aren't measured.
+        is_fast = is_plain and is_between and self.limit >= 125
         self.whole_frames = WHOLE_FRAMES if is_fast else NO_FRAMES
-
-
-class Fragments:
-    """Joins the fragments of messages that a library reads frame by frame."""
-
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
-        self.payload = bytearray()
-        self.count = 0
-        self.is_text = False
-
-    def add(self, frame: Frame) -> None:
-        """Add a data frame; the wire gets the message with its last one."""
-        if frame.opcode is not Opcode.CONT:
-            self.is_text = frame.opcode is Opcode.TEXT
-            self.count = 0
-        self.payload += frame.data
-        self.count += 1
-        if self.count > MAX_FRAGMENTS:
-            self.wire.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
-        elif frame.fin:
-            payload = bytes(self.payload)
-            self.payload.clear()
-            self.wire.receive(payload, self.is_text)
 
 
 def unacknowledged(transport: asyncio.Transport) -> int:
@@ -2048,29 +1941,86 @@ def unacknowledged(transport: asyncio.Transport) -> int:
 class LibraryWire(LibraryConnection, Wire):
     """What the wires of both ends have in common, on a connection of `websockets`.
 
+    Messages to the other side wait in `out` until the read, or the loop's turn, has
+    ended, and are written together, always before anything that the library writes.
+
     Attributes:
-        out: Messages that wait to be written together, as `flush` writes them.
+        fragments: The frames of a message whose last one is to come.
+        out: Messages that wait to be written together.
+        out_size: Their bytes.
+        is_collecting: Whether somebody will flush what is posted.
+        is_fragmenting: Whether the application sends a message in several frames.
     """
 
-    def __init__(
-        self, runtime: Runtime, protocol: Any, *arguments: Any, **options: Any
-    ) -> None:
-        super().__init__(protocol, *arguments, **options)
+    def __init__(self, runtime: Runtime, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
         Wire.__init__(self, runtime)
-        self.max_size = protocol.max_message_size
-        self.fragments = Fragments(self)
+        self.max_size = self.protocol.max_message_size
+        self.fragments: list[Frame] = []
         self.out: list[bytes] = []
+        self.out_size = self.bytes_out = 0
+        self.is_collecting = self.is_fragmenting = False
 
     def process_event(self, event: Event) -> None:
         """Handle what the library read; fragments are joined."""
-        if isinstance(event, Frame) and not event.opcode & 0x08:
-            self.fragments.add(event)
-        else:
+        if not isinstance(event, Frame) or event.opcode & 0x08:
             super().process_event(event)
+            return
+        self.fragments.append(event)
+        if len(self.fragments) > MAX_FRAGMENTS:
+            self.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
+        elif event.fin:
+            frames, self.fragments = self.fragments, []
+            is_text = frames[0].opcode is Opcode.TEXT
+            self.receive(b"".join(frame.data for frame in frames), is_text)
 
-    @abc.abstractmethod
+    def post(self, payload: bytes) -> None:
+        """Let a message wait for the end of this read, or of this turn of the loop."""
+        if self.phase is OPEN:
+            if not (self.out or self.is_collecting):
+                self.loop.call_soon(self.flush)
+            self.out.append(payload)
+            self.out_size += len(payload)
+            if self.out_size >= WRITE_SIZE:
+                # Or the transport could never say that the other side is behind.
+                self.flush()
+
     def flush(self) -> None:
-        """Write what waits."""
+        """Write what waits, unless the application sends a fragmented message."""
+        if self.out and not self.is_fragmenting:
+            out, self.out, self.out_size = self.out, [], 0
+            data = self.frames_of(out)
+            self.bytes_out += len(data)
+            self.transport.write(data)
+
+    def frames_of(self, payloads: list[bytes]) -> bytes:
+        """Return messages as text frames."""
+        options: dict[str, Any] = {"extensions": self.protocol.extensions}
+        if not options["extensions"]:
+            return b"".join(map(frame_of, payloads))
+        options["mask"] = self.protocol.side is Side.CLIENT
+        frames = [Frame(Opcode.TEXT, payload) for payload in payloads]
+        return b"".join(frame.serialize(**options) for frame in frames)
+
+    def send_data(self) -> None:
+        """Write what waits, and then what the library has to say."""
+        protocol = self.protocol
+        # An extension must encode messages in the order in which they are written.
+        if not protocol.extensions or protocol.state is not State.OPEN:
+            self.flush()
+        self.bytes_out += sum(map(len, protocol.writes))
+        super().send_data()
+        self.is_fragmenting = protocol.expect_continuation_frame
+        self.follow()
+        self.flush()
+
+    def follow(self) -> None:
+        """Follow the library's state, after anything that it did."""
+        if self.phase is OPEN and self.protocol.state is not State.OPEN:
+            self.phase = CLOSING
+        if self.protocol.close_expected() and self.close_deadline is None:
+            # Nobody else ends a connection whose peer never answers the close.
+            self.close_deadline = self.loop.time() + (self.close_timeout or math.inf)
 
     async def writable(self) -> None:
         """Wait while the other side is behind; return at once when it is gone."""
@@ -2091,27 +2041,18 @@ class LibraryWire(LibraryConnection, Wire):
 
     def shut(self, code: int, reason: str = "") -> None:
         """Begin the closing handshake; what was posted goes out before it."""
-        if self.protocol.state is not State.OPEN:
-            return
-        self.flush()
-        if self.protocol.expect_continuation_frame:
-            # A user's own message of several frames is under way.
-            text = "close during fragmented message"
-            self.protocol.fail(CloseCode.INTERNAL_ERROR, text)
-        else:
-            self.protocol.send_close(code, reason)
-        self.send_data()
+        if self.protocol.state is State.OPEN:
+            if self.protocol.expect_continuation_frame:
+                # A user's own message of several frames is under way.
+                self.fail(CloseCode.INTERNAL_ERROR, "close during fragmented message")
+            else:
+                self.protocol.send_close(code, reason)
+                self.send_data()
 
     def fail(self, code: int, reason: str) -> None:
         """Fail the connection (RFC 6455, section 7.1.7)."""
-        self.flush()
         self.protocol.fail(code, reason)
         self.send_data()
-
-    @property
-    def close_exc(self) -> ConnectionClosed:
-        """How the connection ended, once it is gone."""
-        return self.protocol.close_exc
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End all that waits for this connection."""
@@ -2125,14 +2066,11 @@ ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([^/?#]+)(.*)")
 NO_REQUEST, ONLY_HTTP_1 = "this is no HTTP request", "this server speaks HTTP/1.1"
 
 
-def read_request(
-    reader: StreamReader,
-) -> Generator[None, None, websockets.Request | Answer | None]:
+def read_request(reader: StreamReader) -> Generator[None, None, Any]:
     """Read the head of a request, as the library does.
 
     Returns:
-        The request; the answer to what is none, which the library would drop; or None
-        where the stream ends before the head does.
+        The request, or the answer to what is none, which the library would drop.
     """
     try:
         line = yield from parse_line(reader.read_line, RequestLineTooLong)
@@ -2146,7 +2084,7 @@ def read_request(
         return Answer(status, "the request's head is too large")
     except (EOFError, ValueError):
         # EOFError: a line without CR, too.
-        return None if reader.eof else Answer(400, NO_REQUEST)
+        return Answer(400, NO_REQUEST)
     return websockets.Request(target, headers, method, version)
 
 
@@ -2194,98 +2132,76 @@ class Exchange:
     follows any other request is dropped.
 
     Attributes:
-        feed: Gets the bytes that arrive.
-        is_upgrade: Whether the request asks for a WebSocket.
+        is_upgrade: Whether it asks for a WebSocket, which it may still become.
         has_body: Whether more may follow that is no frame.
-        fault: The answer to a request that can't be understood.
-        dropped: How many bytes were.
+        reader: The bytes that wait, which are the lane's later.
+        parser: What reads them.
     """
 
-    __slots__ = (
-        "dropped",
-        "fault",
-        "feed",
-        "has_body",
-        "is_upgrade",
-        "protocol",
-        "wire",
-    )
-
     def __init__(self, wire: ServerWire) -> None:
-        self.wire = wire
-        self.feed: Callable[[bytes], None] = wire.give
+        self.wire, self.protocol = wire, wire.protocol
         self.is_upgrade, self.has_body = False, True
-        self.fault: Answer | None = None
-        self.dropped = 0
-        self.protocol = wire.protocol
-        self.protocol.parser = self._read()
-        next(self.protocol.parser)
+        self.reader = StreamReader()
+        self.reader.buffer = wire.lane.rest
+        self.parser = self._read()
+        self.protocol.parser = Protocol.parse(self.protocol)
 
-    def _read(self) -> Generator[None, None, None]:
-        """Read the request; then let the library's own parser go on."""
-        protocol, reader = self.protocol, self.protocol.reader
-        request = yield from read_request(reader)
-        rest = bytes(reader.buffer)
-        reader.buffer.clear()
-        self.feed = self._drop
-        if isinstance(request, websockets.Request):
-            self._accept(request)
-        elif request is not None:
-            self._refuse(request)
+    def feed(self, data: bytes) -> None:
+        """Read bytes that come while the connection isn't open."""
+        self.reader.feed_data(data)
+        next(self.parser)
+
+    def _read(self) -> Generator[None, None, NoReturn]:
+        """Read the request, keep what follows a handshake, and drop everything else."""
+        request = yield from read_request(self.reader)
+        if isinstance(request, Answer):
+            self._refuse(request, "GET")
         else:
-            protocol.fail(CloseCode.ABNORMAL_CLOSURE)
-        self.feed(rest)
-        yield
+            self._accept(request)
+        rest, dropped = self.reader.buffer, 0
+        while True:
+            if self.is_upgrade and len(rest) > MAX_EARLY:
+                self.wire.transport.abort()
+            elif not self.is_upgrade:
+                dropped += len(rest)
+                rest.clear()
+                if dropped > MAX_BODY:
+                    self.wire.transport.pause_reading()
+            yield
 
-    def _refuse(self, answer: Answer) -> None:
-        """Answer what is no request at all."""
-        self.send(self._response_of(answer, "GET"))
+    def _refuse(self, answer: Answer, method: str) -> None:
+        """Answer what can't be understood."""
+        self.send(self._response_of(answer, method))
         self.wire.serving.app.labels["refused"][str(answer.status)] += 1
+        LOGGER.info("refused a client from %s: %d", remote_of(self.wire), answer.status)
 
     def _accept(self, request: websockets.Request) -> None:
         headers = request.headers
         upgrade = ",".join(headers.get_all("Upgrade")).lower()
         # HTTP/1.0 has no upgrades (RFC 9110, section 7.8).
         self.is_upgrade = "websocket" in upgrade and request.protocol != "HTTP/1.0"
-        self.fault = fault_of(request, self.is_upgrade)
-        if self.fault is None:
-            simplify(request)
-            self.feed = self._keep if self.is_upgrade else self._drop
         self.has_body = "Content-Length" in headers or "Transfer-Encoding" in headers
-        self.protocol.events.append(request)
-        self.protocol.parser = Protocol.parse(self.protocol)
-
-    def _keep(self, data: bytes) -> None:
-        self.wire.lane.feed(data)
-        if len(self.wire.lane.rest) > MAX_EARLY:
-            self.wire.transport.abort()
-
-    def _drop(self, data: bytes) -> None:
-        self.dropped += len(data)
-        if self.dropped > MAX_BODY:
-            self.wire.transport.pause_reading()
+        if (fault := fault_of(request, self.is_upgrade)) is not None:
+            self._refuse(fault, request.method)
+            return
+        simplify(request)
+        self.wire.begin(request)
 
     async def decide(self, session: Session) -> websockets.Response:
         """Return the response, in the order of the protocol, section 8."""
         request: Any = self.wire.request
-        answer = self.fault
-        if answer is None and not self.is_upgrade:
-            answer = await session.find_page(request.method)
-        elif answer is None:
-            response = self.protocol.accept(request)
-            is_valid = response.status_code == 101
-            answer = await session.enter() if is_valid else None
-            if answer is None:
-                return response
-        return self._response_of(answer, request.method)
+        if not self.is_upgrade:
+            page = await session.find_page(request.method)
+            return self._response_of(page, request.method)
+        response = self.protocol.accept(request)
+        answer = await session.enter() if response.status_code == 101 else None
+        return response if answer is None else self._response_of(answer, "GET")
 
     def _response_of(self, answer: Answer, method: str) -> websockets.Response:
         response = self.protocol.reject(answer.status, "")
-        for name in ("Content-Length", "Content-Type"):
-            del response.headers[name]
-        for name, value in answer.headers.items():
+        for name in ("Content-Length", "Content-Type", *answer.headers):
             response.headers.pop(name, None)
-            response.headers[name] = value
+        response.headers.update(answer.headers)
         response.body = b"" if method == "HEAD" else answer.body
         return response
 
@@ -2299,15 +2215,13 @@ class Exchange:
             response.headers["Server"] = wire.serving.server_header
         protocol.send_response(response)
         if not is_opened:
-            self.feed = self._drop
-            wire.taken_at = wire.loop.time()
-            wire.close_deadline = wire.taken_at + BODY_GRACE
+            self.is_upgrade = False
+            wire.close_deadline = wire.loop.time() + BODY_GRACE
             # Only the transport keeps what a slow reader has yet to read.
             response.body = b""
             if self.has_body and not wire.transport.can_write_eof():
                 # TLS: the library would close at once, and the rest would reset it.
                 protocol.writes.pop()
-        wire.is_plain = not protocol.extensions
         wire.send_data()
         # A peer that has reset isn't greeted.
         return is_opened and not wire.transport.is_closing()
@@ -2348,48 +2262,36 @@ class Backlog:
         """Find out, in the turns that follow, how much waits since an earlier one."""
         if not self.is_aging:
             self.is_aging = True
-            self.wire.loop.call_soon(self._age_once)
+            call_soon = self.wire.loop.call_soon
+            # What is pushed in this round of the loop, before or after, is not old yet.
+            call_soon(lambda: call_soon(self._end_age, self.size))
 
-    def _age_once(self) -> None:
-        # What is pushed in this round of the loop, before or after, is not old yet.
-        self.wire.loop.call_soon(self._age_twice, self.size)
-
-    def _age_twice(self, size: int) -> None:
+    def _end_age(self, size: int) -> None:
         self.aged, self.is_aging = size, False
 
 
 class ServerWire(LibraryWire, websockets.ServerConnection):
     """The server's wire: a connection of `websockets`, with a lane beside it.
 
-    Messages to the client wait in `out` until the read, or the loop's turn, has ended,
-    and are written together, always before anything that the library writes.
-
     Attributes:
         serving: What accepted it.
         exchange: The request and its answer.
         lane: What reads its bytes.
-        is_plain: Whether no extension has to encode what is sent.
         is_clear: Whether a frame may be written at once.
-        is_collecting: Whether somebody will flush what is posted.
         life: The task from the request to the goodbye.
         due: When the timer looks at what has to have happened by then.
     """
 
-    def __init__(
-        self, serving: Serving, protocol: ServerProtocol, *args: Any, **options: Any
-    ) -> None:
-        super().__init__(serving.runtime, protocol, *args, **options)
+    def __init__(self, serving: Serving, *given: Any, **options: Any) -> None:
+        super().__init__(serving.runtime, *given, **options)
         self.serving = serving
-        self.exchange = Exchange(self)
         self.lane = Lane(self)
-        self.is_plain = True
-        self.is_clear = self.is_collecting = self.is_fragmenting = False
-        self.out_size = self.bytes_in = self.bytes_out = self.taken = 0
+        self.exchange = Exchange(self)
+        self.is_clear = False
+        self.bytes_in, self.taken = 0, -1
         self.life: asyncio.Task[None] | None = None
-        self.lost = asyncio.Event()
-        self.due = self.taken_at = math.inf
-        self.awaited: asyncio.Future[float] | None = None
-        self.pinged: tuple[int, int] | None = None
+        self.due, self.taken_at = math.inf, 0.0
+        self.awaited: tuple[int, ...] | None = None
         self.backlog = Backlog(self)
 
     # From the first byte to the goodbye
@@ -2401,35 +2303,30 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.due = self.loop.time() + (self.serving.open_timeout or math.inf)
         self.serving.add(self)
 
-    def process_event(self, event: Event) -> None:
-        """Answer the request; what comes later are frames."""
-        if isinstance(event, Frame):
-            super().process_event(event)
-        else:
-            request = self.request = typing.cast(websockets.Request, event)
-            proxies, headers = self.serving.app.proxies, request.headers
-            remote = forwarded_for(headers, proxies) if proxies else None
-            remote = remote or remote_of(self)
-            self.opening = Opening(request.path, headers, remote, self.id.hex)
-            self.session = Session(self.serving, self)
-            context = self.session.context
-            self.life = asyncio.Task(self._live(), loop=self.loop, context=context)
+    def begin(self, request: websockets.Request) -> None:
+        """Answer the request."""
+        headers, self.request = request.headers, request
+        remote = forwarded_for(headers, self.serving.app.proxies) or remote_of(self)
+        self.opening = Opening(request.path, headers, remote, self.id.hex)
+        self.session = Session(self.serving, self)
+        context = self.session.context
+        self.life = asyncio.Task(self._live(), loop=self.loop, context=context)
 
     async def _live(self) -> None:
         """Answer the request; then be open until the connection ends."""
         session: Any = self.session
         try:
             if self.exchange.send(await self.exchange.decide(session)):
-                self.lane.intake, self.phase = READING, OPEN
+                self.phase = OPEN
                 self.due = self.loop.time() + (self.ping_interval or math.inf)
-                self._follow()
+                self.follow()
                 session.greet()
                 self.lane.read_rest()
-            await self.lost.wait()
+            await self.wait_closed()
         finally:
             self.transport.abort()
             status = self.response and self.response.status_code
-            session.note_end(status, self._describe_end())
+            session.note_end(status, self._end()[1])
             try:
                 await session.depart()
             finally:
@@ -2440,34 +2337,27 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         """Count how it ended, and let its client go."""
         was_open = self.phase is not OPENING
         super().connection_lost(exc)
-        self._follow()
+        # Its goodbye takes what it takes.
+        self.close_deadline = math.inf
+        self.follow()
         self.lane.rest.clear()
         self.serving.app.counts.update(self.traffic())
         if was_open:
-            self.serving.app.labels["closed"][self._close_label()] += 1
+            self.serving.app.labels["closed"][self._end()[0]] += 1
         elif self.response is None:
             self.serving.app.counts["handshakes_dropped"] += 1
-        self.lost.set()
         self.serving.discard(self)
 
-    @property
-    def _end(self) -> tuple[int, bool | None]:
-        """The close code, and whether the client closed; None for a loss."""
+    def _end(self) -> tuple[str, str]:
+        """Return a label for the end, "other" for what a peer makes up, and a text."""
         protocol = self.protocol
         close = protocol.close_sent or protocol.close_rcvd
-        code = close.code if close else CloseCode.ABNORMAL_CLOSURE
-        return int(code), protocol.close_rcvd_then_sent
-
-    def _describe_end(self) -> str:
-        code, by_client = self._end
+        code = int(close.code if close else CloseCode.ABNORMAL_CLOSURE)
+        by_client = protocol.close_rcvd_then_sent
         who = {True: "by the client", False: "by the server", None: "by nobody"}
-        return f"closed {who[by_client]} with {code}"
-
-    def _close_label(self) -> str:
-        """Return the close code; what a peer makes up is one label."""
-        code, by_client = self._end
         is_made_up = by_client and code not in CLOSE_LABELS
-        return "other" if is_made_up else str(code)
+        label = "other" if is_made_up else str(code)
+        return label, f"closed {who[by_client]} with {code}"
 
     def traffic(self) -> dict[str, int]:
         """Return what this connection counts by itself, because it is cheaper."""
@@ -2479,10 +2369,8 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
     def data_received(self, data: bytes) -> None:
         """Hand bytes of the socket to the lane."""
         self.bytes_in += len(data)
-        if self.lane.intake is EARLY:
-            self.exchange.feed(data)
-        else:
-            self.lane.feed(data)
+        reader = self.exchange if self.phase is OPENING else self.lane
+        reader.feed(data)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """End the connection, unless the client may still read a page."""
@@ -2515,31 +2403,14 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
 
     # From messages to bytes
 
-    def post(self, payload: bytes) -> None:
-        """Let an answer wait for the end of this read, or of this turn of the loop."""
-        if self.phase is not OPEN:
-            return
-        size = len(payload)
-        if not self.is_plain:
-            self.out.append(payload)
-        else:
-            self.out.append(
-                SHORT_HEADERS[size] + payload if size < 126 else frame_of(payload)
-            )
-        self.out_size += size
-        if self.out_size >= WRITE_SIZE:
-            # Or the transport could never say that the client is behind.
-            self.flush()
-        elif not self.is_collecting:
-            self.is_collecting = True
-            self.runtime.flush_soon(self)
-
     def push(self, payload: bytes) -> None:
         """Send a push, unless the client is too far behind: then close it."""
-        if self.paused and self.backlog.is_too_large():
-            self._drop()
-        else:
+        if not (self.paused and self.backlog.is_too_large()):
             self.post(payload)
+        elif self.phase is OPEN:
+            self.serving.app.counts["slow_clients_dropped"] += 1
+            self.shut(4508, "it reads too slowly")
+            self.loop.call_later(SLOW_GRACE, self.transport.abort)
 
     def deliver(self, payload: bytes, frame: bytes | None) -> None:
         """Send a push to a group; where nothing waits its frame is written at once."""
@@ -2549,57 +2420,15 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         else:
             self.push(payload)
 
-    def _drop(self) -> None:
-        """Close a client that reads too slowly, and abort it a second later."""
-        if self.phase is OPEN:
-            self.serving.app.counts["slow_clients_dropped"] += 1
-            self.shut(4508, "it reads too slowly")
-            self.loop.call_later(SLOW_GRACE, self.transport.abort)
-
-    def flush(self) -> None:
-        """Write what waits, unless the application sends a fragmented message."""
-        if not self.out or self.is_fragmenting:
-            return
-        out, self.out, self.out_size = self.out, [], 0
-        if self.is_plain:
-            data = out[0] if len(out) == 1 else b"".join(out)
-            self.bytes_out += len(data)
-            self.transport.write(data)
-            return
-        protocol = self.protocol
-        later, protocol.writes = protocol.writes, []
-        for payload in out:
-            # Not `send_text`, which refuses once the library's close waits in `later`.
-            protocol.send_frame(Frame(Opcode.TEXT, payload))
-        protocol.writes += later
-        self.bytes_out += sum(map(len, protocol.writes))
-        super().send_data()
-
-    def send_data(self) -> None:
-        """Write what waits, and then what the library has to say."""
-        protocol = self.protocol
-        # An extension must encode messages in the order in which they are written.
-        if self.is_plain or protocol.state is not State.OPEN:
-            self.flush()
-        self.bytes_out += sum(map(len, protocol.writes))
-        super().send_data()
-        was_fragmenting = self.is_fragmenting
-        self.is_fragmenting = protocol.expect_continuation_frame
-        self._follow()
-        if was_fragmenting:
-            self.flush()
-
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Follow the library's state, after anything that it did."""
-        protocol = self.protocol
-        if self.phase is OPEN and protocol.state is not State.OPEN:
-            self.phase = CLOSING
-        if protocol.close_expected() and self.close_deadline is None:
-            # Nobody else ends a connection whose peer never answers the close.
-            self.close_deadline = self.loop.time() + (self.close_timeout or math.inf)
-        is_open = self.phase is OPEN
-        self.is_clear = is_open and self.is_plain and not self.is_fragmenting
-        self.lane.set_frames()
+        super().follow()
+        if self.phase is CLOSING:
+            # What still comes is dropped.
+            self.receive = ignore_message
+        is_plain = self.phase is OPEN and not self.protocol.extensions
+        self.is_clear = is_plain and not self.is_fragmenting
+        self.lane.set_frames(is_plain)
 
     def pause_writing(self) -> None:
         """Stop reading from a client that doesn't read."""
@@ -2607,7 +2436,6 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.serving.app.counts["pauses"] += 1
         self.lane.stop()
         self.backlog.begin()
-        self.taken_at = self.loop.time()
 
     def resume_writing(self) -> None:
         """Go on with what waited for a client that was behind."""
@@ -2645,35 +2473,25 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             if now >= self.due:
                 self.due = math.inf
                 self.give_up()
-        elif self.phase is CLOSED:
-            # Its goodbye takes what it takes.
             return
-        elif self.phase is OPENING:
-            self._check_answer(now)
-        elif self.paused and self.ping_timeout and self.phase is not CLOSING:
+        # The kernel hasn't got all of the answer, which it goes on to send after that.
+        waiting = self.transport.get_write_buffer_size()
+        is_answering = self.phase is OPENING and waiting > 0
+        if is_answering:
+            self.close_deadline = now + BODY_GRACE
+        is_behind = is_answering or (self.paused and self.phase is OPEN)
+        if is_behind and self.ping_timeout:
             self._check_stall(now, self.ping_timeout)
-        elif self.close_deadline is not None:
-            if now >= self.close_deadline:
-                self.transport.abort()
-        else:
+        elif self.close_deadline is None:
             self._check_ping(now)
+        elif now >= self.close_deadline:
+            self.transport.abort()
 
     def give_up(self) -> None:
         """End a handshake that takes too long."""
         self.transport.abort()
         if self.life is not None:
             cut_task(self.life)
-
-    def _check_answer(self, now: float) -> None:
-        """End the connection once the kernel has the answer, which it goes on to send.
-
-        One that is being read has all the time that it takes.
-        """
-        if self.transport.get_write_buffer_size():
-            self.close_deadline = now + BODY_GRACE
-            self._check_stall(now, self.ping_timeout or math.inf)
-        elif self.close_deadline is not None and now >= self.close_deadline:
-            self.transport.abort()
 
     def _check_stall(self, now: float, limit: float) -> None:
         """Abort a client that accepts no byte for *limit* seconds.
@@ -2696,27 +2514,22 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         that accepts nothing then is found by `_check_stall`; for one that waits for
         `on_message` the ping itself tells whether it is gone: it is refused.
         """
-        if self.awaited is not None and self.awaited.done():
+        heard = self.lane.halts, self.bytes_in
+        if self.awaited not in (None, heard):
             self.awaited, self.due = None, now + (self.ping_interval or math.inf)
         if now < self.due:
             return
-        heard = self.lane.halts, self.bytes_in
-        if self.awaited is None and self.ping_interval is not None:
-            self.pinged = heard if self.lane.intake is READING else None
-            self.awaited, self.due = self._ping(), now + (self.ping_timeout or math.inf)
-        elif self.awaited is not None and self.pinged == heard:
+        if self.awaited is not None:
             self.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
             self.loop.call_later(SLOW_GRACE, self.transport.abort)
-        else:
-            self.awaited, self.due = None, now + (self.ping_interval or math.inf)
-
-    def _ping(self) -> asyncio.Future[float]:
-        """Send a ping; the pong ends the future, as that of the library's own pings."""
-        data, pong = os.urandom(4), self.loop.create_future()
-        self.pending_pings[data] = pong, self.loop.time()
-        self.protocol.send_ping(data)
-        self.send_data()
-        return pong
+        elif self.ping_interval is not None:
+            self.awaited = () if self.lane.is_halted else heard
+            self.due = now + (self.ping_timeout or math.inf)
+            # As the library's own pings, whose pongs tell the latency.
+            data, pong = os.urandom(4), self.loop.create_future()
+            self.pending_pings[data] = pong, self.loop.time()
+            self.protocol.send_ping(data)
+            self.send_data()
 
 
 # Codes that RFC 6455 and IANA's registry name, and 1005 and 1006 for none.
@@ -2735,7 +2548,7 @@ FORWARDED = re.compile(r"\[([^\]]*)\](?::[0-9]+)?|([^:]*)(?::[0-9]+)?|(.*)")
 def forwarded_for(headers: Headers, proxies: int) -> tuple[str, int] | None:
     """Return the address that the outermost of one's own proxies saw; None for none."""
     addresses = ",".join(headers.get_all("X-Forwarded-For")).split(",")
-    if proxies > len(addresses):
+    if not 0 < proxies <= len(addresses):
         return None
     found: Any = FORWARDED.fullmatch(addresses[-proxies].strip())
     text = "".join(found.groups(""))
@@ -6034,12 +5847,8 @@ async def value_of(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-def masked_frames(payloads: list[bytes], extensions: Sequence[Any]) -> bytes:
+def masked_frames(payloads: list[bytes]) -> bytes:
     """Return messages as text frames; the library's own way takes twice as long."""
-    if extensions:
-        options: dict[str, Any] = {"mask": True, "extensions": extensions}
-        frames = [Frame(Opcode.TEXT, payload) for payload in payloads]
-        return b"".join(frame.serialize(**options) for frame in frames)
     # One system call for the keys of them all.
     keys, masked = os.urandom(4 * len(payloads)), list[bytes]()
     for index, payload in enumerate(payloads):
@@ -6154,15 +5963,12 @@ class PeerWire(LibraryWire, websockets.ClientConnection):
         is_overrun: Whether pushes are dropped, because a reader has too many.
     """
 
-    def __init__(
-        self, peer: Peer, protocol: ClientProtocol, *args: Any, **options: Any
-    ) -> None:
-        super().__init__(peer.runtime, protocol, *args, **options)
+    def __init__(self, peer: Peer, *given: Any, **options: Any) -> None:
+        super().__init__(peer.runtime, *given, **options)
         self.peer = peer
         self.app = peer.app
         self.params: dict[str, Any] = {}
         self.is_overrun = False
-        self.out_size = 0
         self.close_timer: asyncio.TimerHandle | None = None
 
     def process_event(self, event: Event) -> None:
@@ -6187,38 +5993,23 @@ class PeerWire(LibraryWire, websockets.ClientConnection):
     def halt(self) -> None:
         """Read on: the server is trusted."""
 
-    def post(self, payload: bytes) -> None:
-        """Let a message wait for the end of this turn of the loop."""
-        if self.phase is OPEN:
-            if not self.out:
-                self.loop.call_soon(self.flush)
-            self.out.append(payload)
-            self.out_size += len(payload)
-            if self.out_size > WRITE_LIMIT:
-                # Or who waits until it is written couldn't tell that it isn't.
-                self.flush()
-
     # The server is trusted to read.
-    push = post
+    push = LibraryWire.post
 
-    def flush(self) -> None:
-        """Write what waits."""
-        if self.out:
-            out, self.out, self.out_size = self.out, [], 0
-            self.transport.write(masked_frames(out, self.protocol.extensions))
+    def frames_of(self, payloads: list[bytes]) -> bytes:
+        """Return messages as masked text frames."""
+        is_plain = not self.protocol.extensions
+        return masked_frames(payloads) if is_plain else super().frames_of(payloads)
 
-    def send_data(self) -> None:
-        """Write what waits, and then what the library has to say."""
-        self.flush()
-        super().send_data()
-        if self.phase is OPEN and self.protocol.state is not State.OPEN:
-            self.phase = CLOSING
+    def follow(self) -> None:
+        """Follow the library's state, after anything that it did."""
+        was_open = self.phase is OPEN
+        super().follow()
+        if was_open and self.phase is not OPEN:
             self.peer.hold_calls(self)
-        if self.protocol.close_expected() and self.close_deadline is None:
-            # Nobody else ends a connection whose peer never answers the close.
-            seconds = self.close_timeout or math.inf
-            self.close_deadline = self.loop.time() + seconds
-            self.close_timer = self.loop.call_later(seconds, self.transport.abort)
+        if self.close_deadline is not None and self.close_timer is None:
+            when = self.close_deadline
+            self.close_timer = self.loop.call_at(when, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End all that waits for this connection."""
