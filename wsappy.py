@@ -4426,20 +4426,9 @@ def check_number(name: str, value: Any) -> None:
 
 # The dicts of `App.stats`, and its counters that are there before anything was counted.
 LABELLED = ("closed", "errors", "refused")
-COUNTERS = (
-    "calls",
-    "pushes",
-    "deliveries",
-    "bytes_in",
-    "bytes_out",
-    "bad_messages",
-    "dropped_event",
-    "dropped_push",
-    "slow_clients_dropped",
-    "stalled_clients_dropped",
-    "handshakes_dropped",
-    "pauses",
-)
+COUNTERS = ["calls", "pushes", "deliveries", "bytes_in", "bytes_out", "bad_messages"]
+COUNTERS += ["dropped_event", "dropped_push", "handshakes_dropped", "pauses"]
+COUNTERS += ["slow_clients_dropped", "stalled_clients_dropped"]
 
 
 def inner_of(function: Any) -> Any:
@@ -4635,12 +4624,6 @@ class VisitClient(FunctionClient):
         await self._visit.__aexit__(None, None, None)
 
 
-def make_client(factory: Any, server: object, handlers: object, wire: Wire) -> Client:
-    """Make the client of a wire."""
-    client: Client = factory(server, wire, handlers)
-    return client
-
-
 def client_of(path: Path, function: Any) -> type[Client]:
     """Make a class of clients from a function or an async generator function.
 
@@ -4789,7 +4772,7 @@ class App(Marking):
         # Pages for all that is below a path.
         self.trees: dict[str, Callable[..., Any]] = {}
         self.life: Callable[..., Any] | None = None
-        self.counts = collections.Counter[str]()
+        self.counts = collections.Counter(dict.fromkeys(COUNTERS, 0))
         self.labels = {each: collections.Counter[str]() for each in LABELLED}
         self.groups = Groups(self.counts)
         self.logged_origins: set[str] = set()
@@ -4813,7 +4796,7 @@ class App(Marking):
                 three arguments, or a method that merely looks like a hook.
             ValueError: If the path is taken, or can't be read.
         """
-        parsed = parse_path(path)
+        parsed, overrides_of = parse_path(path), type(self).overrides_of
         allowed = self.origins if origins is ... else origins
         check_origins(allowed)
 
@@ -4828,9 +4811,9 @@ class App(Marking):
                 raise TypeError(f"{must}: got {target!r}; write async def api(client)")
             else:
                 check_class(target)
-            overrides = type(self).overrides_of(factory)
-            make = functools.partial(make_client, factory, self, None)
-            self.table.add_route(Route(parsed, make, allowed, ordered, overrides))
+            route = Route(parsed, lambda wire: factory(self, wire, None), allowed)
+            route.is_ordered, route.overrides = ordered, overrides_of(factory)
+            self.table.add_route(route)
             return target
 
         return register
@@ -5061,15 +5044,11 @@ class App(Marking):
 
     def log_origin(self, headers: Headers) -> None:
         """Say once how an origin that was refused could be allowed."""
-        origin, host, seen = (
-            headers["Origin"],
-            headers.get("Host", ""),
-            self.logged_origins,
-        )
+        origin, seen = headers["Origin"], self.logged_origins
         if origin not in seen and len(seen) < MAX_LOGGED_ORIGINS:
             seen.add(origin)
             text = "refused origin %r at host %r; to allow it write App(origins=[%r])"
-            LOGGER.warning(text, origin, host, origin)
+            LOGGER.warning(text, origin, headers.get("Host", ""), origin)
 
     def stats(self) -> dict[str, Any]:
         """Return counters since the start, and gauges of this moment.
@@ -5098,7 +5077,6 @@ class App(Marking):
             "clients": len(sessions),
             "unfinished": sum(len(each.unfinished) for each in calls),
             "stopping": any(each.is_stopping for each in servings),
-            **dict.fromkeys(COUNTERS, 0),
             **counts,
             **{name: dict(self.labels[name]) for name in LABELLED},
         }
@@ -5140,31 +5118,29 @@ class Lifespan:
     def __init__(self, app: App, function: Callable[..., Any]) -> None:
         self.life = contextlib.asynccontextmanager(function)(app)
         self.name = f"lifespan {describe(function)}"
-        self.has_started, self.is_stopping = asyncio.Event(), asyncio.Event()
+        self.started = asyncio.get_running_loop().create_future()
+        self.stopping = asyncio.Event()
         self.task = asyncio.Task(self._run())
 
     async def _run(self) -> None:
         async with self.life:
-            self.has_started.set()
-            await self.is_stopping.wait()
+            self.started.set_result(None)
+            await self.stopping.wait()
 
     async def start(self) -> None:
         """Wait until it has come to its `yield`; raises what it raises."""
-        started = asyncio.Task(self.has_started.wait())
         try:
-            await asyncio.wait([started, self.task], return_when="FIRST_COMPLETED")
-            if self.task.done():
-                self.task.result()
+            await asyncio.wait([self.started, self.task], return_when="FIRST_COMPLETED")
         except asyncio.CancelledError:
             cut_task(self.task)
             await self.stop()
             raise
-        finally:
-            started.cancel()
+        if self.task.done():
+            self.task.result()
 
     async def stop(self) -> None:
         """Let it end, for 10 s; then it is cancelled, named and left behind."""
-        self.is_stopping.set()
+        self.stopping.set()
         await wait_at_most(LIFESPAN_GRACE, [self.task])
         if not self.task.done():
             cut_task(self.task)
@@ -5294,10 +5270,10 @@ class Serving:
         self.grace = app.grace
         self.server: websockets.Server | None = None
         self.runtime: Runtime
+        self.timer: asyncio.TimerHandle
         self.wires: set[ServerWire] = set()
         self.sessions: set[Session] = set()
         self.answers: set[Session] = set()
-        self.timer: asyncio.TimerHandle | None = None
         self.service = Service.NEW
         self.stack = contextlib.AsyncExitStack()
 
@@ -5325,6 +5301,7 @@ class Serving:
             self.server = await self.listen()
             app.servings.add(self)
             stack.callback(app.servings.discard, self)
+            self._look()
             # The last one runs first, and each one whatever becomes of those before it.
             stack.push_async_callback(self.close_sockets, self.server)
             for step in (self.close_clients, self.cut_calls, self.end_calls):
@@ -5401,23 +5378,18 @@ class Serving:
             wire.transport.abort()
             return
         self.wires.add(wire)
-        if self.timer is None:
-            self._look_later()
 
     def discard(self, wire: ServerWire) -> None:
         """Look no longer after a connection that is lost, and whose task has ended."""
         if wire.phase is CLOSED and (wire.life is None or wire.life.done()):
             self.wires.discard(wire)
 
-    def _look_later(self) -> None:
-        self.timer = self.runtime.loop.call_later(self.look_every, self._look)
-
     def _look(self) -> None:
-        now, self.timer = self.runtime.loop.time(), None
-        if self.wires:
-            self._look_later()
+        """Look now, and from time to time, whether a connection takes too long."""
+        loop = self.runtime.loop
+        self.timer = loop.call_later(self.look_every, self._look)
         for wire in list(self.wires):
-            wire.check(now)
+            wire.check(loop.time())
 
     # The end: bounded by the grace and 14 s, whatever anybody does
 
@@ -5493,8 +5465,7 @@ class Serving:
         self.service = Service.OVER
         for wire in list(self.wires):
             wire.transport.abort()
-        if self.timer is not None:
-            self.timer.cancel()
+        self.timer.cancel()
         # The library counts the first call only, and waits without a limit.
         server.close(close_connections=False)
         with contextlib.suppress(TimeoutError):
@@ -6749,9 +6720,9 @@ class Server:
         set_loop_of_main_thread()
 
     def _add_route(self, text: str, factory: Any, handlers: Mapping[str, Any]) -> None:
-        make = functools.partial(make_client, factory, self, handlers)
-        overrides = overrides_of(factory, self.request_factory)
-        route = Route(parse_path(text), make, None, overrides=overrides)
+        path = parse_path(text)
+        route = Route(path, lambda wire: factory(self, wire, handlers), None)
+        route.overrides = overrides_of(factory, self.request_factory)
         self.app.table.add_route(route)
         for name, handler in handlers.items():
             adopt_generators(type(handler))
