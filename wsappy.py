@@ -853,34 +853,22 @@ def checked(outcome: Any, function: object, name: str, annotation: object) -> An
     raise TypeError(f"{who} can't be checked: {why}; write {remedy}") from outcome.exc
 
 
-class Faults:
-    """Which arguments are wrong and how: at most 16, and how many more there are.
+# Which arguments are wrong, by their dotted paths, and how.
+Faults = list[tuple[str, str]]
 
-    Attributes:
-        details: Those of the error `bad_data`.
-        count: How many there are in all.
+
+def bad_data(faults: Faults) -> Error:
+    """Return the error that lists faults, the first one in its message too.
+
+    The message ends with how many more there are than those in its `details`.
     """
-
-    def __init__(self) -> None:
-        self.details: list[dict[str, str]] = []
-        self.count = 0
-
-    def add(self, message: str, *path: object) -> None:
-        """Note what is wrong with the argument at *path*."""
-        self.count += 1
-        if self.count <= MAX_FAULTS:
-            name = shorten(".".join(map(str, path)))
-            self.details.append({"argument": name, "message": shorten(message)})
-
-    def as_error(self) -> Error:
-        """Return `bad_data`: all of them, the first one in its message too.
-
-        The message ends with how many more there are than those in `details`.
-        """
-        text = ": ".join(self.details[0].values())
-        more = self.count - len(self.details)
-        text += f"; {more} more faults are not listed" if more else ""
-        return Error("bad_data", text, details=self.details)
+    details = [
+        {"argument": shorten(path), "message": shorten(message)}
+        for path, message in faults[:MAX_FAULTS]
+    ]
+    text, more = ": ".join(details[0].values()), len(faults) - len(details)
+    text += f"; {more} more faults are not listed" if more else ""
+    return Error("bad_data", text, details=details)
 
 
 # Takes a value and its path; adds what is wrong with it to the faults.
@@ -898,12 +886,10 @@ def fail_fast(schema: Any) -> Any:
         return type(schema)(map(fail_fast, schema))
     if not isinstance(schema, Mapping):
         return schema
-    kind = schema.get("type")
     # Where its type is no string these are names of fields, say.
-    left = NO_SCHEMAS if isinstance(kind, str) else ()
-    made = {
-        key: schema[key] if key in left else fail_fast(schema[key]) for key in schema
-    }
+    left = NO_SCHEMAS if isinstance(schema.get("type"), str) else ()
+    parts = schema.items()
+    made = {key: part if key in left else fail_fast(part) for key, part in parts}
     # What isn't a list or a dict ignores it.
     return {**made, "fail_fast": True} if left else made
 
@@ -924,26 +910,23 @@ def validator_of(annotation: Any) -> Validator:
     schema = fail_fast(TypeAdapter(annotation).core_schema)
     # Else models have validators of their own; before 2.13 they always have.
     made = run(SchemaValidator, schema, _use_prebuilt=False)
-    validate = (
-        SchemaValidator(schema) if type(made) is Failure else made
-    ).validate_json
+    made = SchemaValidator(schema) if type(made) is Failure else made
 
-    def convert(value: JSON, faults: Faults, *path: object) -> Any:
+    def convert(value: JSON, faults: Faults, *path: str) -> Any:
         # Strictness in JSON differs from that in Python: a date is a string there.
-        payload = run(orjson.dumps, value, default=str)
+        payload, name = run(orjson.dumps, value, default=str), "".join(path)
         if type(payload) is Failure:
-            return faults.add(str(payload.exc), *path)
-        outcome = run(validate, payload, strict=True)
+            return faults.append((name, str(payload.exc)))
+        outcome = run(made.validate_json, payload, strict=True)
         if type(outcome) is not Failure:
             return outcome
         if not isinstance(outcome.exc, ValidationError):
-            name = ".".join(map(str, path)) or "**"
-            log_failure(f"check of argument {name!r}", outcome.exc)
+            log_failure(f"check of argument {name or '**'!r}", outcome.exc)
             raise Error(*INTERNAL.args)
-        if outcome.exc.error_count() > MAX_FOUND:
-            return faults.add(f"{outcome.exc.error_count()} faults", *path)
+        if (count := outcome.exc.error_count()) > MAX_FOUND:
+            return faults.append((name, f"{count} faults"))
         for fault in outcome.exc.errors(include_url=False, include_input=False):
-            faults.add(fault["msg"], *path, *fault["loc"])
+            faults.append((".".join(map(str, (*path, *fault["loc"]))), fault["msg"]))
         return None
 
     return convert
@@ -1058,8 +1041,6 @@ class Method:
     Attributes:
         names: Of its module and its own.
         parameters: Those of the handler; the first one is the request.
-        rest: The one of `**kwargs`, or None.
-        annotations: The arguments it names, with their annotations.
         required: Those without a default.
         reserved: Keys of data that Python would take for parameters that aren't theirs.
         types: The exact JSON types of each argument; none where pydantic decides.
@@ -1079,8 +1060,7 @@ class Method:
         clients: Paths = None,
         module_guards: Guards = (),
     ) -> None:
-        self.module_guards = module_guards
-        self.guards = module_guards + mark.guards
+        self.module_guards, self.guards = module_guards, module_guards + mark.guards
         self.names = (module, mark.name)
         self.function = function
         self.kind = kind_of(function, mark)
@@ -1089,16 +1069,13 @@ class Method:
         self.timeout = None if is_endless else mark.timeout
         self.parameters = list(signature_of(function).parameters.values())
         self._check(mark)
-        named = self.parameters[1:]
-        has_rest = bool(named) and named[-1].kind is inspect.Parameter.VAR_KEYWORD
-        self.rest = named.pop() if has_rest else None
-        self.annotations = {each.name: each.annotation for each in named}
+        named = [each for each in self.parameters[1:] if not takes_rest(each)]
+        self.types = {each.name: ANYTHING for each in named}
         self.required = {each.name for each in named if each.default is each.empty}
         by_position = map(names_by_position, layers_of(function))
-        self.reserved = frozenset[str]().union(*by_position) - self.annotations.keys()
-        self.types = dict.fromkeys(self.annotations, ANYTHING)
+        self.reserved = frozenset[str]().union(*by_position) - self.types.keys()
         self.validators: dict[str, Validator] = {}
-        self.rest_types = ANYTHING if has_rest else None
+        self.rest_types = ANYTHING if any(map(takes_rest, self.parameters)) else None
         self.check_rest: Validator | None = None
         self.paths: dict[str, str] | None = None
         if clients is not None:
@@ -1111,12 +1088,12 @@ class Method:
             raise TypeError(f"{who} has thread=True, but is no plain def; leave it out")
         if mark.timeout is not ... and self.kind is INLINE:
             raise TypeError(f"{who} is a def with a timeout; add async or thread=True")
-        kinds = [each.kind for each in self.parameters[:1]]
-        is_by_position = kinds and kinds[0] <= inspect.Parameter.POSITIONAL_OR_KEYWORD
+        by_position = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        first = [each.name for each in self.parameters[:1] if each.kind <= by_position]
         plain = names_by_position(layers_of(self.function)[-1])
         # `self` that is left over, or was left out: the object came as the request.
         is_odd = inspect.ismethod(self.function) and plain[:1] == ("request",)
-        if not is_by_position or is_odd or self.parameters[0].name == "self":
+        if is_odd or first in ([], ["self"]):
             raise self._no_request()
         for each in self.parameters[1:]:
             if each.kind in (each.VAR_POSITIONAL, each.POSITIONAL_ONLY):
@@ -1152,40 +1129,35 @@ class Method:
             raise self._no_request()
         for each in named:
             check_default(self.function, each)
-        for name, annotation in self.annotations.items():
-            self._accept(name, resolve(self.function, name, annotation))
-        if self.rest is not None:
-            self._accept_rest(self.rest.name, self.rest.annotation)
+            resolved = resolve(self.function, each.name, each.annotation)
+            if not takes_rest(each):
+                self._accept(each.name, resolved)
+            elif word_of(resolved) == "Unpack":
+                self._accept_keys(each.name, typing.get_args(resolved)[0])
+            else:
+                self._accept_rest(each.name, resolved)
 
     def _accept(self, name: str, resolved: Any) -> None:
         self.types[name] = plain_types(resolved)
         if not self.types[name]:
-            self.validators[name] = self._validator(name, resolved)
+            made = run(validator_of, resolved)
+            self.validators[name] = checked(made, self.function, name, resolved)
 
-    def _validator(self, name: str, resolved: Any, whole: Any = None) -> Validator:
-        made = run(validator_of, resolved if whole is None else whole)
-        validator: Validator = checked(made, self.function, name, resolved)
-        return validator
-
-    def _accept_rest(self, name: str, annotation: Any) -> None:
-        """Make a contract of the annotation of `**kwargs`: for each, or for all."""
-        resolved = resolve(self.function, name, annotation)
-        if word_of(resolved) == "Unpack":
-            self.rest_types = None
-            self._accept_keys(name, typing.get_args(resolved)[0])
-        elif not plain_types(resolved):
-            whole = types.GenericAlias(dict, (str, resolved))
-            self.check_rest = self._validator(name, resolved, whole)
-        else:
-            self.rest_types = plain_types(resolved)
+    def _accept_rest(self, name: str, resolved: Any) -> None:
+        """Make the annotation of `**kwargs` a contract for each of its values."""
+        self.rest_types = plain_types(resolved) or ANYTHING
+        if not plain_types(resolved):
+            made = run(validator_of, types.GenericAlias(dict, (str, resolved)))
+            self.check_rest = checked(made, self.function, name, resolved)
 
     def _accept_keys(self, name: str, kind: Any) -> None:
-        """Take the keys of a TypedDict as arguments."""
+        """Take the keys of a TypedDict, which `**kwargs` unpacks, as arguments."""
+        self.rest_types = None
         hints = run(typing.get_type_hints, kind, include_extras=True)
         for key, hint in checked(hints, self.function, name, kind).items():
             is_required, inner = key in kind.__required_keys__, hint
-            while (word := word_of(inner)) in KEY_WORDS:
-                is_required = KEY_WORDS[word](is_required)
+            while (word := word_of(inner)) in ("Required", "NotRequired", "ReadOnly"):
+                is_required = word == "Required" or (is_required and word == "ReadOnly")
                 inner = typing.get_args(inner)[0]
             self._accept(key, inner)
             if is_required:
@@ -1206,34 +1178,29 @@ class Method:
         return self._bind_slowly(data)
 
     def _bind_slowly(self, data: dict[str, JSON]) -> dict[str, Any]:
-        faults = Faults()
-        for name in sorted(self.required - data.keys()):
-            faults.add("missing", name)
-        arguments = dict(data)
+        faults = [(name, "missing") for name in sorted(self.required - data.keys())]
+        arguments, rest = dict(data), dict[str, JSON]()
         for name, value in data.items():
             accepted = self.types.get(name, self.rest_types)
             if name in self.validators:
                 arguments[name] = self.validators[name](value, faults, name)
             elif name in self.reserved or accepted is None:
-                faults.add("unknown", name)
+                faults.append((name, "unknown"))
             elif accepted.isdisjoint((object, type(value))):
-                faults.add(expected(accepted), name)
+                faults.append((name, expected(accepted)))
+            elif name not in self.types:
+                rest[name] = value
         if self.check_rest is not None:
             # All of them in one step, which ends at the first fault.
-            left = data.keys() - self.types.keys() - self.reserved
-            rest = {name: data[name] for name in data if name in left}
             arguments.update(self.check_rest(rest, faults) or {})
-        if faults.count:
-            raise faults.as_error()
+        if faults:
+            raise bad_data(faults)
         return arguments
 
 
-# What the words around a key's type in a TypedDict make of whether it is required.
-KEY_WORDS: dict[str, Callable[[bool], bool]] = {
-    "Required": lambda _: True,
-    "NotRequired": lambda _: False,
-    "ReadOnly": bool,
-}
+def takes_rest(parameter: inspect.Parameter) -> bool:
+    """Tell whether a parameter takes what is left: `**kwargs`."""
+    return parameter.kind is parameter.VAR_KEYWORD
 
 
 def word_of(annotation: Any) -> str:
@@ -3625,9 +3592,7 @@ def cancel_call(request: Request, request_id: str | int) -> JSON:
 def give_credit(request: Request, request_id: str | int, items: int) -> None:
     """Let a stream send that many items more; an unknown id is no error."""
     if items < 1:
-        faults = Faults()
-        faults.add("expected an integer of at least 1", "items")
-        raise faults.as_error()
+        raise bad_data([("items", "expected an integer of at least 1")])
     for each in request.client.connection.calls.unfinished.values():
         if each.id == request_id:
             each._earn(items)
@@ -5339,28 +5304,20 @@ class Serving:
         return f"{scheme}://{host}:{self.port}{path}"
 
     async def listen(self, attempts: int = PORT_ATTEMPTS) -> websockets.Server:
-        """Open the port; with port 0 the same one at all of the host's addresses."""
-        port = self.requested_port
-        options, is_given = self.options, not {"sock", "unix"}.isdisjoint(self.options)
+        """Open the port, the Unix socket, or the socket that was handed in."""
+        port, wire = self.requested_port, functools.partial(ServerWire, self)
+        # The library's handler never runs: a wire answers its request by itself.
+        options = {"handler": bool, **self.options, "create_connection": wire}
         try:
-            if not is_given:
-                hosts = await hosts_of(self.host)
-                free = port or await free_port(hosts)
-                options = {**options, "host": hosts, "port": free}
-            return await self.open_port(options)
+            if {"sock", "unix"}.isdisjoint(options):
+                options["host"], options["port"] = await find_free(self.host, port)
+            return await websockets.serve(**options)
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE and not port and attempts > 1:
                 return await self.listen(attempts - 1)
             reason = os.strerror(code) if (code := exc.errno or 0) > 0 else exc
             text = f"cannot listen on {self.unix or f'{self.host}:{port}'}: {reason}"
             raise ListenError(exc.errno, text) from exc
-
-    async def open_port(self, options: dict[str, Any]) -> websockets.Server:
-        """Open the port, the Unix socket, or the socket that was handed in."""
-        # The library's handler never runs: a wire answers its request by itself.
-        wire = functools.partial(ServerWire, self)
-        made = {"handler": bool, **options, "create_connection": wire}
-        return await websockets.serve(**made)
 
     # What wires and sessions ask
 
@@ -5401,30 +5358,23 @@ class Serving:
         # Without eager tasks a call of the last read may have yet to begin.
         await asyncio.sleep(0)
         deadline = monotonic() + self.grace
-        while self._has_work() and (left := deadline - monotonic()) > 0:
-            # Held calls begin in a turn to come, or once the work before them ends.
-            work = self._work() or [asyncio.ensure_future(asyncio.sleep(0))]
+        while (work := self._work()) and (left := deadline - monotonic()) > 0:
             await wait_at_most(left, work)
 
     def _calls(self) -> list[Calls]:
         return [each.calls for each in self.sessions if each.calls is not None]
 
-    def _has_work(self) -> bool:
-        """Tell whether a call has yet to get its terminal event."""
-        return any(
-            each.held or each.unfinished or each.answers.senders
-            for each in self._calls()
-        )
-
     def _work(self) -> list[asyncio.Future[Any]]:
-        """Return what has to end before every call has its terminal event."""
+        """Return what to wait for while some call has yet to get its terminal event."""
         work: list[asyncio.Future[Any]] = []
         for session in self.sessions:
             calls: Any = session.calls
             work += [*calls.unfinished, *calls.answers.senders]
-            if calls.is_greeting and calls.held:
+            if calls.held and calls.is_greeting:
                 work += [each for each in session.hooks if not each.done()]
-        return work
+        # Held calls begin in a turn to come, or once the work before them ends.
+        is_idle = not work and any(each.held for each in self._calls())
+        return [asyncio.ensure_future(asyncio.sleep(0))] if is_idle else work
 
     async def cut_calls(self) -> None:
         """Answer the calls that are left, and cut them off."""
@@ -5442,11 +5392,9 @@ class Serving:
             if is_vain and wire.response is None:
                 wire.give_up()
             wire.shut(CloseCode.GOING_AWAY, STOPPING.message)
-        for is_last, seconds in (
-            (False, CLOSE_GRACE),
-            (True, GOODBYE_GRACE + LAST_GRACE),
-        ):
-            await wait_at_most(seconds, self._lives())
+        for is_last in (False, True):
+            limit = GOODBYE_GRACE + LAST_GRACE if is_last else CLOSE_GRACE
+            await wait_at_most(limit, self._lives())
             for wire in list(self.wires):
                 wire.transport.abort()
                 if wire.life is not None and (is_last or wire.response is None):
@@ -5472,37 +5420,29 @@ class Serving:
             await asyncio.wait_for(server.wait_closed(), LAST_GRACE)
 
 
-async def hosts_of(host: str | list[str]) -> str | list[str]:
-    """Return a host; or its addresses that this machine has, if it lacks some.
+async def find_free(host: str | list[str], port: int) -> tuple[str | list[str], int]:
+    """Return a host and a port; for port 0 one that is free at its first address.
 
+    Where the machine lacks some of the host's addresses, it returns the others:
     `localhost` has two, of which a container may have one only.
 
     Raises:
         OSError: If it has none of them, or the host isn't found.
     """
-    loop, refused = asyncio.get_running_loop(), None
-    flags, stream = socket.AI_PASSIVE, socket.SOCK_STREAM
-    there: list[str] = []
+    loop, refused, there = asyncio.get_running_loop(), None, list[str]()
+    options: Any = {"type": socket.SOCK_STREAM, "flags": socket.AI_PASSIVE}
     for each in [host] if isinstance(host, str) else host:
-        found = await loop.getaddrinfo(each or None, 0, type=stream, flags=flags)
-        for family, kind, number, _, address in found:
+        for found in await loop.getaddrinfo(each or None, 0, **options):
             try:
-                with socket.socket(family, kind, number) as probe:
-                    probe.bind(address)
-                there.append(str(address[0]))
+                with socket.socket(*found[:3]) as probe:
+                    probe.bind(found[4])
+                    port = port or probe.getsockname()[1]
+                there.append(str(found[4][0]))
             except OSError as exc:
                 refused = exc
     if refused is not None and not there:
         raise refused
-    return there if refused is not None else host
-
-
-async def free_port(hosts: str | list[str]) -> int:
-    """Return a port that is free at the first of the host's addresses."""
-    loop = asyncio.get_running_loop()
-    probe = await loop.create_server(asyncio.Protocol, hosts, 0, start_serving=False)
-    async with probe:
-        return int(probe.sockets[0].getsockname()[1])
+    return there if refused is not None else host, port
 
 
 def run_serving(
