@@ -86,29 +86,10 @@ import urllib.parse
 import uuid
 import warnings
 import weakref
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Generic,
-    NamedTuple,
-    NoReturn,
-    Self,
-    TypeVar,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar
 
 # The one place where the oldest versions stand, beside `install_requires`.
 REQUIREMENTS = "python -m pip install 'orjson>=3.11.7' 'websockets>=17,<18'"
@@ -940,6 +921,12 @@ def expected(accepted: frozenset[type]) -> str:
     return "expected " + " or ".join(names)
 
 
+def misfit(function: Any, *arguments: Any, **keywords: Any) -> BaseException | None:
+    """Return why a function can't be called with these; None where it can."""
+    outcome = run(lambda: signature_of(function).bind(*arguments, **keywords))
+    return outcome.exc if type(outcome) is Failure else None
+
+
 Guards = tuple[Callable[..., Any], ...]
 
 
@@ -952,8 +939,7 @@ def guards_of(allow: Any) -> Guards:
     allow = () if allow is None else allow
     guards = tuple(allow) if isinstance(allow, list | tuple) else (allow,)
     for guard in guards:
-        signature = run(signature_of, guard)
-        if type(signature) is Failure or type(run(signature.bind, None)) is Failure:
+        if misfit(guard, None) is not None:
             must = f"allow must be a function of the request: got {describe(guard)}"
             raise TypeError(f"{must}; write def may(request): return True")
     return guards
@@ -2692,7 +2678,7 @@ PENDING, ANSWERED, CUT = Stage
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class Request(Generic[ClientT]):
+class Request(typing.Generic[ClientT]):
     """One call, as its handler gets it.
 
     Attributes:
@@ -3551,7 +3537,7 @@ def disarm(request: Request) -> None:
         request._timer = None
 
 
-async def as_async(items: Generator[Any, Any, Any]) -> AsyncIterator[Any]:
+async def as_async(items: Generator[Any, Any, Any]) -> typing.AsyncIterator[Any]:
     """Make an asynchronous generator of a plain one."""
     with contextlib.closing(items):
         for item in items:
@@ -4439,10 +4425,10 @@ class Marking:
 
     checks: list[Callable[[], None]]
 
-    @overload
+    @typing.overload
     def method(self, name: Function) -> Function: ...
 
-    @overload
+    @typing.overload
     def method(
         self,
         name: str | None = None,
@@ -4597,9 +4583,7 @@ def client_of(path: Path, function: Any) -> type[Client]:
     """
     parameters = signature_of(function).parameters
     names = [name for name in path.converters if name in parameters]
-    try:
-        signature_of(function).bind(None, **dict.fromkeys(names))
-    except TypeError as exc:
+    if exc := misfit(function, None, **dict.fromkeys(names)):
         must = f"client function {describe(function)} must fit {path.text!r}"
         arguments = ", ".join(["client", *path.converters])
         raise TypeError(f"{must}: {exc}; write def api({arguments})") from exc
@@ -4622,15 +4606,11 @@ def check_types(path: Path, function: Any) -> None:
 
 def check_takes(who: str, function: Callable[..., Any], *names: str) -> None:
     """Refuse a function that can't be called with these, by position."""
-    signature = signature_of(function)
-    try:
-        signature.bind(*names)
-    except TypeError as exc:
+    if exc := misfit(function, *names):
         name = getattr(layers_of(function)[-1], "__name__", "f")
         takes = f"({', '.join(names)})"
-        raise TypeError(
-            f"{who} must take {takes}: got {signature}; write def {name}{takes}"
-        ) from exc
+        must = f"{who} must take {takes}: got {signature_of(function)}"
+        raise TypeError(f"{must}; write def {name}{takes}") from exc
 
 
 # What other frameworks call their hooks, beside what is merely misspelt.
@@ -4783,12 +4763,12 @@ class App(Marking):
 
         return register
 
-    @overload
+    @typing.overload
     def module(
         self, name: str | None = None, *, clients: Paths = None, allow: Allow = None
     ) -> Module: ...
 
-    @overload
+    @typing.overload
     def module(
         self, name: Target, *, clients: Paths = None, allow: Allow = None
     ) -> Target: ...
@@ -5116,7 +5096,8 @@ class Lifespan:
             self.task.result()
 
 
-LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib")})
+# Where code begins that isn't the user's: this module's too, and `<frozen ...>`.
+LIBRARIES = *map(sysconfig.get_path, ("stdlib", "purelib")), __file__, "<"
 INSTALLED = frozenset({"site-packages", "dist-packages"})
 IDLE = ["selectors", "asyncio.base_events"]
 DEBUGGERS = frozenset({"bdb", "pdb", "pydevd", "_pydevd_bundle", "debugpy"})
@@ -5125,10 +5106,8 @@ DEBUGGERS = frozenset({"bdb", "pdb", "pydevd", "_pydevd_bundle", "debugpy"})
 def is_users(code: types.CodeType) -> bool:
     """Tell whether code is the user's: no library's, and not this module's."""
     path = code.co_filename
-    is_library = path.startswith((*LIBRARIES, "<")) or not INSTALLED.isdisjoint(
-        path.split(os.sep)
-    )
-    return path != __file__ and not is_library
+    is_apart = INSTALLED.isdisjoint(path.split(os.sep))
+    return is_apart and not path.startswith(LIBRARIES)
 
 
 class Watchdog(threading.Thread):
@@ -5159,9 +5138,8 @@ class Watchdog(threading.Thread):
     def look(self, now: float, is_late: bool, was_suspended: bool) -> None:
         """Ask the loop for an answer, or say who keeps it from answering."""
         frame = sys._current_frames().get(self.runtime.thread)
-        frames = (
-            [] if frame is None else [each for each, _ in traceback.walk_stack(frame)]
-        )
+        stack = traceback.walk_stack(frame) if frame is not None else ()
+        frames = [each for each, _ in stack]
         modules = [each.f_globals.get("__name__", "") for each in frames]
         if modules[:2] == IDLE or not DEBUGGERS.isdisjoint(modules):
             self.asked_at = None
@@ -6057,7 +6035,7 @@ class Peer:
         *,
         window: int = 100,
         **fields: JSON,
-    ) -> AsyncGenerator[JSON, None]:
+    ) -> typing.AsyncGenerator[JSON, None]:
         """Call the server and loop over the items: `async for item in api.stream(...)`.
 
         Leaving the loop cancels the call; where that must have happened before the next
@@ -6129,7 +6107,7 @@ class Peer:
                 for hook in self._hooks.get(push[:2], ()):
                     await run_hook(what, hook, push.data)
 
-    def pushes(self) -> AsyncIterator[Push]:
+    def pushes(self) -> typing.AsyncIterator[Push]:
         """Loop over all pushes from now on: `async for push in api.pushes()`.
 
         10,000 unread ones close the connection, which is then resumed.
@@ -6418,7 +6396,7 @@ class SharedServing:
 
 
 @contextlib.asynccontextmanager
-async def shared_serving(app: App) -> AsyncIterator[Serving]:
+async def shared_serving(app: App) -> typing.AsyncIterator[Serving]:
     """Serve an app in this loop: the first client starts it, the last one stops it."""
     here = SHARED.setdefault(asyncio.get_running_loop(), {})
     shared = here.setdefault(app, SharedServing())
@@ -6477,7 +6455,9 @@ class TestedPeer(Peer):
         super().hear(connection, message)
 
     @contextlib.asynccontextmanager
-    async def limit(self, what: str, seconds: float | None) -> AsyncIterator[None]:
+    async def limit(
+        self, what: str, seconds: float | None
+    ) -> typing.AsyncIterator[None]:
         """Raise a TimeoutError that says what came instead."""
         try:
             async with asyncio.timeout(seconds):
