@@ -4340,8 +4340,9 @@ class Group:
 # Options of `websockets.serve` that wsappy needs itself, and what to write instead.
 RESERVED_OPTIONS = {
     "handler": "@app.module and @app.method",
-    "process_request": "@app.client and @app.http",
-    "process_response": "@app.client and @app.http",
+    **dict.fromkeys(
+        ("process_request", "process_response"), "@app.client and @app.http"
+    ),
     "create_connection": "a subclass of Client",
     "origins": "App(origins=[...])",
     "max_queue": "App(max_in_flight=...)",
@@ -4359,6 +4360,8 @@ PORT_ATTEMPTS = 20
 # Seconds for each small step of a stop; all but the lifespan's fits into 4 s after the
 # grace.
 LAST_GRACE = 0.1
+# Seconds between two looks whether the last call has ended, when the server stops.
+STOP_LOOK = 0.02
 
 # The dots stand for the app's own value.
 Timeout = float | types.EllipsisType | None
@@ -4645,11 +4648,10 @@ def check_options(options: Iterable[str]) -> None:
             instead = RESERVED_OPTIONS[name]
             raise TypeError(f"option {name!r} is wsappy's own; write {instead}")
         if name not in known:
-            is_of_app = name in App.__dataclass_fields__
             close = difflib.get_close_matches(name, known, 1) or ["help(websockets)"]
+            close = [f"App({name}=...)"] if name in App.__dataclass_fields__ else close
             must = f"option {name!r} must be one of app.serve or websockets.serve"
-            instead = f"App({name}=...)" if is_of_app else close[0]
-            raise TypeError(f"{must}; write {instead}")
+            raise TypeError(f"{must}; write {close[0]}")
 
 
 def check_origins(origins: Any) -> None:
@@ -5012,14 +5014,13 @@ class App(Marking):
         # Copies that are made in one step: another thread may ask.
         servings = list(self.servings)
         wires = [wire for each in servings for wire in list(each.wires)]
-        sessions = [session for each in servings for session in list(each.sessions)]
+        calls = [calls for each in servings for calls in each.calls()]
         counts = collections.Counter(dict(self.counts))
         for wire in wires:
             if wire.phase is not CLOSED:
                 counts.update(wire.traffic())
-        calls = [session.calls for session in sessions if session.calls is not None]
         return {
-            "clients": len(sessions),
+            "clients": sum(len(each.sessions) for each in servings),
             "unfinished": sum(len(each.unfinished) for each in calls),
             "stopping": any(each.is_stopping for each in servings),
             **counts,
@@ -5057,43 +5058,38 @@ class ListenError(OSError):
     """The port can't be opened."""
 
 
-class Lifespan:
-    """The lifespan of an application, entered and left in one task of its own."""
+@contextlib.asynccontextmanager
+async def living(app: App, function: Callable[..., Any]) -> typing.AsyncIterator[None]:
+    """Enter a lifespan, and leave it, in one task of its own.
 
-    def __init__(self, app: App, function: Callable[..., Any]) -> None:
-        self.life = contextlib.asynccontextmanager(function)(app)
-        self.name = f"lifespan {describe(function)}"
-        self.started = asyncio.get_running_loop().create_future()
-        self.stopping = asyncio.Event()
-        self.task = asyncio.Task(self._run())
+    What follows its `yield` has 10 s; then it is cancelled, named and left behind.
+    """
+    started, stopping = asyncio.get_running_loop().create_future(), asyncio.Event()
 
-    async def _run(self) -> None:
-        async with self.life:
-            self.started.set_result(None)
-            await self.stopping.wait()
+    async def live() -> None:
+        async with contextlib.asynccontextmanager(function)(app):
+            started.set_result(None)
+            await stopping.wait()
 
-    async def start(self) -> None:
-        """Wait until it has come to its `yield`; raises what it raises."""
-        try:
-            await asyncio.wait([self.started, self.task], return_when="FIRST_COMPLETED")
-        except asyncio.CancelledError:
-            cut_task(self.task)
-            await self.stop()
-            raise
-        if self.task.done():
-            self.task.result()
-
-    async def stop(self) -> None:
-        """Let it end, for 10 s; then it is cancelled, named and left behind."""
-        self.stopping.set()
-        await wait_at_most(LIFESPAN_GRACE, [self.task])
-        if not self.task.done():
-            cut_task(self.task)
-            await wait_at_most(LAST_GRACE, [self.task])
-            end = "was cancelled" if self.task.done() else "is left behind"
-            LOGGER.warning("%s did not end in time; it %s", self.name, end)
-        if self.task.done() and self.task not in CUT_TASKS:
-            self.task.result()
+    task = asyncio.Task(live())
+    try:
+        await asyncio.wait([started, task], return_when="FIRST_COMPLETED")
+        if not task.done():
+            yield
+    finally:
+        if not (started.done() or task.done()):
+            # Nobody waits for its start any longer.
+            cut_task(task)
+        stopping.set()
+        await wait_at_most(LIFESPAN_GRACE, [task])
+        if not task.done():
+            cut_task(task)
+            await wait_at_most(LAST_GRACE, [task])
+            end = "was cancelled" if task.done() else "is left behind"
+            name = f"lifespan {describe(function)}"
+            LOGGER.warning("%s did not end in time; it %s", name, end)
+        if task.done() and task not in CUT_TASKS:
+            task.result()
 
 
 # Where code begins that isn't the user's: this module's too, and `<frozen ...>`.
@@ -5238,9 +5234,7 @@ class Serving:
             watchdog.start()
             stack.callback(watchdog.stopped.set)
             if app.life is not None:
-                lifespan = Lifespan(app, app.life)
-                await lifespan.start()
-                stack.push_async_callback(lifespan.stop)
+                await stack.enter_async_context(living(app, app.life))
             self.server = await self.listen()
             app.servings.add(self)
             stack.callback(app.servings.discard, self)
@@ -5331,32 +5325,30 @@ class Serving:
     async def end_calls(self) -> None:
         """Refuse what is new, end the streams, and give the other calls their grace."""
         self.service = Service.STOPPING
-        for calls in self._calls():
+        for calls in self.calls():
             calls.stop()
         # Without eager tasks a call of the last read may have yet to begin.
         await asyncio.sleep(0)
         deadline = monotonic() + self.grace
-        while (work := self._work()) and (left := deadline - monotonic()) > 0:
-            await wait_at_most(left, work)
+        # Calls begin and end in many places: no one thing tells of the last of them.
+        while self._is_busy() and monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(STOP_LOOK)
 
-    def _calls(self) -> list[Calls]:
-        return [each.calls for each in self.sessions if each.calls is not None]
+    def calls(self) -> list[Calls]:
+        """Return the calls of all clients, in one step: another thread may ask."""
+        sessions = list(self.sessions)
+        return [each.calls for each in sessions if each.calls is not None]
 
-    def _work(self) -> list[asyncio.Future[Any]]:
-        """Return what to wait for while some call has yet to get its terminal event."""
-        work: list[asyncio.Future[Any]] = []
-        for session in self.sessions:
-            calls: Any = session.calls
-            work += [*calls.unfinished, *calls.answers.senders]
-            if calls.held and calls.is_greeting:
-                work += [each for each in session.hooks if not each.done()]
-        # Held calls begin in a turn to come, or once the work before them ends.
-        is_idle = not work and any(each.held for each in self._calls())
-        return [asyncio.ensure_future(asyncio.sleep(0))] if is_idle else work
+    def _is_busy(self) -> bool:
+        """Tell whether a call has yet to get its terminal event."""
+        calls = self.calls()
+        return any(
+            each.held or each.unfinished or each.answers.senders for each in calls
+        )
 
     async def cut_calls(self) -> None:
         """Answer the calls that are left, and cut them off."""
-        calls = self._calls()
+        calls = self.calls()
         for each in calls:
             each.cut_off()
         senders = [sender for each in calls for sender in each.answers.senders]
@@ -6542,10 +6534,9 @@ def make_request(kind: type[Request], *parts: Any) -> Request:
     """Make a request; its attributes are set before its `__init__` runs."""
     request = kind.__new__(kind)
     Request.__init__(request, *parts)
-    if kind.__init__ is not Request.__init__:
-        outcome = run(kind.__init__, request, *parts)
-        if type(outcome) is Failure:
-            log_failure(f"{kind.__name__}.__init__", outcome.exc)
+    outcome = run(kind.__init__, request, *parts)
+    if type(outcome) is Failure:
+        log_failure(f"{kind.__name__}.__init__", outcome.exc)
     return request
 
 
