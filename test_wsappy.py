@@ -8519,7 +8519,7 @@ async def behind_nginx(
 ) -> AsyncIterator[Any]:
     """Serve an app twice behind nginx; yield what knows the port of nginx."""
     async with app.serve("127.0.0.1", 0) as one, app.serve("127.0.0.1", 0) as two:
-        port = await wsappy.free_port("127.0.0.1")
+        _, port = await wsappy.find_free("127.0.0.1", 0)
         ports = {"one": one.port, "two": two.port, "port": port}
         text = NGINX.format(folder=folder, buffering=buffering, **ports)
         (folder / "nginx.conf").write_text(text, encoding="utf-8")
@@ -12611,7 +12611,7 @@ class TestServe:
     ) -> None:
         """Of a host's addresses those are opened that the machine has."""
         lack_addresses(monkeypatch, "::1")
-        port = 0 if is_random else await wsappy.free_port("127.0.0.1")
+        port = 0 if is_random else (await wsappy.find_free("127.0.0.1", 0))[1]
 
         async with make_app().serve("localhost", port) as serving:
             server: Any = serving.server

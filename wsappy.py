@@ -74,11 +74,13 @@ import pathlib
 import random
 import re
 import secrets
+import shutil
 import signal
 import socket
 import stat
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
 import traceback
@@ -88,30 +90,10 @@ import urllib.parse
 import uuid
 import warnings
 import weakref
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Generic,
-    NamedTuple,
-    NoReturn,
-    Self,
-    TypeVar,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar
 
 # The one place where the oldest versions stand, beside `install_requires`.
 REQUIREMENTS = "python -m pip install 'orjson>=3.11.7' 'websockets>=17,<18'"
@@ -887,34 +869,22 @@ def checked(outcome: Any, function: object, name: str, annotation: object) -> An
     raise TypeError(f"{who} can't be checked: {why}; write {remedy}") from outcome.exc
 
 
-class Faults:
-    """Which arguments are wrong and how: at most 16, and how many more there are.
+# Which arguments are wrong, by their dotted paths, and how.
+Faults = list[tuple[str, str]]
 
-    Attributes:
-        details: Those of the error `bad_data`.
-        count: How many there are in all.
+
+def bad_data(faults: Faults) -> Error:
+    """Return the error that lists faults, the first one in its message too.
+
+    The message ends with how many more there are than those in its `details`.
     """
-
-    def __init__(self) -> None:
-        self.details: list[dict[str, str]] = []
-        self.count = 0
-
-    def add(self, message: str, *path: object) -> None:
-        """Note what is wrong with the argument at *path*."""
-        self.count += 1
-        if self.count <= MAX_FAULTS:
-            name = shorten(".".join(map(str, path)))
-            self.details.append({"argument": name, "message": shorten(message)})
-
-    def as_error(self) -> Error:
-        """Return `bad_data`: all of them, the first one in its message too.
-
-        The message ends with how many more there are than those in `details`.
-        """
-        text = ": ".join(self.details[0].values())
-        more = self.count - len(self.details)
-        text += f"; {more} more faults are not listed" if more else ""
-        return Error("bad_data", text, details=self.details)
+    details = [
+        {"argument": shorten(path), "message": shorten(message)}
+        for path, message in faults[:MAX_FAULTS]
+    ]
+    text, more = ": ".join(details[0].values()), len(faults) - len(details)
+    text += f"; {more} more faults are not listed" if more else ""
+    return Error("bad_data", text, details=details)
 
 
 # Takes a value and its path; adds what is wrong with it to the faults.
@@ -932,12 +902,10 @@ def fail_fast(schema: Any) -> Any:
         return type(schema)(map(fail_fast, schema))
     if not isinstance(schema, Mapping):
         return schema
-    kind = schema.get("type")
     # Where its type is no string these are names of fields, say.
-    left = NO_SCHEMAS if isinstance(kind, str) else ()
-    made = {
-        key: schema[key] if key in left else fail_fast(schema[key]) for key in schema
-    }
+    left = NO_SCHEMAS if isinstance(schema.get("type"), str) else ()
+    parts = schema.items()
+    made = {key: part if key in left else fail_fast(part) for key, part in parts}
     # What isn't a list or a dict ignores it.
     return {**made, "fail_fast": True} if left else made
 
@@ -958,26 +926,23 @@ def validator_of(annotation: Any) -> Validator:
     schema = fail_fast(TypeAdapter(annotation).core_schema)
     # Else models have validators of their own; before 2.13 they always have.
     made = run(SchemaValidator, schema, _use_prebuilt=False)
-    validate = (
-        SchemaValidator(schema) if type(made) is Failure else made
-    ).validate_json
+    made = SchemaValidator(schema) if type(made) is Failure else made
 
-    def convert(value: JSON, faults: Faults, *path: object) -> Any:
+    def convert(value: JSON, faults: Faults, *path: str) -> Any:
         # Strictness in JSON differs from that in Python: a date is a string there.
-        payload = run(orjson.dumps, value, default=str)
+        payload, name = run(orjson.dumps, value, default=str), "".join(path)
         if type(payload) is Failure:
-            return faults.add(str(payload.exc), *path)
-        outcome = run(validate, payload, strict=True)
+            return faults.append((name, str(payload.exc)))
+        outcome = run(made.validate_json, payload, strict=True)
         if type(outcome) is not Failure:
             return outcome
         if not isinstance(outcome.exc, ValidationError):
-            name = ".".join(map(str, path)) or "**"
-            log_failure(f"check of argument {name!r}", outcome.exc)
+            log_failure(f"check of argument {name or '**'!r}", outcome.exc)
             raise Error(*INTERNAL.args)
-        if outcome.exc.error_count() > MAX_FOUND:
-            return faults.add(f"{outcome.exc.error_count()} faults", *path)
+        if (count := outcome.exc.error_count()) > MAX_FOUND:
+            return faults.append((name, f"{count} faults"))
         for fault in outcome.exc.errors(include_url=False, include_input=False):
-            faults.add(fault["msg"], *path, *fault["loc"])
+            faults.append((".".join(map(str, (*path, *fault["loc"]))), fault["msg"]))
         return None
 
     return convert
@@ -989,6 +954,12 @@ def expected(accepted: frozenset[type]) -> str:
     hidden = {int} if float in accepted else set()
     names = [text for kind, text in TYPE_NAMES.items() if kind in accepted - hidden]
     return "expected " + " or ".join(names)
+
+
+def misfit(function: Any, *arguments: Any, **keywords: Any) -> BaseException | None:
+    """Return why a function can't be called with these; None where it can."""
+    outcome = run(lambda: signature_of(function).bind(*arguments, **keywords))
+    return outcome.exc if type(outcome) is Failure else None
 
 
 Guards = tuple[Callable[..., Any], ...]
@@ -1003,8 +974,7 @@ def guards_of(allow: Any) -> Guards:
     allow = () if allow is None else allow
     guards = tuple(allow) if isinstance(allow, list | tuple) else (allow,)
     for guard in guards:
-        signature = run(signature_of, guard)
-        if type(signature) is Failure or type(run(signature.bind, None)) is Failure:
+        if misfit(guard, None) is not None:
             must = f"allow must be a function of the request: got {describe(guard)}"
             raise TypeError(f"{must}; write def may(request): return True")
     return guards
@@ -1092,8 +1062,6 @@ class Method:
     Attributes:
         names: Of its module and its own.
         parameters: Those of the handler; the first one is the request.
-        rest: The one of `**kwargs`, or None.
-        annotations: The arguments it names, with their annotations.
         required: Those without a default.
         reserved: Keys of data that Python would take for parameters that aren't theirs.
         types: The exact JSON types of each argument; none where pydantic decides.
@@ -1113,8 +1081,7 @@ class Method:
         clients: Paths = None,
         module_guards: Guards = (),
     ) -> None:
-        self.module_guards = module_guards
-        self.guards = module_guards + mark.guards
+        self.module_guards, self.guards = module_guards, module_guards + mark.guards
         self.names = (module, mark.name)
         self.function = function
         self.kind = kind_of(function, mark)
@@ -1123,16 +1090,13 @@ class Method:
         self.timeout = None if is_endless else mark.timeout
         self.parameters = list(signature_of(function).parameters.values())
         self._check(mark)
-        named = self.parameters[1:]
-        has_rest = bool(named) and named[-1].kind is inspect.Parameter.VAR_KEYWORD
-        self.rest = named.pop() if has_rest else None
-        self.annotations = {each.name: each.annotation for each in named}
+        named = [each for each in self.parameters[1:] if not takes_rest(each)]
+        self.types = {each.name: ANYTHING for each in named}
         self.required = {each.name for each in named if each.default is each.empty}
         by_position = map(names_by_position, layers_of(function))
-        self.reserved = frozenset[str]().union(*by_position) - self.annotations.keys()
-        self.types = dict.fromkeys(self.annotations, ANYTHING)
+        self.reserved = frozenset[str]().union(*by_position) - self.types.keys()
         self.validators: dict[str, Validator] = {}
-        self.rest_types = ANYTHING if has_rest else None
+        self.rest_types = ANYTHING if any(map(takes_rest, self.parameters)) else None
         self.check_rest: Validator | None = None
         self.paths: dict[str, str] | None = None
         if clients is not None:
@@ -1145,12 +1109,12 @@ class Method:
             raise TypeError(f"{who} has thread=True, but is no plain def; leave it out")
         if mark.timeout is not ... and self.kind is INLINE:
             raise TypeError(f"{who} is a def with a timeout; add async or thread=True")
-        kinds = [each.kind for each in self.parameters[:1]]
-        is_by_position = kinds and kinds[0] <= inspect.Parameter.POSITIONAL_OR_KEYWORD
+        by_position = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        first = [each.name for each in self.parameters[:1] if each.kind <= by_position]
         plain = names_by_position(layers_of(self.function)[-1])
         # `self` that is left over, or was left out: the object came as the request.
         is_odd = inspect.ismethod(self.function) and plain[:1] == ("request",)
-        if not is_by_position or is_odd or self.parameters[0].name == "self":
+        if is_odd or first in ([], ["self"]):
             raise self._no_request()
         for each in self.parameters[1:]:
             if each.kind in (each.VAR_POSITIONAL, each.POSITIONAL_ONLY):
@@ -1186,40 +1150,35 @@ class Method:
             raise self._no_request()
         for each in named:
             check_default(self.function, each)
-        for name, annotation in self.annotations.items():
-            self._accept(name, resolve(self.function, name, annotation))
-        if self.rest is not None:
-            self._accept_rest(self.rest.name, self.rest.annotation)
+            resolved = resolve(self.function, each.name, each.annotation)
+            if not takes_rest(each):
+                self._accept(each.name, resolved)
+            elif word_of(resolved) == "Unpack":
+                self._accept_keys(each.name, typing.get_args(resolved)[0])
+            else:
+                self._accept_rest(each.name, resolved)
 
     def _accept(self, name: str, resolved: Any) -> None:
         self.types[name] = plain_types(resolved)
         if not self.types[name]:
-            self.validators[name] = self._validator(name, resolved)
+            made = run(validator_of, resolved)
+            self.validators[name] = checked(made, self.function, name, resolved)
 
-    def _validator(self, name: str, resolved: Any, whole: Any = None) -> Validator:
-        made = run(validator_of, resolved if whole is None else whole)
-        validator: Validator = checked(made, self.function, name, resolved)
-        return validator
-
-    def _accept_rest(self, name: str, annotation: Any) -> None:
-        """Make a contract of the annotation of `**kwargs`: for each, or for all."""
-        resolved = resolve(self.function, name, annotation)
-        if word_of(resolved) == "Unpack":
-            self.rest_types = None
-            self._accept_keys(name, typing.get_args(resolved)[0])
-        elif not plain_types(resolved):
-            whole = types.GenericAlias(dict, (str, resolved))
-            self.check_rest = self._validator(name, resolved, whole)
-        else:
-            self.rest_types = plain_types(resolved)
+    def _accept_rest(self, name: str, resolved: Any) -> None:
+        """Make the annotation of `**kwargs` a contract for each of its values."""
+        self.rest_types = plain_types(resolved) or ANYTHING
+        if not plain_types(resolved):
+            made = run(validator_of, types.GenericAlias(dict, (str, resolved)))
+            self.check_rest = checked(made, self.function, name, resolved)
 
     def _accept_keys(self, name: str, kind: Any) -> None:
-        """Take the keys of a TypedDict as arguments."""
+        """Take the keys of a TypedDict, which `**kwargs` unpacks, as arguments."""
+        self.rest_types = None
         hints = run(typing.get_type_hints, kind, include_extras=True)
         for key, hint in checked(hints, self.function, name, kind).items():
             is_required, inner = key in kind.__required_keys__, hint
-            while (word := word_of(inner)) in KEY_WORDS:
-                is_required = KEY_WORDS[word](is_required)
+            while (word := word_of(inner)) in ("Required", "NotRequired", "ReadOnly"):
+                is_required = word == "Required" or (is_required and word == "ReadOnly")
                 inner = typing.get_args(inner)[0]
             self._accept(key, inner)
             if is_required:
@@ -1240,34 +1199,29 @@ class Method:
         return self._bind_slowly(data)
 
     def _bind_slowly(self, data: dict[str, JSON]) -> dict[str, Any]:
-        faults = Faults()
-        for name in sorted(self.required - data.keys()):
-            faults.add("missing", name)
-        arguments = dict(data)
+        faults = [(name, "missing") for name in sorted(self.required - data.keys())]
+        arguments, rest = dict(data), dict[str, JSON]()
         for name, value in data.items():
             accepted = self.types.get(name, self.rest_types)
             if name in self.validators:
                 arguments[name] = self.validators[name](value, faults, name)
             elif name in self.reserved or accepted is None:
-                faults.add("unknown", name)
+                faults.append((name, "unknown"))
             elif accepted.isdisjoint((object, type(value))):
-                faults.add(expected(accepted), name)
+                faults.append((name, expected(accepted)))
+            elif name not in self.types:
+                rest[name] = value
         if self.check_rest is not None:
             # All of them in one step, which ends at the first fault.
-            left = data.keys() - self.types.keys() - self.reserved
-            rest = {name: data[name] for name in data if name in left}
             arguments.update(self.check_rest(rest, faults) or {})
-        if faults.count:
-            raise faults.as_error()
+        if faults:
+            raise bad_data(faults)
         return arguments
 
 
-# What the words around a key's type in a TypedDict make of whether it is required.
-KEY_WORDS: dict[str, Callable[[bool], bool]] = {
-    "Required": lambda _: True,
-    "NotRequired": lambda _: False,
-    "ReadOnly": bool,
-}
+def takes_rest(parameter: inspect.Parameter) -> bool:
+    """Tell whether a parameter takes what is left: `**kwargs`."""
+    return parameter.kind is parameter.VAR_KEYWORD
 
 
 def word_of(annotation: Any) -> str:
@@ -2572,7 +2526,7 @@ PENDING, ANSWERED, CUT = Stage
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class Request(Generic[ClientT]):
+class Request(typing.Generic[ClientT]):
     """One call, as its handler gets it.
 
     Attributes:
@@ -3425,7 +3379,7 @@ def disarm(request: Request) -> None:
         request._timer = None
 
 
-async def as_async(items: Generator[Any, Any, Any]) -> AsyncIterator[Any]:
+async def as_async(items: Generator[Any, Any, Any]) -> typing.AsyncIterator[Any]:
     """Make an asynchronous generator of a plain one."""
     with contextlib.closing(items):
         for item in items:
@@ -3489,9 +3443,7 @@ def cancel_call(request: Request, request_id: str | int) -> JSON:
 def give_credit(request: Request, request_id: str | int, items: int) -> None:
     """Let a stream send that many items more; an unknown id is no error."""
     if items < 1:
-        faults = Faults()
-        faults.add("expected an integer of at least 1", "items")
-        raise faults.as_error()
+        raise bad_data([("items", "expected an integer of at least 1")])
     for each in request.client.connection.calls.unfinished.values():
         if each.id == request_id:
             each._earn(items)
@@ -4334,7 +4286,7 @@ class Groups:
 
     def push(
         self, name: str, payload: bytes, without: frozenset[str]
-    ) -> Awaitable[None]:
+    ) -> typing.Awaitable[None]:
         """Queue a message to every member of a group, from whichever thread."""
         # Before it is served there is nobody to push to, only a history to keep.
         act = self.runtime.call if self.runtime else run
@@ -4429,9 +4381,7 @@ def read_since(since: dict[str, Any] | None) -> Since | None:
     offset, epoch = since.get("offset"), since.get("epoch")
     if type(offset) is int and type(epoch) is str:
         return Since(offset, epoch)
-    faults = Faults()
-    faults.add("expected an integer offset and a string epoch", "since")
-    raise faults.as_error()
+    raise bad_data([("since", "expected an integer offset and a string epoch")])
 
 
 @control("subscribe")
@@ -4500,7 +4450,7 @@ class Group:
 
     def push(
         self, module: str, event: str, data: JSON = None, /, **fields: JSON
-    ) -> Awaitable[None]:
+    ) -> typing.Awaitable[None]:
         """Queue an event to every member; it is encoded once, and waits for nobody.
 
         Args:
@@ -4515,7 +4465,7 @@ class Group:
         message = message_of(None, module, None, event, merge(data, fields))
         message["group"] = self.name
         payload = self._app.codec.write(message)
-        pushed: Awaitable[None] = self._app.groups.push(
+        pushed: typing.Awaitable[None] = self._app.groups.push(
             self.name, payload, self._without
         )
         return pushed
@@ -4526,8 +4476,9 @@ class Group:
 # Options of `websockets.serve` that wsappy needs itself, and what to write instead.
 RESERVED_OPTIONS = {
     "handler": "@app.module and @app.method",
-    "process_request": "@app.client and @app.http",
-    "process_response": "@app.client and @app.http",
+    **dict.fromkeys(
+        ("process_request", "process_response"), "@app.client and @app.http"
+    ),
     "create_connection": "a subclass of Client",
     "origins": "App(origins=[...])",
     "max_queue": "App(max_in_flight=...)",
@@ -4537,9 +4488,15 @@ RESERVED_OPTIONS = {
 TIMEOUTS = {"open_timeout": 10, "ping_interval": 20, "ping_timeout": 20}
 TIMEOUTS |= {"close_timeout": 10}
 # The least value of an option that is a number, where it isn't 0.
-LEAST = {"timeout": 0.001, "max_in_flight": 1, "max_clients": 1, "ttl": 0.001}
+LEAST = {
+    "timeout": 0.001,
+    "max_in_flight": 1,
+    "max_clients": 1,
+    "ttl": 0.001,
+    "workers": 1,
+}
 # Options that are whole numbers.
-WHOLE = ("proxies", "history")
+WHOLE = ("proxies", "history", "workers")
 # The options of `App` that are numbers.
 NUMBERS = ["proxies", "timeout", "max_in_flight", "max_in_flight_bytes"]
 NUMBERS += ["max_backlog", "max_clients", "grace"]
@@ -4548,6 +4505,8 @@ PORT_ATTEMPTS = 20
 # Seconds for each small step of a stop; all but the lifespan's fits into 4 s after the
 # grace.
 LAST_GRACE = 0.1
+# Seconds between two looks whether the last call has ended, when the server stops.
+STOP_LOOK = 0.02
 
 # The dots stand for the app's own value.
 Timeout = float | types.EllipsisType | None
@@ -4566,20 +4525,9 @@ def check_number(name: str, value: Any) -> None:
 
 # The dicts of `App.stats`, and its counters that are there before anything was counted.
 LABELLED = ("closed", "errors", "refused")
-COUNTERS = (
-    "calls",
-    "pushes",
-    "deliveries",
-    "bytes_in",
-    "bytes_out",
-    "bad_messages",
-    "dropped_event",
-    "dropped_push",
-    "slow_clients_dropped",
-    "stalled_clients_dropped",
-    "handshakes_dropped",
-    "pauses",
-)
+COUNTERS = ["calls", "pushes", "deliveries", "bytes_in", "bytes_out", "bad_messages"]
+COUNTERS += ["dropped_event", "dropped_push", "handshakes_dropped", "pauses"]
+COUNTERS += ["slow_clients_dropped", "stalled_clients_dropped"]
 
 
 def inner_of(function: Any) -> Any:
@@ -4625,10 +4573,10 @@ class Marking:
 
     checks: list[Callable[[], None]]
 
-    @overload
+    @typing.overload
     def method(self, name: Function) -> Function: ...
 
-    @overload
+    @typing.overload
     def method(
         self,
         name: str | None = None,
@@ -4775,12 +4723,6 @@ class VisitClient(FunctionClient):
         await self._visit.__aexit__(None, None, None)
 
 
-def make_client(factory: Any, server: object, handlers: object, wire: Wire) -> Client:
-    """Make the client of a wire."""
-    client: Client = factory(server, wire, handlers)
-    return client
-
-
 def client_of(path: Path, function: Any) -> type[Client]:
     """Make a class of clients from a function or an async generator function.
 
@@ -4800,11 +4742,9 @@ def check_parameters(who: str, path: Path, function: Any, name: str) -> list[str
     Raises:
         TypeError: If it doesn't take the client, or more than the path has.
     """
-    signature = signature_of(function)
-    names = [each for each in path.converters if each in signature.parameters]
-    try:
-        signature.bind(None, **dict.fromkeys(names))
-    except TypeError as exc:
+    parameters = signature_of(function).parameters
+    names = [each for each in path.converters if each in parameters]
+    if exc := misfit(function, None, **dict.fromkeys(names)):
         arguments = ", ".join(["client", *path.converters])
         must = f"{who} must fit {path.text!r}: {exc}"
         raise TypeError(f"{must}; write def {name}({arguments})") from exc
@@ -4825,15 +4765,11 @@ def check_types(who: str, path: Path, function: Any) -> None:
 
 def check_takes(who: str, function: Callable[..., Any], *names: str) -> None:
     """Refuse a function that can't be called with these, by position."""
-    signature = signature_of(function)
-    try:
-        signature.bind(*names)
-    except TypeError as exc:
+    if exc := misfit(function, *names):
         name = getattr(layers_of(function)[-1], "__name__", "f")
         takes = f"({', '.join(names)})"
-        raise TypeError(
-            f"{who} must take {takes}: got {signature}; write def {name}{takes}"
-        ) from exc
+        must = f"{who} must take {takes}: got {signature_of(function)}"
+        raise TypeError(f"{must}; write def {name}{takes}") from exc
 
 
 # What other frameworks call their hooks, beside what is merely misspelt.
@@ -4868,11 +4804,10 @@ def check_options(options: Iterable[str]) -> None:
             instead = RESERVED_OPTIONS[name]
             raise TypeError(f"option {name!r} is wsappy's own; write {instead}")
         if name not in known:
-            is_of_app = name in App.__dataclass_fields__
             close = difflib.get_close_matches(name, known, 1) or ["help(websockets)"]
+            close = [f"App({name}=...)"] if name in App.__dataclass_fields__ else close
             must = f"option {name!r} must be one of app.serve or websockets.serve"
-            instead = f"App({name}=...)" if is_of_app else close[0]
-            raise TypeError(f"{must}; write {instead}")
+            raise TypeError(f"{must}; write {close[0]}")
 
 
 def check_origins(origins: Any) -> None:
@@ -4924,6 +4859,10 @@ class App(Marking):
     loads: Callable[[bytes], JSON] = orjson.loads
     dumps: Callable[[JSON], bytes | str] | None = None
 
+    # The number of this process, with several workers.
+    worker: ClassVar[int] = 0
+    # Serves in several processes.
+    run_workers: ClassVar[Callable[..., None]]
     # What sends for a class of clients that sends in its own way.
     overrides_of: ClassVar[Callable[[Any], Overrides | None]]
 
@@ -4940,7 +4879,7 @@ class App(Marking):
         # Pages for all that is below a path.
         self.trees: dict[str, Callable[..., Any]] = {}
         self.life: Callable[..., Any] | None = None
-        self.counts = collections.Counter[str]()
+        self.counts = collections.Counter(dict.fromkeys(COUNTERS, 0))
         self.labels = {each: collections.Counter[str]() for each in LABELLED}
         self.groups = Groups(self.counts)
         self.logged_origins: set[str] = set()
@@ -4964,7 +4903,7 @@ class App(Marking):
                 three arguments, or a method that merely looks like a hook.
             ValueError: If the path is taken, or can't be read.
         """
-        parsed = parse_path(path)
+        parsed, overrides_of = parse_path(path), type(self).overrides_of
         allowed = self.origins if origins is ... else origins
         check_origins(allowed)
 
@@ -4980,19 +4919,19 @@ class App(Marking):
                 raise TypeError(f"{must}: got {target!r}; write async def api(client)")
             else:
                 check_class(target)
-            overrides = type(self).overrides_of(factory)
-            make = functools.partial(make_client, factory, self, None)
-            self.table.add_route(Route(parsed, make, allowed, ordered, overrides))
+            route = Route(parsed, lambda wire: factory(self, wire, None), allowed)
+            route.is_ordered, route.overrides = ordered, overrides_of(factory)
+            self.table.add_route(route)
             return target
 
         return register
 
-    @overload
+    @typing.overload
     def module(
         self, name: str | None = None, *, clients: Paths = None, allow: Allow = None
     ) -> Module: ...
 
-    @overload
+    @typing.overload
     def module(
         self, name: Target, *, clients: Paths = None, allow: Allow = None
     ) -> Target: ...
@@ -5205,6 +5144,7 @@ class App(Marking):
         port: int = 8008,
         *,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+        workers: int = 1,
         **options: Any,
     ) -> None:
         """Serve until SIGINT or SIGTERM; a second signal leaves at once with 130.
@@ -5213,21 +5153,29 @@ class App(Marking):
             host: Where to listen.
             port: Where to listen; 0 for any free one.
             loop_factory: Makes the loop: `uvloop.new_event_loop`, say.
+            workers: Processes that share the port, each with a loop of its own; pushes
+                to groups reach the members in all of them. A lifespan runs in each;
+                `worker` tells them apart. For POSIX.
             **options: Those of `serve`.
 
         Raises:
             RuntimeError: If a loop runs already, or this isn't the main thread.
-            SystemExit: With 1, if the port can't be opened.
+            SystemExit: With 1, if the port can't be opened, or a worker can't begin.
             TypeError: If *host* is a port, or an option is unknown, or one that wsappy
                 itself needs.
-            ValueError: If there is no route.
+            ValueError: If there is no route; if *workers* is no number of at least 1.
         """
+        check_number("workers", workers)
         is_main = threading.current_thread() is threading.main_thread()
         if asyncio._get_running_loop() is not None or not is_main:
             must = "run must be called in the main thread and outside of a loop"
             raise RuntimeError(f"{must}; write async with app.serve(host, port)")
         make_loop = loop_factory or asyncio.new_event_loop
-        run_serving(self.serve(host, port, **options), make_loop)
+        serving = self.serve(host, port, **options)
+        if workers == 1:
+            run_serving(serving, make_loop)
+        else:
+            self.run_workers(serving, make_loop, workers)
 
     # What the sections above ask
 
@@ -5250,15 +5198,11 @@ class App(Marking):
 
     def log_origin(self, headers: Headers) -> None:
         """Say once how an origin that was refused could be allowed."""
-        origin, host, seen = (
-            headers["Origin"],
-            headers.get("Host", ""),
-            self.logged_origins,
-        )
+        origin, seen = headers["Origin"], self.logged_origins
         if origin not in seen and len(seen) < MAX_LOGGED_ORIGINS:
             seen.add(origin)
             text = "refused origin %r at host %r; to allow it write App(origins=[%r])"
-            LOGGER.warning(text, origin, host, origin)
+            LOGGER.warning(text, origin, headers.get("Host", ""), origin)
 
     def stats(self) -> dict[str, Any]:
         """Return counters since the start, and gauges of this moment.
@@ -5277,17 +5221,15 @@ class App(Marking):
         # Copies that are made in one step: another thread may ask.
         servings = list(self.servings)
         wires = [wire for each in servings for wire in list(each.wires)]
-        sessions = [session for each in servings for session in list(each.sessions)]
+        calls = [calls for each in servings for calls in each.calls()]
         counts = collections.Counter(dict(self.counts))
         for wire in wires:
             if wire.phase is not CLOSED:
                 counts.update(wire.traffic())
-        calls = [session.calls for session in sessions if session.calls is not None]
         return {
-            "clients": len(sessions),
+            "clients": sum(len(each.sessions) for each in servings),
             "unfinished": sum(len(each.unfinished) for each in calls),
             "stopping": any(each.is_stopping for each in servings),
-            **dict.fromkeys(COUNTERS, 0),
             **counts,
             **{name: dict(self.labels[name]) for name in LABELLED},
         }
@@ -5323,48 +5265,42 @@ class ListenError(OSError):
     """The port can't be opened."""
 
 
-class Lifespan:
-    """The lifespan of an application, entered and left in one task of its own."""
+@contextlib.asynccontextmanager
+async def living(app: App, function: Callable[..., Any]) -> typing.AsyncIterator[None]:
+    """Enter a lifespan, and leave it, in one task of its own.
 
-    def __init__(self, app: App, function: Callable[..., Any]) -> None:
-        self.life = contextlib.asynccontextmanager(function)(app)
-        self.name = f"lifespan {describe(function)}"
-        self.has_started, self.is_stopping = asyncio.Event(), asyncio.Event()
-        self.task = asyncio.Task(self._run())
+    What follows its `yield` has 10 s; then it is cancelled, named and left behind.
+    """
+    started, stopping = asyncio.get_running_loop().create_future(), asyncio.Event()
 
-    async def _run(self) -> None:
-        async with self.life:
-            self.has_started.set()
-            await self.is_stopping.wait()
+    async def live() -> None:
+        async with contextlib.asynccontextmanager(function)(app):
+            started.set_result(None)
+            await stopping.wait()
 
-    async def start(self) -> None:
-        """Wait until it has come to its `yield`; raises what it raises."""
-        started = asyncio.Task(self.has_started.wait())
-        try:
-            await asyncio.wait([started, self.task], return_when="FIRST_COMPLETED")
-            if self.task.done():
-                self.task.result()
-        except asyncio.CancelledError:
-            cut_task(self.task)
-            await self.stop()
-            raise
-        finally:
-            started.cancel()
-
-    async def stop(self) -> None:
-        """Let it end, for 10 s; then it is cancelled, named and left behind."""
-        self.is_stopping.set()
-        await wait_at_most(LIFESPAN_GRACE, [self.task])
-        if not self.task.done():
-            cut_task(self.task)
-            await wait_at_most(LAST_GRACE, [self.task])
-            end = "was cancelled" if self.task.done() else "is left behind"
-            LOGGER.warning("%s did not end in time; it %s", self.name, end)
-        if self.task.done() and self.task not in CUT_TASKS:
-            self.task.result()
+    task = asyncio.Task(live())
+    try:
+        await asyncio.wait([started, task], return_when="FIRST_COMPLETED")
+        if not task.done():
+            yield
+    finally:
+        if not (started.done() or task.done()):
+            # Nobody waits for its start any longer.
+            cut_task(task)
+        stopping.set()
+        await wait_at_most(LIFESPAN_GRACE, [task])
+        if not task.done():
+            cut_task(task)
+            await wait_at_most(LAST_GRACE, [task])
+            end = "was cancelled" if task.done() else "is left behind"
+            name = f"lifespan {describe(function)}"
+            LOGGER.warning("%s did not end in time; it %s", name, end)
+        if task.done() and task not in CUT_TASKS:
+            task.result()
 
 
-LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib")})
+# Where code begins that isn't the user's: this module's too, and `<frozen ...>`.
+LIBRARIES = *map(sysconfig.get_path, ("stdlib", "purelib")), __file__, "<"
 INSTALLED = frozenset({"site-packages", "dist-packages"})
 IDLE = ["selectors", "asyncio.base_events"]
 DEBUGGERS = frozenset({"bdb", "pdb", "pydevd", "_pydevd_bundle", "debugpy"})
@@ -5373,10 +5309,8 @@ DEBUGGERS = frozenset({"bdb", "pdb", "pydevd", "_pydevd_bundle", "debugpy"})
 def is_users(code: types.CodeType) -> bool:
     """Tell whether code is the user's: no library's, and not this module's."""
     path = code.co_filename
-    is_library = path.startswith((*LIBRARIES, "<")) or not INSTALLED.isdisjoint(
-        path.split(os.sep)
-    )
-    return path != __file__ and not is_library
+    is_apart = INSTALLED.isdisjoint(path.split(os.sep))
+    return is_apart and not path.startswith(LIBRARIES)
 
 
 class Watchdog(threading.Thread):
@@ -5407,9 +5341,8 @@ class Watchdog(threading.Thread):
     def look(self, now: float, is_late: bool, was_suspended: bool) -> None:
         """Ask the loop for an answer, or say who keeps it from answering."""
         frame = sys._current_frames().get(self.runtime.thread)
-        frames = (
-            [] if frame is None else [each for each, _ in traceback.walk_stack(frame)]
-        )
+        stack = traceback.walk_stack(frame) if frame is not None else ()
+        frames = [each for each, _ in stack]
         modules = [each.f_globals.get("__name__", "") for each in frames]
         if modules[:2] == IDLE or not DEBUGGERS.isdisjoint(modules):
             self.asked_at = None
@@ -5483,12 +5416,14 @@ class Serving:
         self.grace = app.grace
         self.server: websockets.Server | None = None
         self.runtime: Runtime
+        self.timer: asyncio.TimerHandle
         self.wires: set[ServerWire] = set()
         self.sessions: set[Session] = set()
         self.answers: set[Session] = set()
-        self.timer: asyncio.TimerHandle
         self.service = Service.NEW
         self.stack = contextlib.AsyncExitStack()
+        # What `App.run` does once it is open.
+        self.on_ready: Callable[[], object] = self.say_urls
 
     def __await__(self) -> NoReturn:
         raise TypeError(
@@ -5510,11 +5445,9 @@ class Serving:
             watchdog.start()
             stack.callback(watchdog.stopped.set)
             if app.life is not None:
-                lifespan = Lifespan(app, app.life)
-                await lifespan.start()
-                stack.push_async_callback(lifespan.stop)
+                await stack.enter_async_context(living(app, app.life))
             self.server = await self.listen()
-            self.look()
+            self._look()
             app.servings.add(self)
             stack.callback(app.servings.discard, self)
             # The last one runs first, and each one whatever becomes of those before it.
@@ -5553,29 +5486,30 @@ class Serving:
         host = f"[{host}]" if ":" in host else host
         return f"{scheme}://{host}:{self.port}{path}"
 
+    def say_urls(self) -> None:
+        """Print where clients connect."""
+        for route in self.app.table.routes.values():
+            say(self.url(route.path.text, self.host))
+
     async def listen(self, attempts: int = PORT_ATTEMPTS) -> websockets.Server:
-        """Open the port; with port 0 the same one at all of the host's addresses."""
-        port = self.requested_port
-        options, is_given = self.options, not {"sock", "unix"}.isdisjoint(self.options)
+        """Open the port, the Unix socket, or the socket that was handed in."""
+        port, wire = self.requested_port, functools.partial(ServerWire, self)
+        # The library's handler never runs: a wire answers its request by itself.
+        options = {"handler": bool, **self.options, "create_connection": wire}
         try:
-            if not is_given:
-                hosts = await hosts_of(self.host)
-                free = port or await free_port(hosts)
-                options = {**options, "host": hosts, "port": free}
-            return await self.open_port(options)
+            if {"sock", "unix"}.isdisjoint(options):
+                options["host"], options["port"] = await find_free(self.host, port)
+            return await websockets.serve(**options)
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE and not port and attempts > 1:
                 return await self.listen(attempts - 1)
-            reason = os.strerror(code) if (code := exc.errno or 0) > 0 else exc
-            text = f"cannot listen on {self.unix or f'{self.host}:{port}'}: {reason}"
-            raise ListenError(exc.errno, text) from exc
+            raise self.blame(exc) from exc
 
-    async def open_port(self, options: dict[str, Any]) -> websockets.Server:
-        """Open the port, the Unix socket, or the socket that was handed in."""
-        # The library's handler never runs: a wire answers its request by itself.
-        wire = functools.partial(ServerWire, self)
-        made = {"handler": bool, **options, "create_connection": wire}
-        return await websockets.serve(**made)
+    def blame(self, exc: OSError) -> ListenError:
+        """Say where it can't be served, and why."""
+        reason = os.strerror(code) if (code := exc.errno or 0) > 0 else exc
+        place = self.unix or f"{self.host}:{self.requested_port}"
+        return ListenError(exc.errno, f"cannot listen on {place}: {reason}")
 
     # What wires and sessions ask
 
@@ -5599,10 +5533,10 @@ class Serving:
         if wire.phase is CLOSED and (wire.life is None or wire.life.done()):
             self.wires.discard(wire)
 
-    def look(self) -> None:
-        """Look at all that has a time limit, again and again."""
+    def _look(self) -> None:
+        """Look now, and from time to time, at all that has a time limit."""
         loop = self.runtime.loop
-        self.timer = loop.call_later(self.look_every, self.look)
+        self.timer = loop.call_later(self.look_every, self._look)
         for wire in list(self.wires):
             wire.check(loop.time())
         self.app.groups.expire()
@@ -5612,39 +5546,30 @@ class Serving:
     async def end_calls(self) -> None:
         """Refuse what is new, end the streams, and give the other calls their grace."""
         self.service = Service.STOPPING
-        for calls in self._calls():
+        for calls in self.calls():
             calls.stop()
         # Without eager tasks a call of the last read may have yet to begin.
         await asyncio.sleep(0)
         deadline = monotonic() + self.grace
-        while self._has_work() and (left := deadline - monotonic()) > 0:
-            # Held calls begin in a turn to come, or once the work before them ends.
-            work = self._work() or [asyncio.ensure_future(asyncio.sleep(0))]
-            await wait_at_most(left, work)
+        # Calls begin and end in many places: no one thing tells of the last of them.
+        while self._is_busy() and monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(STOP_LOOK)
 
-    def _calls(self) -> list[Calls]:
-        return [each.calls for each in self.sessions if each.calls is not None]
+    def calls(self) -> list[Calls]:
+        """Return the calls of all clients, in one step: another thread may ask."""
+        sessions = list(self.sessions)
+        return [each.calls for each in sessions if each.calls is not None]
 
-    def _has_work(self) -> bool:
+    def _is_busy(self) -> bool:
         """Tell whether a call has yet to get its terminal event."""
+        calls = self.calls()
         return any(
-            each.held or each.unfinished or each.answers.senders
-            for each in self._calls()
+            each.held or each.unfinished or each.answers.senders for each in calls
         )
-
-    def _work(self) -> list[asyncio.Future[Any]]:
-        """Return what has to end before every call has its terminal event."""
-        work: list[asyncio.Future[Any]] = []
-        for session in self.sessions:
-            calls: Any = session.calls
-            work += [*calls.unfinished, *calls.answers.senders]
-            if calls.is_greeting and calls.held:
-                work += [each for each in session.hooks if not each.done()]
-        return work
 
     async def cut_calls(self) -> None:
         """Answer the calls that are left, and cut them off."""
-        calls = self._calls()
+        calls = self.calls()
         for each in calls:
             each.cut_off()
         senders = [sender for each in calls for sender in each.answers.senders]
@@ -5658,11 +5583,9 @@ class Serving:
             if is_vain and wire.response is None:
                 wire.give_up()
             wire.shut(CloseCode.GOING_AWAY, STOPPING.message)
-        for is_last, seconds in (
-            (False, CLOSE_GRACE),
-            (True, GOODBYE_GRACE + LAST_GRACE),
-        ):
-            await wait_at_most(seconds, self._lives())
+        for is_last in (False, True):
+            limit = GOODBYE_GRACE + LAST_GRACE if is_last else CLOSE_GRACE
+            await wait_at_most(limit, self._lives())
             for wire in list(self.wires):
                 wire.transport.abort()
                 if wire.life is not None and (is_last or wire.response is None):
@@ -5688,37 +5611,29 @@ class Serving:
             await asyncio.wait_for(server.wait_closed(), LAST_GRACE)
 
 
-async def hosts_of(host: str | list[str]) -> str | list[str]:
-    """Return a host; or its addresses that this machine has, if it lacks some.
+async def find_free(host: str | list[str], port: int) -> tuple[str | list[str], int]:
+    """Return a host and a port; for port 0 one that is free at its first address.
 
+    Where the machine lacks some of the host's addresses, it returns the others:
     `localhost` has two, of which a container may have one only.
 
     Raises:
         OSError: If it has none of them, or the host isn't found.
     """
-    loop, refused = asyncio.get_running_loop(), None
-    flags, stream = socket.AI_PASSIVE, socket.SOCK_STREAM
-    there: list[str] = []
+    loop, refused, there = asyncio.get_running_loop(), None, list[str]()
+    options: Any = {"type": socket.SOCK_STREAM, "flags": socket.AI_PASSIVE}
     for each in [host] if isinstance(host, str) else host:
-        found = await loop.getaddrinfo(each or None, 0, type=stream, flags=flags)
-        for family, kind, number, _, address in found:
+        for found in await loop.getaddrinfo(each or None, 0, **options):
             try:
-                with socket.socket(family, kind, number) as probe:
-                    probe.bind(address)
-                there.append(str(address[0]))
+                with socket.socket(*found[:3]) as probe:
+                    probe.bind(found[4])
+                    port = port or probe.getsockname()[1]
+                there.append(str(found[4][0]))
             except OSError as exc:
                 refused = exc
     if refused is not None and not there:
         raise refused
-    return there if refused is not None else host
-
-
-async def free_port(hosts: str | list[str]) -> int:
-    """Return a port that is free at the first of the host's addresses."""
-    loop = asyncio.get_running_loop()
-    probe = await loop.create_server(asyncio.Protocol, hosts, 0, start_serving=False)
-    async with probe:
-        return int(probe.sockets[0].getsockname()[1])
+    return there if refused is not None else host, port
 
 
 def run_serving(
@@ -5767,8 +5682,7 @@ def say(text: str) -> None:
 
 async def serve_until_cancelled(serving: Serving) -> None:
     async with serving:
-        for route in serving.app.table.routes.values():
-            say(serving.url(route.path.text, serving.host))
+        serving.on_ready()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
         if count := serving.app.stats()["unfinished"]:
@@ -6415,7 +6329,7 @@ class Peer:
         *,
         window: int = 100,
         **fields: JSON,
-    ) -> AsyncGenerator[JSON, None]:
+    ) -> typing.AsyncGenerator[JSON, None]:
         """Call the server and loop over the items: `async for item in api.stream(...)`.
 
         Leaving the loop cancels the call; where that must have happened before the next
@@ -6487,7 +6401,7 @@ class Peer:
                 for hook in self._hooks.get(push[:2], ()):
                     await run_hook(what, hook, push.data)
 
-    def pushes(self) -> AsyncIterator[Push]:
+    def pushes(self) -> typing.AsyncIterator[Push]:
         """Loop over all pushes from now on: `async for push in api.pushes()`.
 
         10,000 unread ones close the connection, which is then resumed.
@@ -6722,7 +6636,7 @@ class SharedServing:
 
 
 @contextlib.asynccontextmanager
-async def shared_serving(app: App) -> AsyncIterator[Serving]:
+async def shared_serving(app: App) -> typing.AsyncIterator[Serving]:
     """Serve an app in this loop: the first client starts it, the last one stops it."""
     here = SHARED.setdefault(asyncio.get_running_loop(), {})
     shared = here.setdefault(app, SharedServing())
@@ -6781,7 +6695,9 @@ class TestedPeer(Peer):
         super().hear(connection, message)
 
     @contextlib.asynccontextmanager
-    async def limit(self, what: str, seconds: float | None) -> AsyncIterator[None]:
+    async def limit(
+        self, what: str, seconds: float | None
+    ) -> typing.AsyncIterator[None]:
         """Raise a TimeoutError that says what came instead."""
         try:
             async with asyncio.timeout(seconds):
@@ -6867,10 +6783,9 @@ def make_request(kind: type[Request], *parts: Any) -> Request:
     """Make a request; its attributes are set before its `__init__` runs."""
     request = kind.__new__(kind)
     Request.__init__(request, *parts)
-    if kind.__init__ is not Request.__init__:
-        outcome = run(kind.__init__, request, *parts)
-        if type(outcome) is Failure:
-            log_failure(f"{kind.__name__}.__init__", outcome.exc)
+    outcome = run(kind.__init__, request, *parts)
+    if type(outcome) is Failure:
+        log_failure(f"{kind.__name__}.__init__", outcome.exc)
     return request
 
 
@@ -6965,9 +6880,9 @@ class Server:
         set_loop_of_main_thread()
 
     def _add_route(self, text: str, factory: Any, handlers: Mapping[str, Any]) -> None:
-        make = functools.partial(make_client, factory, self, handlers)
-        overrides = overrides_of(factory, self.request_factory)
-        route = Route(parse_path(text), make, None, overrides=overrides)
+        path = parse_path(text)
+        route = Route(path, lambda wire: factory(self, wire, handlers), None)
+        route.overrides = overrides_of(factory, self.request_factory)
         self.app.table.add_route(route)
         for name, handler in handlers.items():
             adopt_generators(type(handler))
@@ -7231,7 +7146,7 @@ class SharedGroups(Groups):
 
     def push(
         self, name: str, payload: bytes, without: frozenset[str]
-    ) -> Awaitable[None]:
+    ) -> typing.Awaitable[None]:
         """Queue a message to every member of a group, from whichever thread.
 
         Raises:
@@ -7406,7 +7321,9 @@ class SharedGroups(Groups):
             self.follow(feed)
 
     @contextlib.asynccontextmanager
-    async def standing(self, name: str, since: Since | None) -> AsyncIterator[None]:
+    async def standing(
+        self, name: str, since: Since | None
+    ) -> typing.AsyncIterator[None]:
         """Wait until it is known where a group stands; `overloaded` after 5 s."""
         feed: Any = self.open(name)
         feed.guests += 1
@@ -7432,6 +7349,21 @@ class SharedGroups(Groups):
 
 # Seconds between two tries to reach the relay, at most.
 RELAY_WAIT = 0.5
+
+
+def position_in(log: Log | None, since: list[Any] | None) -> JSON:
+    """Return where a group stands, and what a worker has missed, as a `Standing`."""
+    if log is None:
+        return None
+    missed = log.since(*since) if since else None
+    messages = log.messages if missed is None else missed
+    return {
+        "epoch": log.epoch,
+        "offset": log.offset,
+        "messages": [each.decode() for each in messages],
+        "is_whole": missed is not None or since is None,
+        "age": monotonic() - log.newest,
+    }
 
 
 def relay_of(app: App) -> App:
@@ -7466,17 +7398,7 @@ def relay_of(app: App) -> App:
     @bus.method
     def follow(request: Request, group: str, since: list[Any] | None) -> JSON:
         request.client.join(group)
-        log = groups.open(group).log
-        if log is None:
-            return None
-        missed = log.since(*since) if since else None
-        return {
-            "epoch": log.epoch,
-            "offset": log.offset,
-            "messages": [each.decode() for each in missed or log.messages],
-            "is_whole": missed is not None or since is None,
-            "age": monotonic() - log.newest,
-        }
+        return position_in(groups.open(group).log, since)
 
     @bus.method
     def unfollow(request: Request, group: str) -> None:
@@ -7589,6 +7511,323 @@ class RelayLink(Peer):
         if self.bus.groups.bus.is_up:
             self.bus.groups.lose()
 
+
+# Seconds between two starts of a process that dies again and again; that a worker has
+# after its grace, as any server does; and that the relay has.
+RESTART_WAIT, STOP_LIMIT, RELAY_LIMIT = 1.0, 14.0, 2.0
+
+
+@dataclass(eq=False, slots=True)
+class Child:
+    """A process of a server: a worker, or the relay.
+
+    Attributes:
+        name: For the log.
+        main: What it runs; is given what to call once it is there.
+        pid: Its number; 0 while it isn't there.
+        begun: Where a byte says that it was there once.
+        count: How often it was started.
+        starts_at: When it may be started again, in the seconds of `monotonic`.
+    """
+
+    name: str
+    main: Callable[[Callable[[], object]], None]
+    pid: int = 0
+    begun: int = -1
+    count: int = 0
+    starts_at: float = 0.0
+
+    def start(self, alive: tuple[int, int], limit: float) -> None:
+        """Fork it; it ends when *alive*, a pipe of the parent's, does."""
+        self.begun, begun = os.pipe()
+        # At once the first time that it died, then at most once a second.
+        self.starts_at = monotonic() + RESTART_WAIT if self.count else 0.0
+        self.count += 1
+        signals = {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD}
+        # Else a signal could meet the parent's handlers in the child.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        self.pid = os.fork()
+        if not self.pid:
+            os.close(alive[1])
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # Ctrl+C is for the parent, which tells the others in order.
+            signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})
+            threading.Thread(
+                target=die_with, args=(alive[0], limit), daemon=True
+            ).start()
+            run_child(
+                functools.partial(self.main, functools.partial(os.write, begun, b"."))
+            )
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        os.close(begun)
+
+    def reap(self) -> int | None:
+        """Return the exit code of a process that has ended; None for all others."""
+        if not self.pid:
+            return None
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if not pid:
+            return None
+        self.pid = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def was_there(self) -> bool:
+        """Tell, after its end, whether it had begun."""
+        with open(self.begun, "rb") as begun:
+            return bool(begun.read(1))
+
+    def kill(self, number: int) -> None:
+        """Send it a signal, if it is there."""
+        if self.pid:
+            os.kill(self.pid, number)
+
+
+def die_with(parent: int, limit: float) -> None:
+    """Stop this process once its parent is gone, whatever it does."""
+    os.read(parent, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(limit)
+    os._exit(1)
+
+
+def run_child(main: Callable[[], None]) -> NoReturn:
+    """Run a process to its end; an error is printed as Python does at the top."""
+    code: Any = 1
+    try:
+        main()
+        code = 0
+    except SystemExit as exc:
+        code = exc.code
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)  # noqa: T201
+            code = 1
+    except BaseException:  # noqa: BLE001
+        traceback.print_exc()
+    finally:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class Workers:
+    """The processes of one server: workers that share its port, and their relay.
+
+    The parent forks them, replaces those that die, and stops them; it has no loop. The
+    relay, whose socket the parent keeps, stops last.
+
+    Attributes:
+        code: The exit code of one that couldn't begin; then all stop.
+    """
+
+    def __init__(
+        self,
+        serving: Serving,
+        make_loop: Callable[[], asyncio.AbstractEventLoop],
+        count: int,
+    ) -> None:
+        self.serving = serving
+        self.app = serving.app
+        self.make_loop = make_loop
+        self.relay: list[Child] = []
+        self.workers = [
+            Child(f"worker {number}", functools.partial(self._work, number))
+            for number in range(count)
+        ]
+        self.folder = ""
+        self.code = 0
+        self.is_stopping = False
+        self.stack = contextlib.ExitStack()
+
+    def run(self) -> None:
+        """Serve until a signal; a second one leaves at once with 130.
+
+        Raises:
+            SystemExit: If the port can't be opened, or a process can't begin.
+        """
+        self.app.prepare()
+        with self.stack:
+            self._open_port()
+            if not isinstance(self.app.groups, SharedGroups):
+                self._open_relay()
+            self._hear_signals()
+            alive = os.pipe()
+            for end in alive:
+                self.stack.callback(os.close, end)
+            while not self.is_stopping:
+                for child in [*self.relay, *self.workers]:
+                    self._look_after(child, alive)
+                self._wait(RESTART_WAIT)
+            self._stop(self.workers, self.serving.grace + STOP_LIMIT)
+            self._stop(self.relay, RELAY_LIMIT)
+        if self.code:
+            sys.exit(self.code)
+
+    # What the processes share
+
+    def _open_port(self) -> None:
+        """Keep the port for this server, which no other one may share."""
+        serving = self.serving
+        try:
+            if serving.unix is not None:
+                sock = self.stack.enter_context(listen_unix(serving.unix))
+                self.stack.callback(os.unlink, serving.unix)
+                del serving.options["path"]
+                serving.options["sock"] = sock
+            elif "sock" not in serving.options:
+                found = asyncio.run(find_free(serving.host, serving.requested_port))
+                serving.requested_port = found[1]
+                for address in found[0] if isinstance(found[0], list) else [found[0]]:
+                    for each in bind_shared(address, found[1]):
+                        self.stack.enter_context(each)
+                serving.options["reuse_port"] = True
+        except OSError as exc:
+            sys.exit(serving.blame(exc).strerror)
+
+    def _open_relay(self) -> None:
+        self.folder = tempfile.mkdtemp(prefix="wsappy-")
+        self.stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        sock = listen_unix(self._path())
+        self.stack.enter_context(sock)
+        self.relay = [Child("relay", functools.partial(self._relay, sock))]
+
+    def _path(self) -> str:
+        return os.path.join(self.folder, "relay")
+
+    # What they run
+
+    def _relay(self, sock: socket.socket, tell: Callable[[], object]) -> None:
+        serving = relay_of(self.app).serve(sock=sock, max_size=None)
+        serving.options["unix"] = True
+        serving.on_ready = tell
+        run_serving(serving, asyncio.new_event_loop)
+        # The parent, whose folder it is, may be gone.
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _work(self, number: int, tell: Callable[[], object]) -> None:
+        app = self.app
+        type(app).worker = number
+        if self.relay:
+            patterns = app.groups.patterns
+            app.groups = SharedGroups(app.counts, RelayBus(self._path()))
+            app.groups.patterns = patterns
+        # One line for each route, and not again for a worker that replaces another.
+        is_first = number == 0 and self.workers[0].count == 1
+        say_urls = self.serving.on_ready
+
+        def on_ready() -> None:
+            tell()
+            if is_first:
+                say_urls()
+
+        self.serving.on_ready = on_ready
+        run_serving(self.serving, self.make_loop)
+
+    # What the parent does
+
+    def _hear_signals(self) -> None:
+        self.told, tell = socket.socketpair()
+        tell.setblocking(False)
+        previous = signal.set_wakeup_fd(tell.fileno())
+        for end in (self.told, tell):
+            self.stack.enter_context(end)
+        self.stack.callback(signal.set_wakeup_fd, previous)
+        for each in (signal.SIGCHLD, *STOP_SIGNALS):
+            handler = signal.signal(each, lambda *_: None)
+            self.stack.callback(signal.signal, each, handler)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for a signal, but no longer than that."""
+        self.told.settimeout(max(seconds, 0.001))
+        numbers = b""
+        with contextlib.suppress(TimeoutError):
+            numbers = self.told.recv(64)
+        if not set(numbers).isdisjoint(STOP_SIGNALS):
+            if self.is_stopping:
+                for child in [*self.relay, *self.workers]:
+                    child.kill(signal.SIGKILL)
+                os._exit(130)
+            self.is_stopping = True
+
+    def _look_after(self, child: Child, alive: tuple[int, int]) -> None:
+        """Start a process that isn't there, unless it couldn't begin."""
+        code = child.reap()
+        if code is not None and not child.was_there():
+            self.code, self.is_stopping = code if code > 0 else 1, True
+        elif code is not None:
+            text = "%s ended with exit code %d; it is replaced"
+            LOGGER.warning(text, child.name, code)
+        is_due = monotonic() >= child.starts_at
+        if not child.pid and is_due and not self.is_stopping:
+            child.start(alive, self.serving.grace + STOP_LIMIT)
+
+    def _stop(self, children: list[Child], limit: float) -> None:
+        for child in children:
+            child.kill(signal.SIGTERM)
+        deadline = monotonic() + limit
+        while any(child.pid for child in children):
+            for child in children:
+                child.reap()
+                if monotonic() > deadline:
+                    child.kill(signal.SIGKILL)
+            if any(child.pid for child in children):
+                self._wait(min(RESTART_WAIT, deadline - monotonic()))
+
+
+def listen_unix(path: str) -> socket.socket:
+    """Open a Unix socket, in place of one that a server has left behind."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(path)
+    sock.listen()
+    return sock
+
+
+def bind_shared(host: str, port: int) -> list[socket.socket]:
+    """Bind the sockets that keep a port for workers, who may bind it, too.
+
+    Raises:
+        OSError: If somebody else has it, be it one who would share it.
+    """
+    sockets = []
+    options: Any = {"type": socket.SOCK_STREAM, "flags": socket.AI_PASSIVE}
+    for family, kind, number, _, address in socket.getaddrinfo(
+        host or None, port, **options
+    ):
+        for is_shared in (0, 1):
+            sock = socket.socket(family, kind, number)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, is_shared)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            with contextlib.ExitStack() as stack:
+                stack.callback(sock.close)
+                sock.bind(address)
+                if is_shared:
+                    stack.pop_all()
+                    sockets.append(sock)
+    return sockets
+
+
+def run_workers(
+    serving: Serving, make_loop: Callable[[], asyncio.AbstractEventLoop], count: int
+) -> None:
+    """Serve in several processes.
+
+    Raises:
+        RuntimeError: If the system has no `fork`.
+    """
+    if not hasattr(os, "fork"):
+        must = "workers need a system with fork, which this one isn't"
+        raise RuntimeError(f"{must}; write workers=1")
+    Workers(serving, make_loop, count).run()
+
+
+App.run_workers = staticmethod(run_workers)
 
 # --- 12. For people ----------------------------------------------------------
 
