@@ -4318,8 +4318,8 @@ class Groups:
         self.counts["deliveries"] += len(others)
         # The first push of a turn is written at once, which costs less; those that
         # follow it are written together.
-        is_first = self.runtime is not None and self.runtime.is_first_push()
-        frame = frame_of(payload) if is_first and others else None
+        is_first = others and self.runtime and self.runtime.is_first_push()
+        frame = frame_of(payload) if is_first else None
         for client in others:
             client.connection.deliver(payload, frame)
 
@@ -5341,8 +5341,10 @@ class Watchdog(threading.Thread):
     def look(self, now: float, is_late: bool, was_suspended: bool) -> None:
         """Ask the loop for an answer, or say who keeps it from answering."""
         frame = sys._current_frames().get(self.runtime.thread)
-        stack = traceback.walk_stack(frame) if frame is not None else ()
-        frames = [each for each, _ in stack]
+        asked_at = math.inf if self.asked_at is None else self.asked_at
+        is_overdue = is_late or now - asked_at >= BLOCKING
+        # All of it only where it matters: the loop goes on while it is walked.
+        frames = list(itertools.islice(stack_of(frame), None if is_overdue else 2))
         modules = [each.f_globals.get("__name__", "") for each in frames]
         if modules[:2] == IDLE or not DEBUGGERS.isdisjoint(modules):
             self.asked_at = None
@@ -5373,6 +5375,14 @@ class Watchdog(threading.Thread):
         if (names or users) and now >= self.silent_until.get(place, 0.0):
             self.silent_until[place] = now + BLOCKING_SILENCE
             LOGGER.warning(BLOCKED, where, BLOCKING)
+
+
+def stack_of(frame: Any) -> Generator[types.FrameType]:
+    """Walk the stack of another thread, innermost frame first."""
+    # Python 3.11 may give something else for a frame that was left meanwhile.
+    while isinstance(frame, types.FrameType):
+        yield frame
+        frame = frame.f_back
 
 
 BLOCKED = "%s held the loop for over %g s; await what it waits for, or add thread=True"
@@ -7063,7 +7073,7 @@ class Bus(abc.ABC):
         """Return how many members a group has in all processes."""
 
 
-def is_behind(log: Log | None, since: Since | None) -> bool:
+def has_seen_more(since: Since | None, log: Log | None) -> bool:
     """Tell whether a client has seen more of a group than its process."""
     is_same = log is not None and since is not None and log.epoch == since.epoch
     return is_same and since.offset > log.offset  # type: ignore[union-attr]
@@ -7331,7 +7341,7 @@ class SharedGroups(Groups):
             try:
                 async with asyncio.timeout(STANDING_TIMEOUT):
                     await feed.known.wait()
-                    if is_behind(feed.log, since):
+                    if has_seen_more(since, feed.log):
                         # The client comes from a process that has heard more.
                         self.follow(feed)
                         await feed.known.wait()
