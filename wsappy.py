@@ -1276,6 +1276,7 @@ class Route:
         is_ordered: Whether it runs one call at a time.
         overrides: What sends for classes that send in their own way.
         methods: The methods by `(module, method)`.
+        elsewhere: Those of other routes only, until somebody was told.
     """
 
     path: Path
@@ -1284,11 +1285,19 @@ class Route:
     is_ordered: bool = False
     overrides: Overrides | None = None
     methods: dict[tuple[str, str], Method] = field(default_factory=dict)
+    elsewhere: dict[tuple[str, str], Method] = field(default_factory=dict)
 
     def offer(self, method: Method) -> None:
         """Add a method, unless it is limited to other routes."""
-        if method.paths is None or self.path.shape in method.paths:
-            self.methods[method.names] = method
+        is_here = method.paths is None or self.path.shape in method.paths
+        (self.methods if is_here else self.elsewhere)[method.names] = method
+
+    def note_unknown(self, names: tuple[str, str]) -> None:
+        """Say once that a method which was called is there, but for other routes."""
+        if method := self.elsewhere.pop(names, None):
+            text = "%r was called at %r, but handler %s is for clients=%r"
+            who, paths = describe(method.function), [*(method.paths or {}).values()]
+            LOGGER.info(text, str(method), self.path.text, who, paths)
 
 
 class Table:
@@ -1299,7 +1308,6 @@ class Table:
         literals: Those without parameters, by their decoded paths.
         methods: All methods, in the order of registration.
         guards: Those of each module.
-        limited: Those that a call at another route has yet to be told of, by names.
     """
 
     def __init__(self) -> None:
@@ -1307,7 +1315,6 @@ class Table:
         self.literals: dict[str, Route] = {}
         self.methods: list[Method] = []
         self.guards: dict[str, Guards] = {}
-        self.limited: dict[tuple[str, str], Method] = {}
 
     def add_route(self, route: Route) -> None:
         """Add a route; raises ValueError for a path that can't be told from another."""
@@ -1335,18 +1342,8 @@ class Table:
             must = f"module {name!r} must have one allow: got {both[0]} and {both[1]}"
             raise ValueError(f"{must}; write the same for both")
         self.methods.append(method)
-        if method.paths is not None:
-            self.limited[method.names] = method
         for route in self.routes.values():
             route.offer(method)
-
-    def note_unknown(self, route: Route, names: tuple[str, str]) -> None:
-        """Say once that a method which was called is there, but for other routes."""
-        method = self.limited.pop(names, None)
-        if method is not None and method.paths is not None:
-            text = "%r was called at %r, but handler %s is for clients=%r"
-            paths, place = list(method.paths.values()), route.path.text
-            LOGGER.info(text, str(method), place, describe(method.function), paths)
 
     def find(self, path: str) -> tuple[Route, dict[str, Any]] | None:
         """Return the route of a path from outside with its parameters' values."""
@@ -2857,8 +2854,7 @@ class Calls:
             self._run_inline(request, method)
 
     def _unknown(self, request: Request) -> Error:
-        names = request.module, request.method
-        self.app.table.note_unknown(self.route, names)
+        self.route.note_unknown((request.module, request.method))
         return Error(*UNKNOWN_METHOD.args)
 
     def _run_inline(self, request: Request, method: Method) -> None:
@@ -5363,14 +5359,14 @@ class Watchdog(threading.Thread):
     def report(self, frames: list[types.FrameType], now: float) -> None:
         """Name who holds the loop, once a minute for each place."""
         requests = [each.f_locals.get("request") for each in frames]
-        names = [repr(each) for each in requests if isinstance(each, Request)]
+        names = [f"handler {each!r}" for each in requests if isinstance(each, Request)]
         users = [each for each in frames if is_users(each.f_code)]
-        where = f"handler {names[0]}" if names else "something"
+        where = next(iter(names), "")
         place: object = where
         if users:
             place, line = users[0].f_code, users[0].f_lineno
             where = f"{place.co_qualname!r} ({place.co_filename}:{line})"
-        if (names or users) and now >= self.silent_until.get(place, 0.0):
+        if where and now >= self.silent_until.get(place, 0.0):
             self.silent_until[place] = now + BLOCKING_SILENCE
             LOGGER.warning(BLOCKED, where, BLOCKING)
 
@@ -5426,9 +5422,8 @@ class Serving:
         self.on_ready: Callable[[], object] = self.say_urls
 
     def __await__(self) -> NoReturn:
-        raise TypeError(
-            "app.serve() must be entered, not awaited; write async with app.serve():"
-        )
+        text = "app.serve() must be entered, not awaited; write async with app.serve():"
+        raise TypeError(text)
 
     async def __aenter__(self) -> Self:
         if self.service is not Service.NEW:
