@@ -725,11 +725,6 @@ def decode_path(path: str) -> str:
         return "?"
 
 
-def key_of(path: str) -> str:
-    """Return what a literal path becomes when a client asks for it, decoded."""
-    return path.removesuffix("/").replace("/", SLASH)
-
-
 def split_query(target: str) -> tuple[str, dict[str, str]]:
     """Cut what a client asks for into the path and the last value of each name."""
     path, _, query = target.partition("?")
@@ -1300,19 +1295,22 @@ class Route:
             LOGGER.info(text, str(method), self.path.text, who, paths)
 
 
+def has_parameters(route: Route) -> bool:
+    """Tell whether the path of a route is a pattern."""
+    return bool(route.path.converters)
+
+
 class Table:
     """The one table: every (path, module, method) with its handler.
 
     Attributes:
         routes: The routes by the shapes of their paths.
-        literals: Those without parameters, by their decoded paths.
         methods: All methods, in the order of registration.
         guards: Those of each module.
     """
 
     def __init__(self) -> None:
         self.routes: dict[str, Route] = {}
-        self.literals: dict[str, Route] = {}
         self.methods: list[Method] = []
         self.guards: dict[str, Guards] = {}
 
@@ -1322,8 +1320,6 @@ class Table:
         if other is not route:
             texts = f"{route.path.text!r} clashes with {other.path.text!r}"
             raise ValueError(f"path {texts}; write another")
-        if not route.path.converters:
-            self.literals[key_of(route.path.text)] = route
         for method in (*CONTROLS.values(), *self.methods):
             route.offer(method)
 
@@ -1349,11 +1345,8 @@ class Table:
         """Return the route of a path from outside with its parameters' values."""
         decoded = decode_path(path)
         # A literal path wins; patterns are tried in the order of registration.
-        if literal := self.literals.get(decoded.removesuffix(SLASH)):
-            return literal, {}
-        for route in self.routes.values():
-            params = route.path.match(decoded)
-            if params is not None:
+        for route in sorted(self.routes.values(), key=has_parameters):
+            if (params := route.path.match(decoded)) is not None:
                 return route, params
         return None
 
@@ -4602,16 +4595,15 @@ class Marking:
             TypeError: If it isn't a function, or a guard isn't one.
             ValueError: If the name starts with `$`, or the timeout isn't positive.
         """
-        if name is not None and not isinstance(name, str):
-            return self.method(timeout=timeout, thread=thread, allow=allow)(name)
-        guards = guards_of(allow)
+        is_name, guards = name is None or isinstance(name, str), guards_of(allow)
 
         def register(function: Any) -> Any:
             options = {"timeout": timeout, "in_thread": thread, "guards": guards}
-            self._add(function, mark_method(function, name, **options))
+            mark = mark_method(function, name if is_name else None, **options)
+            self._add(function, mark)
             return function
 
-        return register
+        return register if is_name else register(name)
 
     def _add(self, function: Any, mark: Mark) -> None:
         """Note a function that was marked; a `Module` registers it."""
@@ -5247,7 +5239,7 @@ def place_of(what: str, path: str) -> str:
     """Return the decoded path of a page; raises ValueError for one with parameters."""
     if parse_path(path).converters:
         raise ValueError(f"{what} {path!r} must have no parameters; use the query")
-    return key_of(path)
+    return path.removesuffix("/").replace("/", SLASH)
 
 
 def check_free(what: str, place: str, new: object, old: object) -> None:
