@@ -1327,11 +1327,10 @@ class Table:
         """Add a method; raises ValueError where a route would have two of its name."""
         for other in self.methods:
             if method.clashes(other):
-                raise ValueError(
-                    f"handler {describe(method.function)} clashes with "
-                    f"{describe(other.function)}: both are {str(method)!r}; write "
-                    f"another name, or clients=[...] for both"
-                )
+                new, old = describe(method.function), describe(other.function)
+                must = f"handler {new} clashes with {old}: both are {str(method)!r}"
+                remedy = "another name, or clients=[...] for both"
+                raise ValueError(f"{must}; write {remedy}")
         name, guards = method.names[0], method.module_guards
         if self.guards.setdefault(name, guards) != guards:
             both = [[*map(describe, each)] for each in (guards, self.guards[name])]
@@ -4465,9 +4464,8 @@ class Group:
 # Options of `websockets.serve` that wsappy needs itself, and what to write instead.
 RESERVED_OPTIONS = {
     "handler": "@app.module and @app.method",
-    **dict.fromkeys(
-        ("process_request", "process_response"), "@app.client and @app.http"
-    ),
+    "process_request": "@app.client and @app.http",
+    "process_response": "@app.client and @app.http",
     "create_connection": "a subclass of Client",
     "origins": "App(origins=[...])",
     "max_queue": "App(max_in_flight=...)",
@@ -5161,7 +5159,7 @@ class App(Marking):
         make_loop = loop_factory or asyncio.new_event_loop
         serving = self.serve(host, port, **options)
         if workers == 1:
-            run_serving(serving, make_loop)
+            run_serving(serving, make_loop())
         else:
             self.run_workers(serving, make_loop, workers)
 
@@ -5512,8 +5510,8 @@ class Serving:
         if self.service is Service.OVER:
             # It was accepted in the last turn.
             wire.transport.abort()
-            return
-        self.wires.add(wire)
+        else:
+            self.wires.add(wire)
 
     def discard(self, wire: ServerWire) -> None:
         """Look no longer after a connection that is lost, and whose task has ended."""
@@ -5623,11 +5621,8 @@ async def find_free(host: str | list[str], port: int) -> tuple[str | list[str], 
     return there if refused is not None else host, port
 
 
-def run_serving(
-    serving: Serving, make_loop: Callable[[], asyncio.AbstractEventLoop]
-) -> None:
+def run_serving(serving: Serving, loop: asyncio.AbstractEventLoop) -> None:
     """Serve in a loop of its own until a signal; tasks that won't end can't hold it."""
-    loop = make_loop()
     # For `asyncio.to_thread`.
     loop.set_default_executor(serving.threads)
     main = loop.create_task(serve_until_cancelled(serving))
@@ -6759,11 +6754,9 @@ def overrides_of(clients: Any, requests: type[Request] = Request) -> Overrides |
     if not tells and requests is Request:
         return None
     is_plain = not tells and responds is Request.response
-    return Overrides(
-        functools.partial(make_request, requests),
-        None if is_plain else emit_by_response,
-        tell_by_override if tells else None,
-    )
+    make, emit = functools.partial(make_request, requests), emit_by_response
+    tell = tell_by_override if tells else None
+    return Overrides(make, None if is_plain else emit, tell)
 
 
 def make_request(kind: type[Request], *parts: Any) -> Request:
@@ -6795,9 +6788,8 @@ async def emit_by_response(request: Request, event: str, data: JSON) -> None:
     if event in TERMINAL:
         request._last_word = None
     if type(outcome) is Failure:
-        request.client.connection.calls.answers.send_internal(
-            request, data, outcome.exc
-        )
+        answers: Answers = request.client.connection.calls.answers
+        answers.send_internal(request, data, outcome.exc)
 
 
 App.overrides_of = staticmethod(overrides_of)
@@ -7689,7 +7681,7 @@ class Workers:
         serving = relay_of(self.app).serve(sock=sock, max_size=None)
         serving.options["unix"] = True
         serving.on_ready = tell
-        run_serving(serving, asyncio.new_event_loop)
+        run_serving(serving, asyncio.new_event_loop())
         # The parent, whose folder it is, may be gone.
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -7710,7 +7702,7 @@ class Workers:
                 say_urls()
 
         self.serving.on_ready = on_ready
-        run_serving(self.serving, self.make_loop)
+        run_serving(self.serving, self.make_loop())
 
     # What the parent does
 
