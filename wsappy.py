@@ -4889,7 +4889,7 @@ class App(Marking):
                 three arguments, or a method that merely looks like a hook.
             ValueError: If the path is taken, or can't be read.
         """
-        parsed, overrides_of = parse_path(path), type(self).overrides_of
+        parsed = parse_path(path)
         allowed = self.origins if origins is ... else origins
         check_origins(allowed)
 
@@ -4906,7 +4906,8 @@ class App(Marking):
             else:
                 check_class(target)
             route = Route(parsed, lambda wire: factory(self, wire, None), allowed)
-            route.is_ordered, route.overrides = ordered, overrides_of(factory)
+            route.overrides = type(self).overrides_of(factory)
+            route.is_ordered = ordered
             self.table.add_route(route)
             return target
 
