@@ -725,11 +725,6 @@ def decode_path(path: str) -> str:
         return "?"
 
 
-def key_of(path: str) -> str:
-    """Return what a literal path becomes when a client asks for it, decoded."""
-    return path.removesuffix("/").replace("/", SLASH)
-
-
 def split_query(target: str) -> tuple[str, dict[str, str]]:
     """Cut what a client asks for into the path and the last value of each name."""
     path, _, query = target.partition("?")
@@ -1276,6 +1271,7 @@ class Route:
         is_ordered: Whether it runs one call at a time.
         overrides: What sends for classes that send in their own way.
         methods: The methods by `(module, method)`.
+        elsewhere: Those of other routes only, until somebody was told.
     """
 
     path: Path
@@ -1284,11 +1280,24 @@ class Route:
     is_ordered: bool = False
     overrides: Overrides | None = None
     methods: dict[tuple[str, str], Method] = field(default_factory=dict)
+    elsewhere: dict[tuple[str, str], Method] = field(default_factory=dict)
 
     def offer(self, method: Method) -> None:
         """Add a method, unless it is limited to other routes."""
-        if method.paths is None or self.path.shape in method.paths:
-            self.methods[method.names] = method
+        is_here = method.paths is None or self.path.shape in method.paths
+        (self.methods if is_here else self.elsewhere)[method.names] = method
+
+    def note_unknown(self, names: tuple[str, str]) -> None:
+        """Say once that a method which was called is there, but for other routes."""
+        if method := self.elsewhere.pop(names, None):
+            text = "%r was called at %r, but handler %s is for clients=%r"
+            who, paths = describe(method.function), [*(method.paths or {}).values()]
+            LOGGER.info(text, str(method), self.path.text, who, paths)
+
+
+def has_parameters(route: Route) -> bool:
+    """Tell whether the path of a route is a pattern."""
+    return bool(route.path.converters)
 
 
 class Table:
@@ -1296,18 +1305,14 @@ class Table:
 
     Attributes:
         routes: The routes by the shapes of their paths.
-        literals: Those without parameters, by their decoded paths.
         methods: All methods, in the order of registration.
         guards: Those of each module.
-        limited: Those that a call at another route has yet to be told of, by names.
     """
 
     def __init__(self) -> None:
         self.routes: dict[str, Route] = {}
-        self.literals: dict[str, Route] = {}
         self.methods: list[Method] = []
         self.guards: dict[str, Guards] = {}
-        self.limited: dict[tuple[str, str], Method] = {}
 
     def add_route(self, route: Route) -> None:
         """Add a route; raises ValueError for a path that can't be told from another."""
@@ -1315,8 +1320,6 @@ class Table:
         if other is not route:
             texts = f"{route.path.text!r} clashes with {other.path.text!r}"
             raise ValueError(f"path {texts}; write another")
-        if not route.path.converters:
-            self.literals[key_of(route.path.text)] = route
         for method in (*CONTROLS.values(), *self.methods):
             route.offer(method)
 
@@ -1324,39 +1327,25 @@ class Table:
         """Add a method; raises ValueError where a route would have two of its name."""
         for other in self.methods:
             if method.clashes(other):
-                raise ValueError(
-                    f"handler {describe(method.function)} clashes with "
-                    f"{describe(other.function)}: both are {str(method)!r}; write "
-                    f"another name, or clients=[...] for both"
-                )
+                new, old = describe(method.function), describe(other.function)
+                must = f"handler {new} clashes with {old}: both are {str(method)!r}"
+                remedy = "another name, or clients=[...] for both"
+                raise ValueError(f"{must}; write {remedy}")
         name, guards = method.names[0], method.module_guards
         if self.guards.setdefault(name, guards) != guards:
             both = [[*map(describe, each)] for each in (guards, self.guards[name])]
             must = f"module {name!r} must have one allow: got {both[0]} and {both[1]}"
             raise ValueError(f"{must}; write the same for both")
         self.methods.append(method)
-        if method.paths is not None:
-            self.limited[method.names] = method
         for route in self.routes.values():
             route.offer(method)
-
-    def note_unknown(self, route: Route, names: tuple[str, str]) -> None:
-        """Say once that a method which was called is there, but for other routes."""
-        method = self.limited.pop(names, None)
-        if method is not None and method.paths is not None:
-            text = "%r was called at %r, but handler %s is for clients=%r"
-            paths, place = list(method.paths.values()), route.path.text
-            LOGGER.info(text, str(method), place, describe(method.function), paths)
 
     def find(self, path: str) -> tuple[Route, dict[str, Any]] | None:
         """Return the route of a path from outside with its parameters' values."""
         decoded = decode_path(path)
         # A literal path wins; patterns are tried in the order of registration.
-        if literal := self.literals.get(decoded.removesuffix(SLASH)):
-            return literal, {}
-        for route in self.routes.values():
-            params = route.path.match(decoded)
-            if params is not None:
+        for route in sorted(self.routes.values(), key=has_parameters):
+            if (params := route.path.match(decoded)) is not None:
                 return route, params
         return None
 
@@ -2857,8 +2846,7 @@ class Calls:
             self._run_inline(request, method)
 
     def _unknown(self, request: Request) -> Error:
-        names = request.module, request.method
-        self.app.table.note_unknown(self.route, names)
+        self.route.note_unknown((request.module, request.method))
         return Error(*UNKNOWN_METHOD.args)
 
     def _run_inline(self, request: Request, method: Method) -> None:
@@ -4476,9 +4464,8 @@ class Group:
 # Options of `websockets.serve` that wsappy needs itself, and what to write instead.
 RESERVED_OPTIONS = {
     "handler": "@app.module and @app.method",
-    **dict.fromkeys(
-        ("process_request", "process_response"), "@app.client and @app.http"
-    ),
+    "process_request": "@app.client and @app.http",
+    "process_response": "@app.client and @app.http",
     "create_connection": "a subclass of Client",
     "origins": "App(origins=[...])",
     "max_queue": "App(max_in_flight=...)",
@@ -4606,16 +4593,15 @@ class Marking:
             TypeError: If it isn't a function, or a guard isn't one.
             ValueError: If the name starts with `$`, or the timeout isn't positive.
         """
-        if name is not None and not isinstance(name, str):
-            return self.method(timeout=timeout, thread=thread, allow=allow)(name)
-        guards = guards_of(allow)
+        is_name, guards = name is None or isinstance(name, str), guards_of(allow)
 
         def register(function: Any) -> Any:
             options = {"timeout": timeout, "in_thread": thread, "guards": guards}
-            self._add(function, mark_method(function, name, **options))
+            mark = mark_method(function, name if is_name else None, **options)
+            self._add(function, mark)
             return function
 
-        return register
+        return register if is_name else register(name)
 
     def _add(self, function: Any, mark: Mark) -> None:
         """Note a function that was marked; a `Module` registers it."""
@@ -4903,7 +4889,7 @@ class App(Marking):
                 three arguments, or a method that merely looks like a hook.
             ValueError: If the path is taken, or can't be read.
         """
-        parsed, overrides_of = parse_path(path), type(self).overrides_of
+        parsed = parse_path(path)
         allowed = self.origins if origins is ... else origins
         check_origins(allowed)
 
@@ -4920,7 +4906,8 @@ class App(Marking):
             else:
                 check_class(target)
             route = Route(parsed, lambda wire: factory(self, wire, None), allowed)
-            route.is_ordered, route.overrides = ordered, overrides_of(factory)
+            route.overrides = type(self).overrides_of(factory)
+            route.is_ordered = ordered
             self.table.add_route(route)
             return target
 
@@ -5173,7 +5160,7 @@ class App(Marking):
         make_loop = loop_factory or asyncio.new_event_loop
         serving = self.serve(host, port, **options)
         if workers == 1:
-            run_serving(serving, make_loop)
+            run_serving(serving, make_loop())
         else:
             self.run_workers(serving, make_loop, workers)
 
@@ -5251,7 +5238,7 @@ def place_of(what: str, path: str) -> str:
     """Return the decoded path of a page; raises ValueError for one with parameters."""
     if parse_path(path).converters:
         raise ValueError(f"{what} {path!r} must have no parameters; use the query")
-    return key_of(path)
+    return path.removesuffix("/").replace("/", SLASH)
 
 
 def check_free(what: str, place: str, new: object, old: object) -> None:
@@ -5365,14 +5352,14 @@ class Watchdog(threading.Thread):
     def report(self, frames: list[types.FrameType], now: float) -> None:
         """Name who holds the loop, once a minute for each place."""
         requests = [each.f_locals.get("request") for each in frames]
-        names = [repr(each) for each in requests if isinstance(each, Request)]
+        names = [f"handler {each!r}" for each in requests if isinstance(each, Request)]
         users = [each for each in frames if is_users(each.f_code)]
-        where = f"handler {names[0]}" if names else "something"
+        where = next(iter(names), "")
         place: object = where
         if users:
             place, line = users[0].f_code, users[0].f_lineno
             where = f"{place.co_qualname!r} ({place.co_filename}:{line})"
-        if (names or users) and now >= self.silent_until.get(place, 0.0):
+        if where and now >= self.silent_until.get(place, 0.0):
             self.silent_until[place] = now + BLOCKING_SILENCE
             LOGGER.warning(BLOCKED, where, BLOCKING)
 
@@ -5436,9 +5423,8 @@ class Serving:
         self.on_ready: Callable[[], object] = self.say_urls
 
     def __await__(self) -> NoReturn:
-        raise TypeError(
-            "app.serve() must be entered, not awaited; write async with app.serve():"
-        )
+        text = "app.serve() must be entered, not awaited; write async with app.serve():"
+        raise TypeError(text)
 
     async def __aenter__(self) -> Self:
         if self.service is not Service.NEW:
@@ -5535,8 +5521,8 @@ class Serving:
         if self.service is Service.OVER:
             # It was accepted in the last turn.
             wire.transport.abort()
-            return
-        self.wires.add(wire)
+        else:
+            self.wires.add(wire)
 
     def discard(self, wire: ServerWire) -> None:
         """Look no longer after a connection that is lost, and whose task has ended."""
@@ -5646,11 +5632,8 @@ async def find_free(host: str | list[str], port: int) -> tuple[str | list[str], 
     return there if refused is not None else host, port
 
 
-def run_serving(
-    serving: Serving, make_loop: Callable[[], asyncio.AbstractEventLoop]
-) -> None:
+def run_serving(serving: Serving, loop: asyncio.AbstractEventLoop) -> None:
     """Serve in a loop of its own until a signal; tasks that won't end can't hold it."""
-    loop = make_loop()
     # For `asyncio.to_thread`.
     loop.set_default_executor(serving.threads)
     main = loop.create_task(serve_until_cancelled(serving))
@@ -6782,11 +6765,9 @@ def overrides_of(clients: Any, requests: type[Request] = Request) -> Overrides |
     if not tells and requests is Request:
         return None
     is_plain = not tells and responds is Request.response
-    return Overrides(
-        functools.partial(make_request, requests),
-        None if is_plain else emit_by_response,
-        tell_by_override if tells else None,
-    )
+    make, emit = functools.partial(make_request, requests), emit_by_response
+    tell = tell_by_override if tells else None
+    return Overrides(make, None if is_plain else emit, tell)
 
 
 def make_request(kind: type[Request], *parts: Any) -> Request:
@@ -6818,9 +6799,8 @@ async def emit_by_response(request: Request, event: str, data: JSON) -> None:
     if event in TERMINAL:
         request._last_word = None
     if type(outcome) is Failure:
-        request.client.connection.calls.answers.send_internal(
-            request, data, outcome.exc
-        )
+        answers: Answers = request.client.connection.calls.answers
+        answers.send_internal(request, data, outcome.exc)
 
 
 App.overrides_of = staticmethod(overrides_of)
@@ -7712,7 +7692,7 @@ class Workers:
         serving = relay_of(self.app).serve(sock=sock, max_size=None)
         serving.options["unix"] = True
         serving.on_ready = tell
-        run_serving(serving, asyncio.new_event_loop)
+        run_serving(serving, asyncio.new_event_loop())
         # The parent, whose folder it is, may be gone.
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -7733,7 +7713,7 @@ class Workers:
                 say_urls()
 
         self.serving.on_ready = on_ready
-        run_serving(self.serving, self.make_loop)
+        run_serving(self.serving, self.make_loop())
 
     # What the parent does
 
