@@ -168,6 +168,8 @@ MAX_BODY, BODY_GRACE = 2**20, 1.0
 MAX_ANSWERS = 64
 # Groups of one client, and bytes of a group's name (protocol, section 6).
 MAX_GROUPS, MAX_GROUP_NAME = 128, 255
+# Bytes of a frame that the lane waits for; the library keeps longer ones, uncopied.
+SHORT_FRAME = 2**16
 # Fragments of one message: what `websockets` allows by default.
 MAX_FRAGMENTS = 4096
 # Workers that run `thread=True` handlers: the number that the standard library takes.
@@ -296,13 +298,11 @@ STOPPING = Error("overloaded", "the server is stopping", retry=True)
 STOPS = (SystemExit, KeyboardInterrupt)
 
 
+@dataclass(slots=True)
 class Failure:
     """What `run` and `run_to_end` return for users' code that raised."""
 
-    __slots__ = ("exc",)
-
-    def __init__(self, exc: BaseException) -> None:
-        self.exc = exc
+    exc: BaseException
 
 
 def run(function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
@@ -569,9 +569,8 @@ def parts_of(value: Any) -> Iterable[tuple[Any, Any]]:
     if hasattr(value, "model_dump"):
         return list(vars(value).items())
     if dataclasses.is_dataclass(value):
-        return [
-            (each.name, getattr(value, each.name)) for each in dataclasses.fields(value)
-        ]
+        names = [each.name for each in dataclasses.fields(value)]
+        return [(name, getattr(value, name)) for name in names]
     return enumerate(value if isinstance(value, SEQUENCES) else ())
 
 
@@ -628,12 +627,11 @@ class Codec:
             level = [message if self.loads is orjson.loads else orjson.loads(payload)]
             # Not by writing it: some versions of orjson end the process over it.
             for _ in range(MAX_DEPTH):
-                level = [
-                    part
-                    for whole in level
-                    for part in (whole.values() if type(whole) is dict else whole)
-                    if type(part) in (dict, list)
+                wholes = [
+                    each.values() if type(each) is dict else each for each in level
                 ]
+                parts = itertools.chain.from_iterable(wholes)
+                level = [part for part in parts if type(part) in (dict, list)]
             if level:
                 raise ValueError("nested too deeply")
 
@@ -1821,23 +1819,22 @@ class Lane:
 
     def _read_other(self, data: bytes, position: int) -> int:
         """Read a frame that needs a closer look, or a part; return where that ends."""
-        size, protocol = len(data), self.wire.protocol
+        size, first, protocol = len(data), data[position], self.wire.protocol
         if not self.owed:
             key, length = measure(data, position)
-            if key > size:
+            start, end = key + 4, key + 4 + length
+            is_masked = key <= size and data[position + 1] >= 128
+            is_fast = first in self.whole_frames and is_masked and length <= self.limit
+            if is_fast and end <= size:
+                payload = apply_mask(data[start:end], data[key:start])
+                self.wire.receive(payload, WHOLE_FRAMES[first])
+                return end
+            if key > size or (is_fast and length <= SHORT_FRAME):
                 self.rest += data[position:]
                 return size
-            start, end = key + 4, key + 4 + length
-            is_text = self.whole_frames.get(data[position])
-            is_whole = end <= size and data[position + 1] >= 128
-            if is_text is not None and is_whole and length <= self.limit:
-                payload = apply_mask(data[start:end], data[key:start])
-                self.wire.receive(payload, is_text)
-                return end
             # What follows a failure, or the client's close, is no frame.
             self.owed = sys.maxsize if protocol.eof_sent else end - position
-            first, is_data = data[position], not data[position] & 0x08
-            if is_data and protocol.extensions and self.wire.phase is not OPEN:
+            if not first & 0x08 and protocol.extensions and self.wire.phase is not OPEN:
                 # As if it weren't compressed: nobody listens, and it could be a bomb.
                 self.wire.give(bytes((first & 0xBF,)))
                 position, self.owed = position + 1, self.owed - 1
@@ -2471,12 +2468,10 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         heard = self.lane.halts, self.bytes_in
         if self.awaited not in (None, heard):
             self.awaited, self.due = None, now + (self.ping_interval or math.inf)
-        if now < self.due:
-            return
-        if self.awaited is not None:
+        elif self.awaited is not None and now >= self.due:
             self.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
             self.loop.call_later(SLOW_GRACE, self.transport.abort)
-        elif self.ping_interval is not None:
+        elif self.ping_interval is not None and now >= self.due:
             self.awaited = () if self.lane.is_halted else heard
             self.due = now + (self.ping_timeout or math.inf)
             # As the library's own pings, whose pongs tell the latency.
