@@ -2013,7 +2013,7 @@ class LibraryWire(LibraryConnection, Wire):
 
 
 # A target that is a whole URL: its authority, and the rest (RFC 9112, section 3.2.2).
-ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([^/?#]+)(.*)")
+ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([^/?#]+)/?(.*)")
 NO_REQUEST, ONLY_HTTP_1 = "this is no HTTP request", "this server speaks HTTP/1.1"
 
 
@@ -2068,10 +2068,9 @@ def simplify(request: websockets.Request) -> None:
         if name in headers and not "".join(headers.get_all(name)).strip(", \t"):
             del headers[name]
     if absolute := ABSOLUTE.fullmatch(request.path):
-        authority, rest = absolute.groups()
-        request.path = rest if rest.startswith("/") else f"/{rest}"
+        request.path = f"/{absolute[2]}"
         headers.pop("Host", None)
-        headers["Host"] = authority
+        headers["Host"] = absolute[1]
 
 
 class Exchange:
@@ -2179,7 +2178,7 @@ class Exchange:
 
 
 class Backlog:
-    """What waits for a client that is behind, and how long it has waited.
+    """What waits for a client that has fallen behind, and how long it has waited.
 
     Attributes:
         aged: Bytes that wait since an earlier turn of the loop, at most.
@@ -2189,16 +2188,12 @@ class Backlog:
         self.wire = wire
         self.aged = 0
         self.is_aging = False
+        self._age()
 
     @property
     def size(self) -> int:
         """Bytes that wait."""
         return self.wire.transport.get_write_buffer_size() + self.wire.out_size
-
-    def begin(self) -> None:
-        """Count from now on: the client has fallen behind."""
-        self.aged = 0
-        self._age()
 
     def is_too_large(self) -> bool:
         """Tell whether so much waits that the client isn't pushed to any more.
@@ -2243,7 +2238,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.life: asyncio.Task[None] | None = None
         self.due, self.taken_at = math.inf, 0.0
         self.awaited: tuple[int, ...] | None = None
-        self.backlog = Backlog(self)
+        self.backlog: Backlog
 
     # From the first byte to the goodbye
 
@@ -2386,7 +2381,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         super().pause_writing()
         self.serving.app.counts["pauses"] += 1
         self.lane.stop()
-        self.backlog.begin()
+        self.backlog = Backlog(self)
 
     def resume_writing(self) -> None:
         """Go on with what waited for a client that was behind."""
