@@ -3992,7 +3992,9 @@ class TestKeepalive:
 
             await wire_until(lambda: not wire.is_pinged)
 
-    async def test_beside_a_long_goodbye(self) -> None:
+    async def test_beside_a_long_goodbye(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """A goodbye that takes long keeps no other peer from being looked at."""
         app = wire_app()
         limits = {"ping_interval": 0.02, "ping_timeout": 0.02}
@@ -4011,6 +4013,7 @@ class TestKeepalive:
                 assert first == FIN | PING
                 assert await wire.closed() == (1011, "keepalive ping timeout")
                 is_free.set()
+        assert [each for each in caplog.records if each.levelno >= logging.ERROR] == []
 
     async def test_close_without_echo(self) -> None:
         """A peer that never answers a close is aborted after `close_timeout`."""

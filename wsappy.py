@@ -168,6 +168,8 @@ MAX_BODY, BODY_GRACE = 2**20, 1.0
 MAX_ANSWERS = 64
 # Groups of one client, and bytes of a group's name (protocol, section 6).
 MAX_GROUPS, MAX_GROUP_NAME = 128, 255
+# Bytes of a frame that the lane waits for; the library keeps longer ones, uncopied.
+SHORT_FRAME = 2**16
 # Fragments of one message: what `websockets` allows by default.
 MAX_FRAGMENTS = 4096
 # Workers that run `thread=True` handlers: the number that the standard library takes.
@@ -296,13 +298,11 @@ STOPPING = Error("overloaded", "the server is stopping", retry=True)
 STOPS = (SystemExit, KeyboardInterrupt)
 
 
+@dataclass(slots=True)
 class Failure:
     """What `run` and `run_to_end` return for users' code that raised."""
 
-    __slots__ = ("exc",)
-
-    def __init__(self, exc: BaseException) -> None:
-        self.exc = exc
+    exc: BaseException
 
 
 def run(function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
@@ -569,9 +569,8 @@ def parts_of(value: Any) -> Iterable[tuple[Any, Any]]:
     if hasattr(value, "model_dump"):
         return list(vars(value).items())
     if dataclasses.is_dataclass(value):
-        return [
-            (each.name, getattr(value, each.name)) for each in dataclasses.fields(value)
-        ]
+        names = [each.name for each in dataclasses.fields(value)]
+        return [(name, getattr(value, name)) for name in names]
     return enumerate(value if isinstance(value, SEQUENCES) else ())
 
 
@@ -628,12 +627,11 @@ class Codec:
             level = [message if self.loads is orjson.loads else orjson.loads(payload)]
             # Not by writing it: some versions of orjson end the process over it.
             for _ in range(MAX_DEPTH):
-                level = [
-                    part
-                    for whole in level
-                    for part in (whole.values() if type(whole) is dict else whole)
-                    if type(part) in (dict, list)
+                wholes = [
+                    each.values() if type(each) is dict else each for each in level
                 ]
+                parts = itertools.chain.from_iterable(wholes)
+                level = [part for part in parts if type(part) in (dict, list)]
             if level:
                 raise ValueError("nested too deeply")
 
@@ -1810,23 +1808,22 @@ class Lane:
 
     def _read_other(self, data: bytes, position: int) -> int:
         """Read a frame that needs a closer look, or a part; return where that ends."""
-        size, protocol = len(data), self.wire.protocol
+        size, first, protocol = len(data), data[position], self.wire.protocol
         if not self.owed:
             key, length = measure(data, position)
-            if key > size:
+            start, end = key + 4, key + 4 + length
+            is_masked = key <= size and data[position + 1] >= 128
+            is_fast = first in self.whole_frames and is_masked and length <= self.limit
+            if is_fast and end <= size:
+                payload = apply_mask(data[start:end], data[key:start])
+                self.wire.receive(payload, WHOLE_FRAMES[first])
+                return end
+            if key > size or (is_fast and length <= SHORT_FRAME):
                 self.rest += data[position:]
                 return size
-            start, end = key + 4, key + 4 + length
-            is_text = self.whole_frames.get(data[position])
-            is_whole = end <= size and data[position + 1] >= 128
-            if is_text is not None and is_whole and length <= self.limit:
-                payload = apply_mask(data[start:end], data[key:start])
-                self.wire.receive(payload, is_text)
-                return end
             # What follows a failure, or the client's close, is no frame.
             self.owed = sys.maxsize if protocol.eof_sent else end - position
-            first, is_data = data[position], not data[position] & 0x08
-            if is_data and protocol.extensions and self.wire.phase is not OPEN:
+            if not first & 0x08 and protocol.extensions and self.wire.phase is not OPEN:
                 # As if it weren't compressed: nobody listens, and it could be a bomb.
                 self.wire.give(bytes((first & 0xBF,)))
                 position, self.owed = position + 1, self.owed - 1
@@ -2005,7 +2002,7 @@ class LibraryWire(LibraryConnection, Wire):
 
 
 # A target that is a whole URL: its authority, and the rest (RFC 9112, section 3.2.2).
-ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([^/?#]+)(.*)")
+ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([^/?#]+)/?(.*)")
 NO_REQUEST, ONLY_HTTP_1 = "this is no HTTP request", "this server speaks HTTP/1.1"
 
 
@@ -2060,10 +2057,9 @@ def simplify(request: websockets.Request) -> None:
         if name in headers and not "".join(headers.get_all(name)).strip(", \t"):
             del headers[name]
     if absolute := ABSOLUTE.fullmatch(request.path):
-        authority, rest = absolute.groups()
-        request.path = rest if rest.startswith("/") else f"/{rest}"
+        request.path = f"/{absolute[2]}"
         headers.pop("Host", None)
-        headers["Host"] = authority
+        headers["Host"] = absolute[1]
 
 
 class Exchange:
@@ -2171,7 +2167,7 @@ class Exchange:
 
 
 class Backlog:
-    """What waits for a client that is behind, and how long it has waited.
+    """What waits for a client that has fallen behind, and how long it has waited.
 
     Attributes:
         aged: Bytes that wait since an earlier turn of the loop, at most.
@@ -2181,16 +2177,12 @@ class Backlog:
         self.wire = wire
         self.aged = 0
         self.is_aging = False
+        self._age()
 
     @property
     def size(self) -> int:
         """Bytes that wait."""
         return self.wire.transport.get_write_buffer_size() + self.wire.out_size
-
-    def begin(self) -> None:
-        """Count from now on: the client has fallen behind."""
-        self.aged = 0
-        self._age()
 
     def is_too_large(self) -> bool:
         """Tell whether so much waits that the client isn't pushed to any more.
@@ -2235,7 +2227,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.life: asyncio.Task[None] | None = None
         self.due, self.taken_at = math.inf, 0.0
         self.awaited: tuple[int, ...] | None = None
-        self.backlog = Backlog(self)
+        self.backlog: Backlog
 
     # From the first byte to the goodbye
 
@@ -2378,7 +2370,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         super().pause_writing()
         self.serving.app.counts["pauses"] += 1
         self.lane.stop()
-        self.backlog.begin()
+        self.backlog = Backlog(self)
 
     def resume_writing(self) -> None:
         """Go on with what waited for a client that was behind."""
@@ -2460,12 +2452,10 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         heard = self.lane.halts, self.bytes_in
         if self.awaited not in (None, heard):
             self.awaited, self.due = None, now + (self.ping_interval or math.inf)
-        if now < self.due:
-            return
-        if self.awaited is not None:
+        elif self.awaited is not None and now >= self.due:
             self.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
             self.loop.call_later(SLOW_GRACE, self.transport.abort)
-        elif self.ping_interval is not None:
+        elif self.ping_interval is not None and now >= self.due:
             self.awaited = () if self.lane.is_halted else heard
             self.due = now + (self.ping_timeout or math.inf)
             # As the library's own pings, whose pongs tell the latency.
