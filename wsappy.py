@@ -5104,6 +5104,8 @@ class App(Marking):
 
     # What sends for a class of clients that sends in its own way.
     overrides_of: ClassVar[Callable[[Any], Overrides | None]]
+    # Pages that every application has, where it has none of its own.
+    pages_of: ClassVar[Callable[[Any], dict[str, Callable[..., Any]]]]
 
     def __post_init__(self) -> None:
         check_origins(self.origins)
@@ -5117,6 +5119,7 @@ class App(Marking):
         self.pages: dict[str, Callable[..., Any]] = {}
         # Pages for all that is below a path.
         self.trees: dict[str, Callable[..., Any]] = {}
+        self.common_pages = type(self).pages_of(self)
         self.life: Callable[..., Any] | None = None
         self.counts = collections.Counter[str]()
         self.labels = {each: collections.Counter[str]() for each in LABELLED}
@@ -5419,9 +5422,12 @@ class App(Marking):
     def find_page(self, path: str) -> Callable[..., Any] | None:
         """Return the page at a path from outside, or None; the longest tree wins."""
         decoded = decode_path(path)
-        page = self.pages.get(decoded.removesuffix(SLASH))
+        place = decoded.removesuffix(SLASH)
+        page = self.pages.get(place)
         if page is not None or self.table.find(path) is not None:
             return page
+        if place in self.common_pages:
+            return self.common_pages[place]
         below = f"{decoded}{SLASH}"
         places = [each for each in self.trees if below.startswith(f"{each}{SLASH}")]
         return self.trees[max(places, key=len)] if places else None
@@ -7318,3 +7324,334 @@ def add_folder(app: App, path: str, folder: str | os.PathLike[str]) -> None:
         raise ValueError(f"folder {path!r} must be the only one there; write another")
     app.trees[made.place] = made.answer
     app.checks.append(made.check)
+
+
+# The browser's client, an ES module.
+CLIENT_SCRIPT = r"""\
+// The browser's client of wsappy. All times are milliseconds.
+//
+//     import { connect } from "/wsappy.js";
+//     const api = connect("/api");
+//     console.log(await api.call("entity", "get", { item_id: 42 }));
+
+const FIRST_WAIT = 250, MAX_WAIT = 15000; // Before it connects again, at most.
+const BEAT = 5000, PING_AT = 4, DEAD_AT = 6; // Beats without a word of the server.
+const CHUNK = 50; // Groups that are joined again at a time; the server takes 100 calls.
+
+/** How a call failed: the code is the server's, or "timeout", or "closed". */
+export class ApiError extends Error {
+  /** @param {{code: string, message?: string, details?: any, retry?: boolean}} data */
+  constructor({ code, message = "", details, retry = false }) {
+    super(message);
+    this.name = "ApiError";
+    this.code = code;
+    this.details = details;
+    this.retry = retry;
+  }
+}
+
+const keyOf = (module, name) => `${module}\n${name}`;
+const valueOf = (value) => (typeof value === "function" ? value() : value);
+const LOST = { code: 1006, reason: "" };
+const closedBy = ({ code, reason }) => new ApiError(
+  { code: "closed", message: `${code} ${reason}`.trim(), details: { code, reason } });
+const isFinal = (code) =>
+  [1000, 1007, 1009].includes(code) || (code >= 4400 && code < 4500 && code !== 4429);
+
+/** Make random waits; their bound doubles until all was well for longer than that. */
+const backoff = (tries = 0, next = 0) => () => {
+  if (Date.now() > next + MAX_WAIT) tries = 0;
+  const wait = Math.random() * Math.min(MAX_WAIT, FIRST_WAIT * 2 ** tries++);
+  next = Date.now() + wait;
+  return wait;
+};
+
+/** @typedef {{code: number, reason: string}} Why How a connection ended.
+ * @typedef {{timeout?: number, signal?: AbortSignal,
+ *   onEvent?: (event: string, data: any) => any}} CallOptions
+ * @typedef {{signal?: AbortSignal, window?: number}} StreamOptions */
+
+/**
+ * Return a client; its calls wait for the connection. It connects again until it is
+ * closed, or refused for good.
+ * @param {string | URL | (() => any)} url May be a function, asked before each attempt.
+ * @param {{token?: string | (() => any), timeout?: number}} [options] `token` goes into
+ *   the query, and may be a function too; `timeout` is that of calls, null for none.
+ */
+export function connect(url, { token, timeout: limit = 10000 } = {}) {
+  const calls = new Map(), groups = new Map();
+  const listeners = new Map(), methods = new Map();
+  const gone = new AbortController(), nextWait = backoff();
+  let lastId = 0, silent = 0, state = "connecting", /** @type {Why} */ end = null;
+  let socket = null, ready = null; // `ready` is the socket once calls may use it.
+  let hangUp = (/** @type {Why} */ why) => {}, wake = () => {};
+
+  const send = (message) => socket?.send(JSON.stringify(message));
+  const control = (method, data, request_id = undefined) =>
+    send({ module: "$", method, data, request_id });
+  const ping = () => control("ping", {}, ++lastId);
+  const emit = (module, event, ...values) => Promise.all(
+    [...(listeners.get(keyOf(module, event)) ?? [])].map(async (listener) => {
+      try { await listener(...values); } catch (error) { console.error(error); }
+    }));
+  const become = (now, why) => emit("$", "state", { state: (state = now), ...why });
+
+  /** Make a call and yield its events; leaving that loop early cancels it. */
+  async function* converse(module, method, data, /** @type {any} */ options) {
+    const { timeout, signal, window, note, via } = options;
+    signal?.throwIfAborted();
+    if (end || (via && via !== socket)) throw closedBy(end ?? LOST);
+    const id = ++lastId, half = Math.ceil(window / 2), events = [];
+    const message = { module, method, data, request_id: id, items: window };
+    const text = JSON.stringify(message);
+    let arrived = (_ = undefined) => {}, taken = 0, timer;
+    const call = {
+      via: null, // The socket that it was sent on.
+      send: (ws) => ((call.via = ws).send(text), window && clearTimeout(timer)),
+      put: (...event) => (note?.(...event), events.push(event), arrived()),
+    };
+    const fail = (error) => call.put("fail", error);
+    const abort = () => (events.length = 0, fail(signal.reason));
+    const expire = () => {
+      const message = call.via ? "no answer in time" : "no connection: it was not sent";
+      fail(new ApiError({ code: "timeout", message, retry: true }));
+    };
+    if (Number.isFinite(timeout)) timer = setTimeout(expire, timeout);
+    signal?.addEventListener("abort", abort);
+    calls.set(id, call);
+    try {
+      if (via ?? ready) call.send(via ?? ready);
+      for (let event, value; event !== "result";) {
+        while (!events.length) await new Promise((resolve) => (arrived = resolve));
+        [event, value] = events.shift();
+        if (event === "fail") throw value;
+        if (event === "error") throw new ApiError(value);
+        yield [event, value];
+        if (event === "item" && ++taken % half === 0 && calls.has(id))
+          control("more", { request_id: id, items: half });
+      }
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", abort);
+      if (calls.delete(id) && call.via) control("cancel", { request_id: id });
+    }
+  }
+
+  /** Call the server, and return the data of its result; throws ApiError.
+   * @param {string} module @param {string} method @param {any} [data]
+   * @param {CallOptions} [options] `onEvent` hears the events before the result. */
+  async function call(module, method, data, options) {
+    const all = { timeout: limit, ...options };
+    for await (const [event, value] of converse(module, method, data, all)) {
+      if (event === "result") return value;
+      if (event === "item") throw new TypeError(`${module}.${method}: use api.stream`);
+      all.onEvent?.(event, value);
+    }
+  }
+
+  /** Call the server, and loop over the items. Leaving the loop, or a signal, cancels.
+   * @param {string} module @param {string} method @param {any} [data]
+   * @param {StreamOptions} [options] At most `window` items wait for the loop. */
+  async function* stream(module, method, data, { signal, window = 100 } = {}) {
+    const all = { timeout: limit, signal, window };
+    for await (const [event, value] of converse(module, method, data, all)) {
+      if (event === "item") yield value;
+      else if (event === "result" && JSON.stringify(value) !== "{}")
+        throw new TypeError(`${module}.${method}: use api.call`);
+    }
+  }
+
+  /** Read a message: a call of the server, a push, or an event of one of our calls. */
+  function receive(message) {
+    const { event, data, request_id: id } = message, call = calls.get(id);
+    silent = 0;
+    if (event === undefined) answer(message);
+    else if (id === null) hear(message);
+    else if (call) {
+      if (event === "result" || event === "error") calls.delete(id);
+      call.put(event, data);
+    }
+  }
+
+  async function answer({ module, method, data, request_id = null }) {
+    const say = (event, data) => send({ request_id, module, method, event, data });
+    try {
+      const handler = methods.get(keyOf(module, method)), code = "unknown_method";
+      if (!handler) throw new ApiError({ code, message: "no such module or method" });
+      const value = await handler(data ?? {});
+      if (request_id !== null || value !== undefined) say("result", value ?? {});
+    } catch (error) {
+      const { code, message, details, retry } = error;
+      const isMeant = error instanceof ApiError;
+      if (!isMeant) console.error(error);
+      say("error", isMeant ? { code, message, details, retry }
+        : { code: "internal", message: "internal error" });
+    }
+  }
+
+  function hear(push) {
+    const { module, event, data, group, offset } = push, place = groups.get(group);
+    const next = place?.offset + 1; // NaN where there is no history.
+    if (module === "$" && event === "gap") move(groups.get(data.group), data, true);
+    else if (offset > next) {
+      if (!place.isJoining) rejoin(group, place, null, place.nextWait());
+    }
+    else if (!(offset < next)) {
+      if (offset === next) place.offset = offset;
+      emit(module, event, data, push);
+    }
+  }
+
+  function move(place, data, isGap) {
+    if (place) Object.assign(place, { offset: data.offset, epoch: data.epoch });
+    if (isGap) emit("$", "gap", data);
+  }
+
+  /** Join a group, from where it was left. */
+  async function join(group, place, via) {
+    const { offset, epoch } = place, since = epoch && { offset, epoch };
+    const note = (event, data) => {
+      place.isJoining = false;
+      if (event !== "result") return;
+      place.isJoined = true;
+      move(place, data, data.recovered === false);
+    };
+    place.isJoining = true;
+    const options = /** @type {any} */ ({ note, via });
+    await call("$", "subscribe", { group, since }, options);
+  }
+
+  /** Join a group again, after a wait or at once, until it is in or refused. */
+  async function rejoin(group, place, via, wait) {
+    place.isJoining = true;
+    if (wait) await new Promise((resolve) => setTimeout(resolve, wait));
+    if (groups.get(group) !== place || !place.isJoining) return;
+    try { await join(group, place, via); } catch (error) {
+      if (error.retry) rejoin(group, place, null, place.nextWait());
+      else if (error.code !== "closed" && groups.delete(group))
+        console.warn(`wsappy: group ${group} can't be joined again:`, error);
+    }
+  }
+
+  /** @param {string} group */
+  async function subscribe(group) {
+    const place = groups.get(group) ?? { nextWait: backoff() };
+    groups.set(group, place);
+    try { await join(group, place); } catch (error) {
+      if (!place.isJoined && groups.get(group) === place) groups.delete(group);
+      throw error;
+    }
+  }
+
+  /** Let the page log in and join the groups again; then the calls that wait go out. */
+  async function greet(ws) {
+    await emit("$", "connected", (module, method, data, options) =>
+      call(module, method, data, { ...options, via: ws }));
+    const joined = [...groups].filter(([, place]) => place.isJoined);
+    while (joined.length && ws === socket)
+      await Promise.all(joined.splice(0, CHUNK).map((each) => rejoin(...each, ws)));
+    if (ws !== socket) return;
+    ready = ws;
+    for (const call of calls.values()) if (!call.via) call.send(ws);
+    become("connected");
+  }
+
+  /** Connect once, and return why the connection ended. */
+  async function attempt() {
+    const place = new URL(await valueOf(url), globalThis.location?.href);
+    const secret = await valueOf(token);
+    if (secret) place.searchParams.set("token", secret);
+    place.protocol = place.protocol.replace("http", "ws");
+    if (end) return end;
+    const ws = (socket = new WebSocket(place));
+    return new Promise((resolve) => {
+      // Counted, not timed: the timers of a hidden page are slow.
+      const beat = setInterval(() => {
+        if (++silent === PING_AT) ping();
+        if (silent >= DEAD_AT) hangUp({ code: 1006, reason: "no answer" });
+      }, BEAT);
+      // Who closes doesn't wait for the other side: it may be gone.
+      hangUp = (why) => {
+        clearInterval(beat);
+        ws.onopen = ws.onmessage = ws.onclose = null;
+        ws.close(1000);
+        resolve(why);
+      };
+      silent = 0;
+      ws.onopen = () => greet(ws);
+      ws.onmessage = ({ data }) => receive(JSON.parse(data));
+      ws.onclose = ({ code, reason }) => hangUp({ code, reason });
+      ws.onerror = () => {}; // `ws` of npm wants one.
+    });
+  }
+
+  async function live() {
+    while (!end) {
+      become("connecting");
+      const why = await attempt().catch((error) => ({ ...LOST, reason: `${error}` }));
+      socket = ready = null;
+      if (isFinal(why.code)) end ??= why;
+      for (const [id, call] of calls)
+        if ((end || call.via) && calls.delete(id)) call.put("fail", closedBy(why));
+      become(end ? "closed" : "waiting", why);
+      if (!end) await new Promise((resolve) => {
+        const timer = setTimeout(resolve, nextWait());
+        wake = () => resolve(clearTimeout(timer));
+      });
+    }
+    gone.abort();
+  }
+
+  /** Look at once whether the server is there, when the page wakes up. */
+  function look() {
+    if (globalThis.document?.hidden) return;
+    wake();
+    silent = Math.max(silent, PING_AT);
+    ping();
+  }
+  for (const event of ["online", "pageshow", "visibilitychange"])
+    globalThis.addEventListener?.(event, look, { signal: gone.signal });
+
+  live();
+  return {
+    call, stream, subscribe,
+    /** @param {string} group */
+    unsubscribe: (group) => (groups.delete(group), call("$", "unsubscribe", { group })),
+    /** Methods of a module: `await api.module("entity").get({ item_id: 42 })`.
+     * @param {string} name @returns {any} */
+    module: (name) => new Proxy({}, {
+      get: (_, method) => method !== "then" &&
+        ((...rest) => call(name, String(method), ...rest)),
+    }),
+    /** Listen to pushes, by `(data, push)`; returns what ends it. Under "$" are
+     * "state", "connected" (its argument is a `call` that overtakes those that wait) and "gap".
+     * @param {string} module @param {string} event
+     * @param {(...values: any) => any} listener */
+    on(module, event, listener) {
+      const key = keyOf(module, event), all = listeners.get(key) ?? new Set();
+      listeners.set(key, all.add(listener));
+      return () => void all.delete(listener);
+    },
+    /** Answer calls of the server, by `(data)`.
+     * @param {string} module @param {string} method
+     * @param {(data: any) => any} handler */
+    method(module, method, handler) { methods.set(keyOf(module, method), handler); },
+    close(code = 1000, reason = "") { end ??= { code, reason }; hangUp(end); wake(); },
+    get state() { return state; },
+  };
+}
+"""
+
+
+def answer_script(request: PageRequest) -> Any:
+    """Answer with the browser's client, which pages of any origin may import."""
+    answer = answer_of_file("wsappy.js", CLIENT_SCRIPT.encode(), request)
+    return *answer[:2], {**answer[2], "Access-Control-Allow-Origin": "*"}
+
+
+def pages_of(app: App) -> dict[str, Callable[..., Any]]:
+    """Return the pages that every application has, by their path."""
+    return {"/wsappy.js": answer_script}
+
+
+App.pages_of = staticmethod(pages_of)
