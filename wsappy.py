@@ -5119,7 +5119,8 @@ class App(Marking):
         self.pages: dict[str, Callable[..., Any]] = {}
         # Pages for all that is below a path.
         self.trees: dict[str, Callable[..., Any]] = {}
-        self.common_pages = type(self).pages_of(self)
+        common = type(self).pages_of(self)
+        self.common_pages = {key_of(path): page for path, page in common.items()}
         self.life: Callable[..., Any] | None = None
         self.counts = collections.Counter[str]()
         self.labels = {each: collections.Counter[str]() for each in LABELLED}
@@ -7624,7 +7625,7 @@ export function connect(url, { token, timeout: limit = 10000 } = {}) {
         ((...rest) => call(name, String(method), ...rest)),
     }),
     /** Listen to pushes, by `(data, push)`; returns what ends it. Under "$" are
-     * "state", "connected" (its argument is a `call` that overtakes those that wait) and "gap".
+     * "state", "gap" and "connected", whose argument is a `call` that doesn't wait.
      * @param {string} module @param {string} event
      * @param {(...values: any) => any} listener */
     on(module, event, listener) {
