@@ -7328,119 +7328,96 @@ def add_folder(app: App, path: str, folder: str | os.PathLike[str]) -> None:
 
 
 # The browser's client, an ES module.
-CLIENT_SCRIPT = r"""\
-// The browser's client of wsappy. All times are milliseconds.
+CLIENT_SCRIPT = r"""// The browser's client of wsappy. All times are milliseconds.
 //
 //     import { connect } from "/wsappy.js";
 //     const api = connect("/api");
 //     console.log(await api.call("entity", "get", { item_id: 42 }));
 
-const FIRST_WAIT = 250, MAX_WAIT = 15000; // Before it connects again, at most.
+const FIRST_WAIT = 250, MAX_WAIT = 15000; // Before what failed is tried again, at most.
 const BEAT = 5000, PING_AT = 4, DEAD_AT = 6; // Beats without a word of the server.
-const CHUNK = 50; // Groups that are joined again at a time; the server takes 100 calls.
+const CHUNK = 50; // Groups joined again at a time: the server takes 100 calls at once.
 
-/** How a call failed: the code is the server's, or "timeout", or "closed". */
+/** How a call failed. The code is the server's, or "timeout", or "closed". */
 export class ApiError extends Error {
   /** @param {{code: string, message?: string, details?: any, retry?: boolean}} data */
-  constructor({ code, message = "", details, retry = false }) {
+  constructor({ code, message, details, retry }) {
     super(message);
     this.name = "ApiError";
     this.code = code;
     this.details = details;
-    this.retry = retry;
+    this.retry = retry; // True where the same call may succeed later.
   }
 }
 
-const keyOf = (module, name) => `${module}\n${name}`;
+const closedBy = ({ code, reason }) =>
+  new ApiError({ code: "closed", message: reason, details: { code, reason } });
+const isFinal = (code) => /^(1000|1007|1009|44(?!29)\d\d)$/.test(code);
 const valueOf = (value) => (typeof value === "function" ? value() : value);
-const LOST = { code: 1006, reason: "" };
-const closedBy = ({ code, reason }) => new ApiError(
-  { code: "closed", message: `${code} ${reason}`.trim(), details: { code, reason } });
-const isFinal = (code) =>
-  [1000, 1007, 1009].includes(code) || (code >= 4400 && code < 4500 && code !== 4429);
+const waitOf = (tries) => Math.random() * Math.min(MAX_WAIT, FIRST_WAIT * 2 ** tries);
 
-/** Make random waits; their bound doubles until all was well for longer than that. */
-const backoff = (tries = 0, next = 0) => () => {
-  if (Date.now() > next + MAX_WAIT) tries = 0;
-  const wait = Math.random() * Math.min(MAX_WAIT, FIRST_WAIT * 2 ** tries++);
-  next = Date.now() + wait;
-  return wait;
-};
-
-/** @typedef {{code: number, reason: string}} Why How a connection ended.
- * @typedef {{timeout?: number, signal?: AbortSignal,
- *   onEvent?: (event: string, data: any) => any}} CallOptions
- * @typedef {{signal?: AbortSignal, window?: number}} StreamOptions */
-
-/**
- * Return a client; its calls wait for the connection. It connects again until it is
- * closed, or refused for good.
- * @param {string | URL | (() => any)} url May be a function, asked before each attempt.
+/** Connect, and again until it is closed or refused for good; calls wait meanwhile.
+ * @param {string | URL | (() => any)} url Or a function, asked before each attempt.
  * @param {{token?: string | (() => any), timeout?: number}} [options] `token` goes into
- *   the query, and may be a function too; `timeout` is that of calls, null for none.
- */
+ *   the query, and may be a function; `timeout` is that of calls, null for none. */
 export function connect(url, { token, timeout: limit = 10000 } = {}) {
-  const calls = new Map(), groups = new Map();
-  const listeners = new Map(), methods = new Map();
-  const gone = new AbortController(), nextWait = backoff();
-  let lastId = 0, silent = 0, state = "connecting", /** @type {Why} */ end = null;
-  let socket = null, ready = null; // `ready` is the socket once calls may use it.
-  let hangUp = (/** @type {Why} */ why) => {}, wake = () => {};
+  const calls = new Map(), groups = new Map(); // Unfinished ones; those it is in.
+  const hooks = new Set(), methods = new Map(), gone = new AbortController();
+  let socket = null, ready = null, end = null; // `ready` is one that calls may use.
+  let state = "connecting", lastId = 0, silent = 0, tries = 0;
+  let goOn = (/** @type {any} */ why) => {}; // Ends a connection, or a wait for one.
 
-  const send = (message) => socket?.send(JSON.stringify(message));
   const control = (method, data, request_id = undefined) =>
-    send({ module: "$", method, data, request_id });
-  const ping = () => control("ping", {}, ++lastId);
-  const emit = (module, event, ...values) => Promise.all(
-    [...(listeners.get(keyOf(module, event)) ?? [])].map(async (listener) => {
-      try { await listener(...values); } catch (error) { console.error(error); }
-    }));
-  const become = (now, why) => emit("$", "state", { state: (state = now), ...why });
+    socket.send(JSON.stringify({ module: "$", method, data, request_id }));
+  const emit = (module, event, ...all) => Promise.all([...hooks].map(async (hook) => {
+    if (hook[0] !== module || hook[1] !== event) return;
+    try { await hook[2](...all); } catch (error) { console.error(error); }
+  }));
+  const ask = (method, data, note, via = undefined) =>
+    call("$", method, data, /** @type {any} */ ({ note, via }));
+  const become = (next, why) => emit("$", "state", { state: (state = next), ...why });
 
   /** Make a call and yield its events; leaving that loop early cancels it. */
   async function* converse(module, method, data, /** @type {any} */ options) {
-    const { timeout, signal, window, note, via } = options;
+    const { timeout, signal, window, note, via = ready } = options;
     signal?.throwIfAborted();
-    if (end || (via && via !== socket)) throw closedBy(end ?? LOST);
-    const id = ++lastId, half = Math.ceil(window / 2), events = [];
-    const message = { module, method, data, request_id: id, items: window };
-    const text = JSON.stringify(message);
-    let arrived = (_ = undefined) => {}, taken = 0, timer;
-    const call = {
-      via: null, // The socket that it was sent on.
-      send: (ws) => ((call.via = ws).send(text), window && clearTimeout(timer)),
-      put: (...event) => (note?.(...event), events.push(event), arrived()),
-    };
-    const fail = (error) => call.put("fail", error);
-    const abort = () => (events.length = 0, fail(signal.reason));
-    const expire = () => {
+    if (end) throw closedBy(end);
+    const request_id = ++lastId, half = Math.ceil(window / 2), events = [];
+    const text = JSON.stringify({ module, method, data, request_id, items: window });
+    let taken = 0, arrived = (_ = undefined) => {};
+    const put = (...event) => (note?.(...event), events.push(event), arrived());
+    const send = (ws) => (call.via = ws).send(text);
+    const call = { put, send, via: null }; // `via` is the socket that it was sent on.
+    const abort = () => (events.length = 0, put("fail", signal.reason));
+    const timer = Number.isFinite(timeout) && setTimeout(() => {
+      if (window && call.via) return; // A stream may take as long as it likes.
       const message = call.via ? "no answer in time" : "no connection: it was not sent";
-      fail(new ApiError({ code: "timeout", message, retry: true }));
-    };
-    if (Number.isFinite(timeout)) timer = setTimeout(expire, timeout);
+      put("fail", new ApiError({ code: "timeout", message, retry: true }));
+    }, timeout);
     signal?.addEventListener("abort", abort);
-    calls.set(id, call);
+    calls.set(request_id, call);
     try {
-      if (via ?? ready) call.send(via ?? ready);
+      if (via) send(via);
       for (let event, value; event !== "result";) {
         while (!events.length) await new Promise((resolve) => (arrived = resolve));
         [event, value] = events.shift();
         if (event === "fail") throw value;
         if (event === "error") throw new ApiError(value);
         yield [event, value];
-        if (event === "item" && ++taken % half === 0 && calls.has(id))
-          control("more", { request_id: id, items: half });
+        if (event === "item" && ++taken % half === 0 && calls.has(request_id))
+          control("more", { request_id, items: half });
       }
     } finally {
       clearTimeout(timer);
       signal?.removeEventListener("abort", abort);
-      if (calls.delete(id) && call.via) control("cancel", { request_id: id });
+      if (calls.delete(request_id) && call.via) control("cancel", { request_id });
     }
   }
 
-  /** Call the server, and return the data of its result; throws ApiError.
+  /** Call the server and return the data of its result; throws ApiError.
    * @param {string} module @param {string} method @param {any} [data]
-   * @param {CallOptions} [options] `onEvent` hears the events before the result. */
+   * @param {{timeout?: number, signal?: AbortSignal,
+   *   onEvent?: (event: string, data: any) => any}} [options] */
   async function call(module, method, data, options) {
     const all = { timeout: limit, ...options };
     for await (const [event, value] of converse(module, method, data, all)) {
@@ -7450,194 +7427,155 @@ export function connect(url, { token, timeout: limit = 10000 } = {}) {
     }
   }
 
-  /** Call the server, and loop over the items. Leaving the loop, or a signal, cancels.
+  /** Call the server and loop over the items; at most `window` of them wait.
    * @param {string} module @param {string} method @param {any} [data]
-   * @param {StreamOptions} [options] At most `window` items wait for the loop. */
+   * @param {{signal?: AbortSignal, window?: number}} [options] */
   async function* stream(module, method, data, { signal, window = 100 } = {}) {
     const all = { timeout: limit, signal, window };
     for await (const [event, value] of converse(module, method, data, all)) {
       if (event === "item") yield value;
-      else if (event === "result" && JSON.stringify(value) !== "{}")
+      if (event === "result" && JSON.stringify(value) !== "{}")
         throw new TypeError(`${module}.${method}: use api.call`);
     }
   }
 
-  /** Read a message: a call of the server, a push, or an event of one of our calls. */
-  function receive(message) {
-    const { event, data, request_id: id } = message, call = calls.get(id);
+  /** Handle a call of the server, an event of one of ours, or a push. */
+  function receive(ws, message) {
+    const { module, event, data, request_id: id, group, offset } = message;
+    const call = calls.get(id), place = groups.get(group), next = place?.offset + 1;
     silent = 0;
-    if (event === undefined) answer(message);
-    else if (id === null) hear(message);
-    else if (call) {
-      if (event === "result" || event === "error") calls.delete(id);
-      call.put(event, data);
-    }
+    if (event === undefined) return answer(ws, message);
+    if (event === "result" || event === "error") calls.delete(id);
+    if (id !== null) return call?.put(event, data);
+    if (module === "$") Object.assign(groups.get(data.group) ?? {}, data); // A gap.
+    if (offset > next) return place.isJoining || rejoin(group, place);
+    if (offset < next) return; // It was here already.
+    if (offset === next) Object.assign(place, { offset, tries: 0 });
+    emit(module, event, data, message);
   }
 
-  async function answer({ module, method, data, request_id = null }) {
-    const say = (event, data) => send({ request_id, module, method, event, data });
+  async function answer(ws, { module, method, data, request_id }) {
+    const say = (event, data) =>
+      ws.send(JSON.stringify({ request_id, module, method, event, data }));
     try {
-      const handler = methods.get(keyOf(module, method)), code = "unknown_method";
+      const handler = methods.get(`${module}\n${method}`), code = "unknown_method";
       if (!handler) throw new ApiError({ code, message: "no such module or method" });
-      const value = await handler(data ?? {});
-      if (request_id !== null || value !== undefined) say("result", value ?? {});
+      say("result", (await handler(data ?? {})) ?? {});
     } catch (error) {
       const { code, message, details, retry } = error;
       const isMeant = error instanceof ApiError;
-      if (!isMeant) console.error(error);
-      say("error", isMeant ? { code, message, details, retry }
-        : { code: "internal", message: "internal error" });
+      if (isMeant) return say("error", { code, message, details, retry });
+      console.error(error);
+      say("error", { code: "internal", message: "internal error" });
     }
   }
 
-  function hear(push) {
-    const { module, event, data, group, offset } = push, place = groups.get(group);
-    const next = place?.offset + 1; // NaN where there is no history.
-    if (module === "$" && event === "gap") move(groups.get(data.group), data, true);
-    else if (offset > next) {
-      if (!place.isJoining) rejoin(group, place, null, place.nextWait());
-    }
-    else if (!(offset < next)) {
-      if (offset === next) place.offset = offset;
-      emit(module, event, data, push);
-    }
-  }
-
-  function move(place, data, isGap) {
-    if (place) Object.assign(place, { offset: data.offset, epoch: data.epoch });
-    if (isGap) emit("$", "gap", data);
-  }
-
-  /** Join a group, from where it was left. */
+  /** Join a group from where it was left; pushes right after the answer count on. */
   async function join(group, place, via) {
     const { offset, epoch } = place, since = epoch && { offset, epoch };
     const note = (event, data) => {
       place.isJoining = false;
       if (event !== "result") return;
-      place.isJoined = true;
-      move(place, data, data.recovered === false);
+      groups.set(group, Object.assign(place, data));
+      if (data.recovered === false) emit("$", "gap", data);
     };
     place.isJoining = true;
-    const options = /** @type {any} */ ({ note, via });
-    await call("$", "subscribe", { group, since }, options);
+    await ask("subscribe", { group, since }, note, via);
   }
 
-  /** Join a group again, after a wait or at once, until it is in or refused. */
-  async function rejoin(group, place, via, wait) {
+  /** Join a group again until it works or is refused; at once if the socket is new. */
+  async function rejoin(group, place, via) {
     place.isJoining = true;
-    if (wait) await new Promise((resolve) => setTimeout(resolve, wait));
-    if (groups.get(group) !== place || !place.isJoining) return;
-    try { await join(group, place, via); } catch (error) {
-      if (error.retry) rejoin(group, place, null, place.nextWait());
+    try {
+      if (!via) await new Promise((go) => setTimeout(go, waitOf(place.tries++)));
+      if (place.isJoining && groups.get(group) === place) await join(group, place, via);
+    } catch (error) {
+      if (error.retry) rejoin(group, place);
       else if (error.code !== "closed" && groups.delete(group))
         console.warn(`wsappy: group ${group} can't be joined again:`, error);
     }
   }
 
-  /** @param {string} group */
-  async function subscribe(group) {
-    const place = groups.get(group) ?? { nextWait: backoff() };
-    groups.set(group, place);
-    try { await join(group, place); } catch (error) {
-      if (!place.isJoined && groups.get(group) === place) groups.delete(group);
-      throw error;
-    }
-  }
-
-  /** Let the page log in and join the groups again; then the calls that wait go out. */
+  /** Log in and join the groups again; then the calls that wait go out. */
   async function greet(ws) {
     await emit("$", "connected", (module, method, data, options) =>
       call(module, method, data, { ...options, via: ws }));
-    const joined = [...groups].filter(([, place]) => place.isJoined);
-    while (joined.length && ws === socket)
-      await Promise.all(joined.splice(0, CHUNK).map((each) => rejoin(...each, ws)));
+    for (const all = [...groups]; all.length && ws === socket;)
+      await Promise.all(all.splice(0, CHUNK).map((each) => rejoin(...each, ws)));
     if (ws !== socket) return;
     ready = ws;
     for (const call of calls.values()) if (!call.via) call.send(ws);
     become("connected");
   }
 
-  /** Connect once, and return why the connection ended. */
+  /** Connect once, and return why that ended. */
   async function attempt() {
+    become("connecting");
     const place = new URL(await valueOf(url), globalThis.location?.href);
     const secret = await valueOf(token);
     if (secret) place.searchParams.set("token", secret);
     place.protocol = place.protocol.replace("http", "ws");
     if (end) return end;
     const ws = (socket = new WebSocket(place));
-    return new Promise((resolve) => {
-      // Counted, not timed: the timers of a hidden page are slow.
-      const beat = setInterval(() => {
-        if (++silent === PING_AT) ping();
-        if (silent >= DEAD_AT) hangUp({ code: 1006, reason: "no answer" });
-      }, BEAT);
-      // Who closes doesn't wait for the other side: it may be gone.
-      hangUp = (why) => {
-        clearInterval(beat);
-        ws.onopen = ws.onmessage = ws.onclose = null;
-        ws.close(1000);
-        resolve(why);
-      };
-      silent = 0;
+    silent = 0;
+    const beat = setInterval(() => {
+      tries = 0;
+      if (++silent === PING_AT && ready) control("ping", {}, ++lastId);
+      if (silent >= DEAD_AT) goOn({ code: 1006, reason: "no answer" });
+    }, BEAT);
+    const why = await new Promise((resolve) => {
+      goOn = ws.onclose = resolve;
       ws.onopen = () => greet(ws);
-      ws.onmessage = ({ data }) => receive(JSON.parse(data));
-      ws.onclose = ({ code, reason }) => hangUp({ code, reason });
-      ws.onerror = () => {}; // `ws` of npm wants one.
+      ws.onmessage = ({ data }) => receive(ws, JSON.parse(data));
+      ws.onerror = () => {}; // The `ws` of npm wants one.
     });
+    clearInterval(beat);
+    ws.onopen = ws.onmessage = ws.onclose = null;
+    ws.close(1000); // Nobody waits for the answer: the server may be gone.
+    return { code: why.code, reason: why.reason };
   }
 
   async function live() {
-    while (!end) {
-      become("connecting");
-      const why = await attempt().catch((error) => ({ ...LOST, reason: `${error}` }));
+    while (state !== "closed") {
+      const failed = (error) => ({ code: 1006, reason: `${error}` });
+      const why = end ?? (await attempt().catch(failed));
       socket = ready = null;
       if (isFinal(why.code)) end ??= why;
       for (const [id, call] of calls)
         if ((end || call.via) && calls.delete(id)) call.put("fail", closedBy(why));
       become(end ? "closed" : "waiting", why);
-      if (!end) await new Promise((resolve) => {
-        const timer = setTimeout(resolve, nextWait());
-        wake = () => resolve(clearTimeout(timer));
-      });
+      const pause = (resolve) => setTimeout((goOn = resolve), waitOf(tries++));
+      if (!end) await new Promise(pause);
     }
     gone.abort();
   }
 
-  /** Look at once whether the server is there, when the page wakes up. */
-  function look() {
-    if (globalThis.document?.hidden) return;
-    wake();
-    silent = Math.max(silent, PING_AT);
-    ping();
-  }
   for (const event of ["online", "pageshow", "visibilitychange"])
-    globalThis.addEventListener?.(event, look, { signal: gone.signal });
-
+    globalThis.addEventListener?.(event, () => {
+      if (globalThis.document?.hidden) return;
+      silent = Math.max(silent, PING_AT - 1); // The next beat asks.
+      if (!socket) goOn(null);
+    }, { signal: gone.signal });
   live();
   return {
-    call, stream, subscribe,
-    /** @param {string} group */
-    unsubscribe: (group) => (groups.delete(group), call("$", "unsubscribe", { group })),
-    /** Methods of a module: `await api.module("entity").get({ item_id: 42 })`.
-     * @param {string} name @returns {any} */
-    module: (name) => new Proxy({}, {
-      get: (_, method) => method !== "then" &&
-        ((...rest) => call(name, String(method), ...rest)),
-    }),
-    /** Listen to pushes, by `(data, push)`; returns what ends it. Under "$" are
-     * "state", "gap" and "connected", whose argument is a `call` that doesn't wait.
-     * @param {string} module @param {string} event
-     * @param {(...values: any) => any} listener */
-    on(module, event, listener) {
-      const key = keyOf(module, event), all = listeners.get(key) ?? new Set();
-      listeners.set(key, all.add(listener));
-      return () => void all.delete(listener);
+    call, stream,
+    /** @param {string} name @returns {any} */
+    module: (name) => new Proxy({}, { get: (_, method) =>
+      method !== "then" && ((...rest) => call(name, String(method), ...rest)) }),
+    /** Hear pushes as `(data, push)`; of "$" there are "state", "gap" and "connected".
+     * @param {[module: string, event: string, hear: (...all: any) => any]} hook */
+    on(...hook) {
+      hooks.add(hook);
+      return () => void hooks.delete(hook);
     },
-    /** Answer calls of the server, by `(data)`.
-     * @param {string} module @param {string} method
-     * @param {(data: any) => any} handler */
-    method(module, method, handler) { methods.set(keyOf(module, method), handler); },
-    close(code = 1000, reason = "") { end ??= { code, reason }; hangUp(end); wake(); },
+    /** Answer the server's calls.
+     * @param {string} module @param {string} method @param {(data: any) => any} give */
+    method(module, method, give) { methods.set(`${module}\n${method}`, give); },
+    /** @param {string} group */
+    subscribe: (group) => join(group, groups.get(group) ?? { tries: 0 }),
+    /** @param {string} group */
+    unsubscribe: (group) => ask("unsubscribe", { group }, () => groups.delete(group)),
+    close(code = 1000, reason = "") { goOn((end ??= { code, reason })); },
     get state() { return state; },
   };
 }
