@@ -18912,6 +18912,567 @@ class TestFiles:
         )
 
 
+# -- The browser's client -----------------------------------------------------
+
+NODE_MODULES = os.environ.get("WSAPPY_NODE_MODULES", "")
+# Runs what comes in, a line each, as the body of an async function, and writes what it
+# returned or how it failed. Waits before a reconnect are none, beats are quick.
+NODE_DRIVER = """
+import { createInterface } from "node:readline";
+import { createRequire } from "node:module";
+import { pathToFileURL } from "node:url";
+const [modules, client] = process.argv.slice(2);
+globalThis.WebSocket = createRequire(pathToFileURL(modules + "/"))("ws");
+Object.assign(globalThis, await import(pathToFileURL(client)));
+Math.random = () => 0;
+const beatOf = setInterval;
+globalThis.setInterval = (run, wait) => beatOf(run, wait / 500);
+const AsyncFunction = (async () => {}).constructor;
+for await (const line of createInterface({ input: process.stdin })) {
+  const { id, code, values } = JSON.parse(line);
+  AsyncFunction("values", code)(values).then(
+    (value) => console.log(JSON.stringify({ id, value: value ?? null })),
+    (error) => console.log(JSON.stringify({ id, error: String(error) })),
+  );
+}
+process.exit();
+"""
+
+
+class NodeTab:
+    """A process of Node with the browser's client in it.
+
+    Attributes:
+        log: What was written to its console.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self.answers: dict[int, Future[Any] | asyncio.Future[Any]] = {}
+        self.log: list[str] = []
+
+    async def __aenter__(self) -> Self:
+        modules = pathlib.Path(NODE_MODULES)
+        need(shutil.which("node"), "Node")
+        need(NODE_MODULES and (modules / "ws").is_dir(), "`ws` in WSAPPY_NODE_MODULES")
+        script, client = self.folder / "driver.mjs", self.folder / "wsappy.mjs"
+        script.write_text(NODE_DRIVER, encoding="utf-8")
+        client.write_text(wsappy.CLIENT_SCRIPT, encoding="utf-8")
+        pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        command = ["node", str(script), str(modules), str(client)]
+        self.process: Any = await asyncio.create_subprocess_exec(*command, **pipes)
+        self.readers = [start(self._read()), start(self._read_log())]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.process.stdin.close()
+        await done(self.process.wait())
+        await asyncio.gather(*self.readers)
+
+    async def _read(self) -> None:
+        async for line in self.process.stdout:
+            message = json.loads(line)
+            answer = self.answers[message["id"]]
+            if "error" in message:
+                answer.set_exception(AssertionError(message["error"]))
+            else:
+                answer.set_result(message["value"])
+
+    async def _read_log(self) -> None:
+        async for line in self.process.stderr:
+            self.log.append(line.decode())
+
+    async def run(self, code: str, **values: Any) -> Any:
+        """Run the body of an async function, and return what it returned."""
+        number = len(self.answers)
+        self.answers[number] = asyncio.get_running_loop().create_future()
+        line = json.dumps({"id": number, "code": code, "values": values})
+        self.process.stdin.write(f"{line}\n".encode())
+        return await done(self.answers[number])
+
+
+CHROMIUM_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+class ChromiumTab:
+    """A page of Chromium.
+
+    Attributes:
+        page: The page, as Playwright has it.
+        log: What was written to its console.
+    """
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.log: list[str] = []
+        page.set_default_timeout(LIMIT * 1000)
+        page.on("console", lambda message: self.log.append(message.text))
+        page.on("pageerror", lambda error: self.log.append(str(error)))
+
+    async def run(self, code: str, **values: Any) -> Any:
+        """Run the body of an async function, and return what it returned."""
+        return await done(self.page.evaluate(f"async (values) => {{ {code} }}", values))
+
+
+@contextlib.asynccontextmanager
+async def chromium() -> AsyncIterator[Callable[[str], Awaitable[ChromiumTab]]]:
+    """Start Chromium; what is yielded opens a page, each as another user."""
+    need(importlib.util.find_spec("playwright"), "Playwright")
+    path = shutil.which("chromium")
+    need(path, "Chromium")
+    playwright: Any = importlib.import_module("playwright.async_api")
+
+    async def tab(url: str) -> ChromiumTab:
+        context = await browser.new_context()
+        opened = ChromiumTab(await context.new_page())
+        await opened.page.goto(url)
+        return opened
+
+    async with playwright.async_playwright() as engine:
+        options = {"executable_path": path, "args": CHROMIUM_OPTIONS}
+        browser = await engine.chromium.launch(**options)
+        yield tab
+        await browser.close()
+
+
+# A page that has the client; tests run their code in it.
+CLIENT_PAGE = """<!doctype html><meta charset="utf-8"><title>client</title>
+<script type="module">
+  import * as client from "/wsappy.js";
+  Object.assign(globalThis, client);
+</script>"""
+
+
+# What clients call in conversations.
+ENTITY = Module("entity")
+
+
+class ConversationApp(App):
+    """The application with which all clients hold the same conversations."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.cancelled = asyncio.Event()
+        self.client("/api")(lambda client: None)
+        self.http("/")(lambda request: (CLIENT_PAGE, "text/html; charset=utf-8"))
+        self.group("room:{name}", history=100)(lambda client, name: name != "secret")
+        self.include(ENTITY)
+
+
+@ENTITY.method
+def get(request: Any, item_id: int) -> Any:
+    """Return an item; there is no 7."""
+    if item_id == 7:
+        raise Error("not_found", "no item 7", details={"item_id": 7})
+    return {"id": item_id} if item_id else None
+
+
+@ENTITY.method
+def busy(request: Any) -> None:
+    """Refuse for now."""
+    raise Error("busy", "later", retry=True)
+
+
+@ENTITY.method
+def broken(request: Any) -> None:
+    """Fail."""
+    raise KeyError
+
+
+@ENTITY.method
+def work(request: Any) -> str:
+    """Say how far it is."""
+    request.response("progress", percent=50)
+    request.response("progress", percent=100)
+    return "done"
+
+
+@ENTITY.method
+async def count(request: Any, to: int, fail: bool = False) -> Any:
+    """Stream numbers."""
+    try:
+        for number in range(to):
+            yield number
+    finally:
+        request.client.app.cancelled.set()
+    if fail:
+        raise Error("worn_out", "no more numbers")
+
+
+@ENTITY.method
+async def watch(request: Any) -> Any:
+    """Stream one item, and wait."""
+    try:
+        yield 1
+        await asyncio.Event().wait()
+    finally:
+        request.client.app.cancelled.set()
+
+
+@ENTITY.method
+async def hang(request: Any) -> None:
+    """Run until it is cancelled."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        request.client.app.cancelled.set()
+
+
+@ENTITY.method
+async def was_cancelled(request: Any) -> bool:
+    """Wait until a call before this one was cancelled."""
+    await request.client.app.cancelled.wait()
+    return True
+
+
+@ENTITY.method
+def push(request: Any, texts: list[Any]) -> None:
+    """Push to who calls."""
+    for text in texts:
+        request.client.push("chat", "said", text=text)
+
+
+@ENTITY.method
+def tell(request: Any, group: str, texts: list[Any]) -> None:
+    """Push to a group."""
+    for text in texts:
+        request.client.app.to(group).push("chat", "said", text=text)
+
+
+@ENTITY.method
+async def ask(request: Any, method: str) -> Any:
+    """Call who calls."""
+    try:
+        return await request.client.call("ui", method, text="Delete?")
+    except Error as exc:
+        return [exc.code, exc.message, exc.details]
+
+
+@ENTITY.method
+async def close(request: Any, code: int) -> None:
+    """Close the connection."""
+    await request.client.close(code, "go")
+
+
+def failed(code: str, message: str, details: Any = None, *, retry: bool = False) -> Any:
+    """Return how a call fails, in `CONVERSATIONS`."""
+    data = {"code": code, "message": message, "details": details, "retry": retry}
+    return {"error": data}
+
+
+def result(value: Any, *events: Any) -> Any:
+    """Return how a call ends, in `CONVERSATIONS`, after its events."""
+    return {"result": value, "events": list(events)}
+
+
+# What clients in Python and in JavaScript do, step by step, and what comes of it.
+FAULT = {"argument": "item_id", "message": "expected an integer"}
+CONVERSATIONS: dict[str, list[tuple[list[Any], Any]]] = {
+    "results": [
+        (["call", "entity.get", {"item_id": 42}], result({"id": 42})),
+        (["call", "entity.get", {"item_id": 0}], result({})),
+        (["module", "entity", "get", {"item_id": 1}], result({"id": 1})),
+    ],
+    "errors": [
+        (
+            ["call", "entity.get", {"item_id": 7}],
+            failed("not_found", "no item 7", {"item_id": 7}),
+        ),
+        (
+            ["call", "entity.get", {"item_id": "x"}],
+            failed("bad_data", "item_id: expected an integer", [FAULT]),
+        ),
+        (["call", "entity.busy", {}], failed("busy", "later", retry=True)),
+        (["call", "entity.broken", {}], failed("internal", "internal error")),
+        (
+            ["call", "entity.nothing", {}],
+            failed("unknown_method", "no such module or method"),
+        ),
+        (["call", "entity.get", {"item_id": 42}], result({"id": 42})),
+    ],
+    "events before the result": [
+        (
+            ["call", "entity.work", {}],
+            result(
+                "done", ["progress", {"percent": 50}], ["progress", {"percent": 100}]
+            ),
+        ),
+    ],
+    "streams": [
+        (["stream", "entity.count", {"to": 3}, 100, 9], {"items": [0, 1, 2]}),
+        (["stream", "entity.count", {"to": 0}, 100, 9], {"items": []}),
+        *(
+            (
+                ["stream", "entity.count", {"to": 50}, window, 99],
+                {"items": list(range(50))},
+            )
+            for window in (1, 2, 3, 50, 51)
+        ),
+        (
+            ["stream", "entity.count", {"to": 2, "fail": True}, 100, 9],
+            {"items": [0, 1], **failed("worn_out", "no more numbers")},
+        ),
+        (
+            ["stream", "entity.nothing", {}, 100, 9],
+            {"items": [], **failed("unknown_method", "no such module or method")},
+        ),
+    ],
+    "leaving a stream": [
+        (["stream", "entity.count", {"to": 10**9}, 4, 6], {"items": list(range(6))}),
+        (["call", "entity.was_cancelled", {}], result(True)),
+    ],
+    "the wrong one of two": [
+        (["call", "entity.watch", {}], {"misused": True}),
+        (["call", "entity.was_cancelled", {}], result(True)),
+        (
+            ["stream", "entity.get", {"item_id": 1}, 100, 9],
+            {"items": [], "misused": True},
+        ),
+    ],
+    "a timeout": [
+        (["late", "entity.hang", {}], {"late": True}),
+        (["call", "entity.was_cancelled", {}], result(True)),
+    ],
+    "pushes": [
+        (["on", "chat", "said"], None),
+        (["call", "entity.push", {"texts": ["a", "b"]}], result({})),
+        (["heard"], [{"text": "a"}, {"text": "b"}]),
+    ],
+    "groups": [
+        (["on", "chat", "said"], None),
+        (["subscribe", "room:1"], None),
+        (["call", "entity.tell", {"group": "room:1", "texts": ["a"]}], result({})),
+        (["call", "entity.tell", {"group": "room:2", "texts": ["b"]}], result({})),
+        (["unsubscribe", "room:1"], None),
+        (["call", "entity.tell", {"group": "room:1", "texts": ["c"]}], result({})),
+        (["subscribe", "room:1"], None),
+        (["call", "entity.tell", {"group": "room:1", "texts": ["d"]}], result({})),
+        (["heard"], [{"text": "a"}, {"text": "d"}]),
+        (["subscribe", "room:secret"], failed("forbidden", "not allowed")),
+        (["subscribe", "elsewhere"], failed("forbidden", "not allowed")),
+    ],
+    "calls from the server": [
+        (["method", "ui", "confirm", "yes"], None),
+        (["call", "entity.ask", {"method": "confirm"}], result("yes")),
+        (
+            ["call", "entity.ask", {"method": "nothing"}],
+            result(["unknown_method", "no such module or method", None]),
+        ),
+        (["method", "ui", "refuse", failed("no", "never", [1])], None),
+        (["call", "entity.ask", {"method": "refuse"}], result(["no", "never", [1]])),
+    ],
+    "a connection that ends": [
+        (["call", "entity.close", {"code": 4503}], {"closed": 4503}),
+        (["call", "entity.get", {"item_id": 42}], result({"id": 42})),
+        (["call", "entity.close", {"code": 4403}], {"closed": 4403}),
+        (["call", "entity.get", {"item_id": 42}], {"closed": 4403}),
+        (["stream", "entity.count", {"to": 3}, 100, 9], {"items": [], "closed": 4403}),
+    ],
+    "resuming a group": [
+        (["on", "chat", "said"], None),
+        (["subscribe", "room:1"], None),
+        (["call", "entity.tell", {"group": "room:1", "texts": ["a"]}], result({})),
+        (["call", "entity.close", {"code": 4503}], {"closed": 4503}),
+        (["call", "entity.tell", {"group": "room:1", "texts": ["b"]}], result({})),
+        (["heard"], [{"text": "a"}, {"text": "b"}]),
+    ],
+}
+
+
+class Speaker:
+    """Takes the steps of a conversation with the Python client."""
+
+    def __init__(self, api: Peer) -> None:
+        self.api = api
+        self.pushes: list[Any] = []
+
+    async def step(self, verb: str, *arguments: Any) -> Any:
+        """Take a step; return what came of it."""
+        outcome: dict[str, Any] = {}
+        try:
+            return await getattr(self, verb)(outcome, *arguments)
+        except Error as exc:
+            return outcome | failed(exc.code, exc.message, exc.details, retry=exc.retry)
+        except ConnectionClosed as exc:
+            return outcome | {"closed": exc.rcvd and exc.rcvd.code}
+        except TypeError:
+            return outcome | {"misused": True}
+        except TimeoutError:
+            return outcome | {"late": True}
+
+    async def call(self, _: Any, name: str, data: Any) -> Any:
+        """Call a method."""
+        events: list[Any] = []
+
+        def note(event: str, data: Any) -> None:
+            events.append([event, data])
+
+        module, method = name.split(".")
+        value = await self.api.call(module, method, data, on_event=note)
+        return result(value, *events)
+
+    async def late(self, _: Any, name: str, data: Any) -> Any:
+        """Call a method that takes too long."""
+        module, method = name.split(".")
+        return await self.api.call(module, method, data, timeout=0.1)
+
+    async def module(self, _: Any, module: str, method: str, data: Any) -> Any:
+        """Call a method by its module."""
+        return result(await getattr(self.api.module(module), method)(data))
+
+    async def stream(
+        self, outcome: Any, name: str, data: Any, window: int, most: int
+    ) -> Any:
+        """Loop over a stream, and leave it after so many items."""
+        items = outcome["items"] = []
+        module, method = name.split(".")
+        async for item in self.api.stream(module, method, data, window=window):
+            items.append(item)
+            if len(items) == most:
+                break
+        return outcome
+
+    async def on(self, _: Any, module: str, event: str) -> None:
+        """Listen to pushes."""
+
+        def hear(**data: Any) -> None:
+            self.pushes.append(data)
+
+        self.api.on(module, event)(hear)
+
+    async def heard(self, _: Any) -> Any:
+        """Return the pushes so far."""
+        await self.api.call("$", "ping")
+        await turns()
+        return self.pushes
+
+    async def method(self, _: Any, module: str, method: str, value: Any) -> None:
+        """Answer calls of the server."""
+
+        def answer(request: Request, text: str) -> Any:
+            if isinstance(value, dict):
+                error = value["error"]
+                raise Error(error["code"], error["message"], details=error["details"])
+            return value
+
+        self.api.method(module, method)(answer)
+
+    async def subscribe(self, _: Any, group: str) -> None:
+        """Join a group."""
+        await self.api.subscribe(group)
+
+    async def unsubscribe(self, _: Any, group: str) -> None:
+        """Leave a group."""
+        await self.api.unsubscribe(group)
+
+
+# The same in JavaScript: `values` has the URL and the steps.
+SPEAKER_SCRIPT = """
+const api = connect(values.url), pushes = [];
+const namesOf = (name) => name.split(".");
+const verbs = {
+  async call(_, name, data) {
+    const events = [], onEvent = (event, data) => events.push([event, data]);
+    return { result: await api.call(...namesOf(name), data, { onEvent }), events };
+  },
+  late: (_, name, data) => api.call(...namesOf(name), data, { timeout: 100 }),
+  module: async (_, module, method, data) =>
+    ({ result: await api.module(module)[method](data), events: [] }),
+  async stream(outcome, name, data, window, most) {
+    outcome.items = [];
+    for await (const item of api.stream(...namesOf(name), data, { window }))
+      if (outcome.items.push(item) === most) break;
+    return outcome;
+  },
+  async on(_, module, event) { api.on(module, event, (data) => pushes.push(data)); },
+  async heard() {
+    await api.call("$", "ping");
+    return [...pushes];
+  },
+  async method(_, module, method, value) {
+    api.method(module, method, ({ text }) => {
+      if (value.error) throw new ApiError(value.error);
+      return value;
+    });
+  },
+  subscribe: async (_, group) => void await api.subscribe(group),
+  unsubscribe: async (_, group) => void await api.unsubscribe(group),
+};
+const outcomes = [];
+for (const [verb, ...rest] of values.steps) {
+  const outcome = {};
+  outcomes.push(await verbs[verb](outcome, ...rest).catch((error) => {
+    if (error instanceof TypeError) return { ...outcome, misused: true };
+    const { code, message, details, retry } = error;
+    if (code === "timeout") return { ...outcome, late: true };
+    if (code === "closed") return { ...outcome, closed: details.code };
+    const all = { code, message, details: details ?? null, retry: !!retry };
+    return { ...outcome, error: all };
+  }));
+}
+api.close();
+return outcomes.map((outcome) => outcome ?? null);
+"""
+
+
+class TestConversations:
+    """All clients hold the same conversations."""
+
+    @staticmethod
+    def steps_of(name: str) -> tuple[list[Any], list[Any]]:
+        """Return the steps of a conversation, and what comes of them."""
+        steps, outcomes = zip(*CONVERSATIONS[name], strict=True)
+        return list(steps), list(outcomes)
+
+    @pytest.mark.parametrize("name", CONVERSATIONS)
+    async def test_python(self, name: str) -> None:
+        """The Python client holds it."""
+        steps, expected = self.steps_of(name)
+
+        async with (
+            ConversationApp().serve("127.0.0.1", 0) as serving,
+            connect(serving.url("/api"), proxy=None) as api,
+        ):
+            speaker = Speaker(api)
+            outcomes = [await done(speaker.step(*each)) for each in steps]
+
+        assert outcomes == expected
+
+    @pytest.mark.parametrize("name", CONVERSATIONS)
+    async def test_node(self, name: str, tmp_path: pathlib.Path) -> None:
+        """The browser's client holds it, in Node."""
+        steps, expected = self.steps_of(name)
+
+        async with (
+            ConversationApp().serve("127.0.0.1", 0) as serving,
+            NodeTab(tmp_path) as tab,
+        ):
+            url = serving.url("/api")
+            outcomes = await tab.run(SPEAKER_SCRIPT, url=url, steps=steps)
+
+        assert outcomes == expected
+
+    async def test_chromium(self) -> None:
+        """The browser's client holds all of them in Chromium."""
+        conversations = {name: self.steps_of(name) for name in CONVERSATIONS}
+        outcomes = {}
+
+        async with chromium() as tab_at:
+            for name, (steps, _) in conversations.items():
+                async with ConversationApp().serve("127.0.0.1", 0) as serving:
+                    tab = await tab_at(f"http://127.0.0.1:{serving.port}/")
+                    values = {"url": "/api", "steps": steps}
+                    outcomes[name] = await tab.run(SPEAKER_SCRIPT, **values)
+
+        assert outcomes == {name: each[1] for name, each in conversations.items()}
+
+
 # --- Examples ----------------------------------------------------------------
 
 EXAMPLE_ROOT = pathlib.Path(__file__).resolve().parent

@@ -4841,6 +4841,8 @@ class App(Marking):
     run_workers: ClassVar[Callable[..., None]]
     # What sends for a class of clients that sends in its own way.
     overrides_of: ClassVar[Callable[[Any], Overrides | None]]
+    # Pages that every application has, where it has none of its own.
+    pages_of: ClassVar[Callable[[Any], dict[str, Callable[..., Any]]]]
 
     def __post_init__(self) -> None:
         check_origins(self.origins)
@@ -4854,6 +4856,8 @@ class App(Marking):
         self.pages: dict[str, Callable[..., Any]] = {}
         # Pages for all that is below a path.
         self.trees: dict[str, Callable[..., Any]] = {}
+        common = type(self).pages_of(self)
+        self.common_pages = {key_of(path): page for path, page in common.items()}
         self.life: Callable[..., Any] | None = None
         self.counts = collections.Counter(dict.fromkeys(COUNTERS, 0))
         self.labels = {each: collections.Counter[str]() for each in LABELLED}
@@ -5166,9 +5170,12 @@ class App(Marking):
     def find_page(self, path: str) -> Callable[..., Any] | None:
         """Return the page at a path from outside, or None; the longest tree wins."""
         decoded = decode_path(path)
-        page = self.pages.get(decoded.removesuffix(SLASH))
+        place = decoded.removesuffix(SLASH)
+        page = self.pages.get(place)
         if page is not None or self.table.find(path) is not None:
             return page
+        if place in self.common_pages:
+            return self.common_pages[place]
         below = f"{decoded}{SLASH}"
         places = [each for each in self.trees if below.startswith(f"{each}{SLASH}")]
         return self.trees[max(places, key=len)] if places else None
@@ -7933,3 +7940,272 @@ def add_folder(app: App, path: str, folder: str | os.PathLike[str]) -> None:
         raise ValueError(f"folder {path!r} must be the only one there; write another")
     app.trees[made.place] = made.answer
     app.checks.append(made.check)
+
+
+# The browser's client, an ES module.
+CLIENT_SCRIPT = r"""// The browser's client of wsappy. All times are milliseconds.
+//
+//     import { connect } from "/wsappy.js";
+//     const api = connect("/api");
+//     console.log(await api.call("entity", "get", { item_id: 42 }));
+
+const FIRST_WAIT = 250, MAX_WAIT = 15000; // Before what failed is tried again, at most.
+const BEAT = 5000, PING_AT = 4, DEAD_AT = 6; // Beats without a word of the server.
+const CHUNK = 50; // Groups joined again at a time: the server takes 100 calls at once.
+
+/** How a call failed. The code is the server's, or "timeout", or "closed". */
+export class ApiError extends Error {
+  /** @param {{code: string, message?: string, details?: any, retry?: boolean}} data */
+  constructor({ code, message, details, retry }) {
+    super(message);
+    this.name = "ApiError";
+    this.code = code;
+    this.details = details;
+    this.retry = retry; // True where the same call may succeed later.
+  }
+}
+
+const closedBy = ({ code, reason }) =>
+  new ApiError({ code: "closed", message: reason, details: { code, reason } });
+const isFinal = (code) => /^(1000|1007|1009|44(?!29)\d\d)$/.test(code);
+const valueOf = (value) => (typeof value === "function" ? value() : value);
+const waitOf = (tries) => Math.random() * Math.min(MAX_WAIT, FIRST_WAIT * 2 ** tries);
+
+/** Connect, and again until it is closed or refused for good; calls wait meanwhile.
+ * @param {string | URL | (() => any)} url Or a function, asked before each attempt.
+ * @param {{token?: string | (() => any), timeout?: number}} [options] `token` goes into
+ *   the query, and may be a function; `timeout` is that of calls, null for none. */
+export function connect(url, { token, timeout: limit = 10000 } = {}) {
+  const calls = new Map(), groups = new Map(); // Unfinished ones; those it is in.
+  const hooks = new Set(), methods = new Map(), gone = new AbortController();
+  let socket = null, ready = null, end = null; // `ready` is one that calls may use.
+  let state = "connecting", lastId = 0, silent = 0, tries = 0;
+  let goOn = (/** @type {any} */ why) => {}; // Ends a connection, or a wait for one.
+
+  const control = (method, data, request_id = undefined) =>
+    socket.send(JSON.stringify({ module: "$", method, data, request_id }));
+  const emit = (module, event, ...all) => Promise.all([...hooks].map(async (hook) => {
+    if (hook[0] !== module || hook[1] !== event) return;
+    try { await hook[2](...all); } catch (error) { console.error(error); }
+  }));
+  const ask = (method, data, note, via = undefined) =>
+    call("$", method, data, /** @type {any} */ ({ note, via }));
+  const become = (next, why) => emit("$", "state", { state: (state = next), ...why });
+
+  /** Make a call and yield its events; leaving that loop early cancels it. */
+  async function* converse(module, method, data, /** @type {any} */ options) {
+    const { timeout, signal, window, note, via = ready } = options;
+    signal?.throwIfAborted();
+    if (end) throw closedBy(end);
+    const request_id = ++lastId, half = Math.ceil(window / 2), events = [];
+    const text = JSON.stringify({ module, method, data, request_id, items: window });
+    let taken = 0, arrived = (_ = undefined) => {};
+    const put = (...event) => (note?.(...event), events.push(event), arrived());
+    const send = (ws) => (call.via = ws).send(text);
+    const call = { put, send, via: null }; // `via` is the socket that it was sent on.
+    const abort = () => (events.length = 0, put("fail", signal.reason));
+    const timer = Number.isFinite(timeout) && setTimeout(() => {
+      if (window && call.via) return; // A stream may take as long as it likes.
+      const message = call.via ? "no answer in time" : "no connection: it was not sent";
+      put("fail", new ApiError({ code: "timeout", message, retry: true }));
+    }, timeout);
+    signal?.addEventListener("abort", abort);
+    calls.set(request_id, call);
+    try {
+      if (via) send(via);
+      for (let event, value; event !== "result";) {
+        while (!events.length) await new Promise((resolve) => (arrived = resolve));
+        [event, value] = events.shift();
+        if (event === "fail") throw value;
+        if (event === "error") throw new ApiError(value);
+        yield [event, value];
+        if (event === "item" && ++taken % half === 0 && calls.has(request_id))
+          control("more", { request_id, items: half });
+      }
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", abort);
+      if (calls.delete(request_id) && call.via) control("cancel", { request_id });
+    }
+  }
+
+  /** Call the server and return the data of its result; throws ApiError.
+   * @param {string} module @param {string} method @param {any} [data]
+   * @param {{timeout?: number, signal?: AbortSignal,
+   *   onEvent?: (event: string, data: any) => any}} [options] */
+  async function call(module, method, data, options) {
+    const all = { timeout: limit, ...options };
+    for await (const [event, value] of converse(module, method, data, all)) {
+      if (event === "result") return value;
+      if (event === "item") throw new TypeError(`${module}.${method}: use api.stream`);
+      all.onEvent?.(event, value);
+    }
+  }
+
+  /** Call the server and loop over the items; at most `window` of them wait.
+   * @param {string} module @param {string} method @param {any} [data]
+   * @param {{signal?: AbortSignal, window?: number}} [options] */
+  async function* stream(module, method, data, { signal, window = 100 } = {}) {
+    const all = { timeout: limit, signal, window };
+    for await (const [event, value] of converse(module, method, data, all)) {
+      if (event === "item") yield value;
+      if (event === "result" && JSON.stringify(value) !== "{}")
+        throw new TypeError(`${module}.${method}: use api.call`);
+    }
+  }
+
+  /** Handle a call of the server, an event of one of ours, or a push. */
+  function receive(ws, message) {
+    const { module, event, data, request_id: id, group, offset } = message;
+    const call = calls.get(id), place = groups.get(group), next = place?.offset + 1;
+    silent = 0;
+    if (event === undefined) return answer(ws, message);
+    if (event === "result" || event === "error") calls.delete(id);
+    if (id !== null) return call?.put(event, data);
+    if (module === "$") Object.assign(groups.get(data.group) ?? {}, data); // A gap.
+    if (offset > next) return place.isJoining || rejoin(group, place);
+    if (offset < next) return; // It was here already.
+    if (offset === next) Object.assign(place, { offset, tries: 0 });
+    emit(module, event, data, message);
+  }
+
+  async function answer(ws, { module, method, data, request_id }) {
+    const say = (event, data) =>
+      ws.send(JSON.stringify({ request_id, module, method, event, data }));
+    try {
+      const handler = methods.get(`${module}\n${method}`), code = "unknown_method";
+      if (!handler) throw new ApiError({ code, message: "no such module or method" });
+      say("result", (await handler(data ?? {})) ?? {});
+    } catch (error) {
+      const { code, message, details, retry } = error;
+      const isMeant = error instanceof ApiError;
+      if (isMeant) return say("error", { code, message, details, retry });
+      console.error(error);
+      say("error", { code: "internal", message: "internal error" });
+    }
+  }
+
+  /** Join a group from where it was left; pushes right after the answer count on. */
+  async function join(group, place, via) {
+    const { offset, epoch } = place, since = epoch && { offset, epoch };
+    const note = (event, data) => {
+      place.isJoining = false;
+      if (event !== "result") return;
+      groups.set(group, Object.assign(place, data));
+      if (data.recovered === false) emit("$", "gap", data);
+    };
+    place.isJoining = true;
+    await ask("subscribe", { group, since }, note, via);
+  }
+
+  /** Join a group again until it works or is refused; at once if the socket is new. */
+  async function rejoin(group, place, via) {
+    place.isJoining = true;
+    try {
+      if (!via) await new Promise((go) => setTimeout(go, waitOf(place.tries++)));
+      if (place.isJoining && groups.get(group) === place) await join(group, place, via);
+    } catch (error) {
+      if (error.retry) rejoin(group, place);
+      else if (error.code !== "closed" && groups.delete(group))
+        console.warn(`wsappy: group ${group} can't be joined again:`, error);
+    }
+  }
+
+  /** Log in and join the groups again; then the calls that wait go out. */
+  async function greet(ws) {
+    await emit("$", "connected", (module, method, data, options) =>
+      call(module, method, data, { ...options, via: ws }));
+    for (const all = [...groups]; all.length && ws === socket;)
+      await Promise.all(all.splice(0, CHUNK).map((each) => rejoin(...each, ws)));
+    if (ws !== socket) return;
+    ready = ws;
+    for (const call of calls.values()) if (!call.via) call.send(ws);
+    become("connected");
+  }
+
+  /** Connect once, and return why that ended. */
+  async function attempt() {
+    become("connecting");
+    const place = new URL(await valueOf(url), globalThis.location?.href);
+    const secret = await valueOf(token);
+    if (secret) place.searchParams.set("token", secret);
+    place.protocol = place.protocol.replace("http", "ws");
+    if (end) return end;
+    const ws = (socket = new WebSocket(place));
+    silent = 0;
+    const beat = setInterval(() => {
+      tries = 0;
+      if (++silent === PING_AT && ready) control("ping", {}, ++lastId);
+      if (silent >= DEAD_AT) goOn({ code: 1006, reason: "no answer" });
+    }, BEAT);
+    const why = await new Promise((resolve) => {
+      goOn = ws.onclose = resolve;
+      ws.onopen = () => greet(ws);
+      ws.onmessage = ({ data }) => receive(ws, JSON.parse(data));
+      ws.onerror = () => {}; // The `ws` of npm wants one.
+    });
+    clearInterval(beat);
+    ws.onopen = ws.onmessage = ws.onclose = null;
+    ws.close(1000); // Nobody waits for the answer: the server may be gone.
+    return { code: why.code, reason: why.reason };
+  }
+
+  async function live() {
+    while (state !== "closed") {
+      const failed = (error) => ({ code: 1006, reason: `${error}` });
+      const why = end ?? (await attempt().catch(failed));
+      socket = ready = null;
+      if (isFinal(why.code)) end ??= why;
+      for (const [id, call] of calls)
+        if ((end || call.via) && calls.delete(id)) call.put("fail", closedBy(why));
+      become(end ? "closed" : "waiting", why);
+      const pause = (resolve) => setTimeout((goOn = resolve), waitOf(tries++));
+      if (!end) await new Promise(pause);
+    }
+    gone.abort();
+  }
+
+  for (const event of ["online", "pageshow", "visibilitychange"])
+    globalThis.addEventListener?.(event, () => {
+      if (globalThis.document?.hidden) return;
+      silent = Math.max(silent, PING_AT - 1); // The next beat asks.
+      if (!socket) goOn(null);
+    }, { signal: gone.signal });
+  live();
+  return {
+    call, stream,
+    /** @param {string} name @returns {any} */
+    module: (name) => new Proxy({}, { get: (_, method) =>
+      method !== "then" && ((...rest) => call(name, String(method), ...rest)) }),
+    /** Hear pushes as `(data, push)`; of "$" there are "state", "gap" and "connected".
+     * @param {[module: string, event: string, hear: (...all: any) => any]} hook */
+    on(...hook) {
+      hooks.add(hook);
+      return () => void hooks.delete(hook);
+    },
+    /** Answer the server's calls.
+     * @param {string} module @param {string} method @param {(data: any) => any} give */
+    method(module, method, give) { methods.set(`${module}\n${method}`, give); },
+    /** @param {string} group */
+    subscribe: (group) => join(group, groups.get(group) ?? { tries: 0 }),
+    /** @param {string} group */
+    unsubscribe: (group) => ask("unsubscribe", { group }, () => groups.delete(group)),
+    close(code = 1000, reason = "") { goOn((end ??= { code, reason })); },
+    get state() { return state; },
+  };
+}
+"""
+
+
+def answer_script(request: PageRequest) -> Any:
+    """Answer with the browser's client, which pages of any origin may import."""
+    answer = answer_of_file("wsappy.js", CLIENT_SCRIPT.encode(), request)
+    return *answer[:2], {**answer[2], "Access-Control-Allow-Origin": "*"}
+
+
+def pages_of(app: App) -> dict[str, Callable[..., Any]]:
+    """Return the pages that every application has, by their path."""
+    return {"/wsappy.js": answer_script}
+
+
+App.pages_of = staticmethod(pages_of)
