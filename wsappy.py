@@ -42,7 +42,7 @@ of theirs:
 
     9. connect         the Python client, and the one for tests
     10. The classic API  the class-based server of wsappy 0.1.3
-    12. For people     files
+    12. For people     AsyncAPI, the browser's client, files
 """
 
 from __future__ import annotations
@@ -1130,8 +1130,10 @@ class Method:
         by_position = map(names_by_position, layers_of(function))
         self.reserved = frozenset[str]().union(*by_position) - self.annotations.keys()
         self.types = dict.fromkeys(self.annotations, ANYTHING)
+        self.hints: dict[str, Any] = {}
         self.validators: dict[str, Validator] = {}
         self.rest_types = ANYTHING if has_rest else None
+        self.rest_hint: Any = None
         self.check_rest: Validator | None = None
         self.paths: dict[str, str] | None = None
         if clients is not None:
@@ -1191,6 +1193,7 @@ class Method:
             self._accept_rest(self.rest.name, self.rest.annotation)
 
     def _accept(self, name: str, resolved: Any) -> None:
+        self.hints[name] = resolved
         self.types[name] = plain_types(resolved)
         if not self.types[name]:
             self.validators[name] = self._validator(name, resolved)
@@ -1202,9 +1205,9 @@ class Method:
 
     def _accept_rest(self, name: str, annotation: Any) -> None:
         """Make a contract of the annotation of `**kwargs`: for each, or for all."""
-        resolved = resolve(self.function, name, annotation)
+        resolved = self.rest_hint = resolve(self.function, name, annotation)
         if word_of(resolved) == "Unpack":
-            self.rest_types = None
+            self.rest_types = self.rest_hint = None
             self._accept_keys(name, typing.get_args(resolved)[0])
         elif not plain_types(resolved):
             whole = types.GenericAlias(dict, (str, resolved))
@@ -4969,6 +4972,7 @@ def client_of(path: Path, function: Any) -> type[Client]:
     names = check_parameters(who, path, function, "api")
     base = VisitClient if is_async_generator(function) else FunctionClient
     attributes = {"_function": staticmethod(function), "_names": names}
+    attributes["__doc__"] = function.__doc__
     return type(function.__name__, (base,), attributes)
 
 
@@ -5083,10 +5087,12 @@ class App(Marking):
         loads: Reads JSON from bytes.
         dumps: Writes JSON as bytes or str; None is orjson, with numpy, pydantic models
             and non-string keys. NaN becomes null.
+        docs: Path of the page where people see and try every method. None turns it off,
+            and `/asyncapi.json` too.
 
     Raises:
         TypeError: If *origins* is a string other than "*".
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or *docs* is no path.
     """
 
     title: str = "wsappy"
@@ -5101,6 +5107,7 @@ class App(Marking):
     grace: float = 10.0
     loads: Callable[[bytes], JSON] = orjson.loads
     dumps: Callable[[JSON], bytes | str] | None = None
+    docs: str | None = "/docs"
 
     # What sends for a class of clients that sends in its own way.
     overrides_of: ClassVar[Callable[[Any], Overrides | None]]
@@ -5120,7 +5127,7 @@ class App(Marking):
         # Pages for all that is below a path.
         self.trees: dict[str, Callable[..., Any]] = {}
         common = type(self).pages_of(self)
-        self.common_pages = {key_of(path): page for path, page in common.items()}
+        self.common_pages = {place_of("page", path): common[path] for path in common}
         self.life: Callable[..., Any] | None = None
         self.counts = collections.Counter[str]()
         self.labels = {each: collections.Counter[str]() for each in LABELLED}
@@ -5424,11 +5431,10 @@ class App(Marking):
         """Return the page at a path from outside, or None; the longest tree wins."""
         decoded = decode_path(path)
         place = decoded.removesuffix(SLASH)
-        page = self.pages.get(place)
+        # No route is hidden: a handshake asks for no page.
+        page = self.pages.get(place) or self.common_pages.get(place)
         if page is not None or self.table.find(path) is not None:
             return page
-        if place in self.common_pages:
-            return self.common_pages[place]
         below = f"{decoded}{SLASH}"
         places = [each for each in self.trees if below.startswith(f"{each}{SLASH}")]
         return self.trees[max(places, key=len)] if places else None
@@ -5476,6 +5482,19 @@ class App(Marking):
             **counts,
             **{name: dict(self.labels[name]) for name in LABELLED},
         }
+
+    def asyncapi(self) -> dict[str, Any]:
+        """Return the AsyncAPI 3.1 document of the table; `/asyncapi.json` is the same.
+
+        What can't be described is {} in it, and one warning in the log.
+
+        Raises:
+            TypeError: If an annotation can't be checked, as at the start.
+            ValueError: If there is no route.
+        """
+        self.prepare()
+        document: dict[str, Any] = json.loads(document_of(self))
+        return document
 
     def test_client(self, path: str = "/", **options: Any) -> TestedPeer:
         """Start the app on a free loopback port and connect to it, for a test.
@@ -7203,6 +7222,339 @@ def set_loop_of_main_thread() -> None:
 
 # --- 12. For people ----------------------------------------------------------
 
+# What every document has (AsyncAPI 3.1). An event is described by exactly one message:
+# an `error` that has a code, whatever else it says; else a push where it has no method;
+# else the `result`, or the `item`, of one method; or else it is an event of its own.
+DOCUMENT = """{
+  "asyncapi": "3.1.0",
+  "info": {},
+  "defaultContentType": "application/json",
+  "channels": {},
+  "operations": {},
+  "components": {
+    "correlationIds": {
+      "request_id": {
+        "description": "Of the call, unchanged.",
+        "location": "$message.payload#/request_id"
+      }
+    },
+    "schemas": {},
+    "messages": {
+      "error": {
+        "description": "How a call failed.",
+        "correlationId": {"$ref": "#/components/correlationIds/request_id"},
+        "payload": {
+          "type": "object",
+          "required": ["request_id", "module", "method", "event", "data"],
+          "properties": {
+            "event": {"const": "error"},
+            "data": {
+              "type": "object",
+              "required": ["code", "message"],
+              "properties": {
+                "code": {"type": "string"},
+                "message": {"type": "string"},
+                "details": {},
+                "retry": {"const": true}
+              }
+            }
+          }
+        }
+      },
+      "event": {
+        "description": "What a handler says while it runs.",
+        "correlationId": {"$ref": "#/components/correlationIds/request_id"},
+        "payload": {
+          "type": "object",
+          "required": ["request_id", "module", "method", "event", "data"],
+          "properties": {
+            "module": {"type": "string"},
+            "method": {"type": "string"},
+            "event": {"type": "string", "not": {"enum": ["result", "item", "error"]}}
+          }
+        }
+      },
+      "push": {
+        "description": "What the server says unasked, to one client or to a group.",
+        "payload": {
+          "type": "object",
+          "required": ["request_id", "module", "method", "event", "data"],
+          "properties": {
+            "module": {"type": "string"},
+            "method": {"type": "null"},
+            "event": {"type": "string"},
+            "group": {"type": "string"},
+            "offset": {"type": "integer"}
+          },
+          "not": {"$ref": "#/components/messages/error/payload"}
+        }
+      }
+    }
+  }
+}"""
+SHARED_MESSAGES = ["error", "event", "push"]
+SCHEMA_NAMES = ("string", "integer", "number", "boolean", "null", "array", "object")
+SCHEMA_TYPES = dict(zip(TYPE_NAMES, SCHEMA_NAMES, strict=True))
+REQUEST_ID: JSON = {"type": ["string", "integer", "null"]}
+# What None becomes in a result.
+NOTHING: JSON = {"type": "object", "maxProperties": 0}
+UNDESCRIBED = "the AsyncAPI document has {} for what can't be described: %s"
+
+
+def ref(*path: str) -> dict[str, str]:
+    """Return a reference to what is at that path of the document."""
+    parts = (each.replace("~", "~0").replace("/", "~1") for each in path)
+    return {"$ref": "#/" + "/".join(map(urllib.parse.quote, parts))}
+
+
+def unique(taken: Iterable[str], *texts: str) -> str:
+    """Return a key that is free, made of one of the texts, the last one numbered."""
+    keys = [re.sub(r"[^\w.-]", "_", text, flags=re.ASCII) for text in texts]
+    numbered = (f"{keys[-1]}_{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain(keys, numbered) if each not in taken)
+
+
+def documentation_of(documented: object) -> dict[str, str]:
+    """Return a docstring as a description, where there is one."""
+    text = inspect.cleandoc(documented.__doc__ or "")
+    return {"description": text} if text else {}
+
+
+def as_json(value: Any) -> JSON:
+    """Return a value as a client would see it; raises TypeError for what is no JSON."""
+    return orjson.loads(dumps_all(value))
+
+
+def return_of(method: Method) -> Any:
+    """Return the annotation of what a handler returns, or yields.
+
+    Raises:
+        TypeError: If it can't be resolved.
+    """
+    function = method.function
+    annotation = inspect.signature(function, **SIGNATURE_OPTIONS).return_annotation
+    found = resolve(function, "return", annotation)
+    kind, parts = typing.get_origin(found), typing.get_args(found)
+    if method.kind is STREAM:
+        return parts[0] if parts else Any
+    is_awaited = isinstance(kind, type) and issubclass(kind, Awaitable)
+    return parts[-1] if is_awaited else found
+
+
+def adapter_of(annotation: Any) -> Any:
+    """Return what pydantic describes a type with; raises whatever where it can't."""
+    from pydantic import TypeAdapter  # noqa: PLC0415
+
+    return TypeAdapter(annotation)
+
+
+def generator_of(unknown: list[str]) -> Any:
+    """Return what makes JSON Schemas of pydantic's; it notes what has none."""
+    from pydantic.json_schema import GenerateJsonSchema  # noqa: PLC0415
+
+    class Generator(GenerateJsonSchema):
+        # A model is read by the aliases of its fields, and written by their names.
+        by_alias: Any = property(lambda me: me.mode == "validation", lambda *_: None)
+
+        def handle_invalid_for_json_schema(self, _: Any, error_info: str) -> Any:
+            unknown.append(error_info)
+            return {}
+
+        def tagged_union_schema(self, schema: Any) -> Any:
+            made = super().tagged_union_schema(schema)
+            # AsyncAPI has another one of that name.
+            made.pop("discriminator", None)
+            return made
+
+        def emit_warning(self, *_: Any) -> None:
+            """Leave out a default that is no JSON."""
+
+    return Generator
+
+
+class Document:
+    """The AsyncAPI document of an application, while it is made.
+
+    Attributes:
+        whole: All of it.
+        messages: Its messages by their keys, once for each method.
+        keys: Those of each method: of the call, then of the answers.
+        adapters: Schemas that pydantic is going to fill, with their modes and types.
+        unknown: What can't be described.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.whole: dict[str, Any] = orjson.loads(DOCUMENT)
+        self.whole["info"] = {"title": app.title, "version": app.version}
+        self.messages: dict[str, Any] = self.whole["components"]["messages"]
+        self.keys: dict[Method, list[str]] = {}
+        self.adapters: list[tuple[dict[str, JSON], str, Any]] = []
+        self.unknown: list[str] = []
+
+    def make(self, table: Table) -> dict[str, Any]:
+        """Describe a table; what can't be described is {}, and one warning."""
+        for method in table.methods:
+            self._add_messages(method)
+        for route in table.routes.values():
+            self._add_channel(route)
+        if self.adapters:
+            self._fill()
+        if self.unknown:
+            LOGGER.warning(UNDESCRIBED, "; ".join(dict.fromkeys(self.unknown)))
+        return self.whole
+
+    # Messages
+
+    def _add_messages(self, method: Method) -> None:
+        """Add the call of a method, and its answers."""
+        annotation = run(return_of, method)
+        if type(annotation) is Failure:
+            self.unknown.append(str(annotation.exc))
+        if type(annotation) is Failure or method.answers_itself:
+            annotation = Any
+        parts = {"": self._arguments_of(method), "result": NOTHING}
+        if method.kind is STREAM:
+            parts["item"] = self._schema_of(annotation, "serialization")
+        else:
+            parts["result"] = self._result_of(annotation)
+        added = [self._add_message(method, *each) for each in parts.items()]
+        self.keys[method] = [*added, "event", "error"]
+
+    def _add_message(self, method: Method, event: str, data: dict[str, JSON]) -> str:
+        module, name = method.names
+        properties = {"request_id": REQUEST_ID, "module": {"const": module}}
+        properties |= {"method": {"const": name}, "data": data}
+        properties["event"] = {"const": event} if event else False
+        call = ["module", "method", *["data"] * bool(method.required)]
+        required = list(properties) if event else call
+        payload = {"type": "object", "required": required, "properties": properties}
+        key = unique(self.messages, ".".join([module, name, event]).rstrip("."))
+        correlation = ref("components", "correlationIds", "request_id")
+        self.messages[key] = {"correlationId": correlation, "payload": payload}
+        return key
+
+    def _arguments_of(self, method: Method) -> dict[str, JSON]:
+        """Describe the data of a call."""
+        properties = dict[str, Any]()
+        defaults = {each.name: each.default for each in method.parameters}
+        for name, hint in method.hints.items():
+            properties[name] = self._schema_of(hint, "validation")
+            default = run(as_json, defaults.get(name, inspect.Parameter.empty))
+            if type(default) is not Failure:
+                properties[name]["default"] = default
+        rest = method.rest_hint
+        more = rest is not None and self._schema_of(rest, "validation")
+        return {
+            "type": "object" if method.required else ["object", "null"],
+            "properties": properties,
+            "required": [name for name in properties if name in method.required],
+            "additionalProperties": more,
+        }
+
+    def _result_of(self, annotation: Any) -> dict[str, JSON]:
+        """Describe what a handler returns; None becomes {}."""
+        is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        members = typing.get_args(annotation) if is_union else (annotation,)
+        left = tuple(each for each in members if each is not types.NoneType)
+        if not left:
+            # It may send a result of its own.
+            return {"default": {}}
+        schema = self._schema_of(typing.Union[left], "serialization")  # noqa: UP007
+        return schema if left == members else {"anyOf": [schema, NOTHING]}
+
+    def _schema_of(self, annotation: Any, mode: str) -> dict[str, JSON]:
+        """Return the JSON Schema of a type, be it that pydantic has yet to fill it."""
+        accepted = plain_types(annotation)
+        schema: dict[str, JSON] = {}
+        if accepted and object not in accepted:
+            left = accepted - {int} if float in accepted else accepted
+            names = [name for kind, name in SCHEMA_TYPES.items() if kind in left]
+            schema["type"] = names[0] if len(names) == 1 else names
+        elif not accepted:
+            adapter = run(adapter_of, annotation)
+            if type(adapter) is Failure:
+                self.unknown.append(str(adapter.exc).partition("\n")[0])
+            else:
+                self.adapters.append((schema, mode, adapter))
+        return schema
+
+    def _fill(self) -> None:
+        """Let pydantic describe all types together: it tells input from output."""
+        describe = functools.partial(
+            type(self.adapters[0][2]).json_schemas,
+            ref_template="#/components/schemas/{model}",
+            schema_generator=generator_of(self.unknown),
+        )
+        rows = [(number, *each[1:]) for number, each in enumerate(self.adapters)]
+        for row in rows if type(run(describe, rows)) is Failure else ():
+            alone = run(describe, [row])
+            if type(alone) is Failure:
+                self.unknown.append(str(alone.exc))
+                rows = [each for each in rows if each is not row]
+        schemas, more = describe(rows)
+        self.whole["components"]["schemas"] = more.get("$defs", {})
+        for (number, _), schema in schemas.items():
+            self.adapters[number][0].update(schema)
+
+    # Channels
+
+    def _add_channel(self, route: Route) -> None:
+        """Add a route, and an operation for each of its methods."""
+        path, factory = route.path.text, typing.cast(Any, route.factory)
+        made_by = factory.args[0]
+        # Raw messages are of another protocol.
+        own = getattr(made_by, "on_message", Client.on_message)
+        is_ours = own is Client.on_message
+        methods = [each for each in route.methods.values() if each in self.keys]
+        methods *= is_ours
+        keys = [key for each in methods for key in self.keys[each]]
+        keys += SHARED_MESSAGES * is_ours
+        converters = route.path.converters.items()
+        self.whole["channels"][path] = {
+            "address": PARAMETER.sub(r"{\1}", path),
+            "parameters": {name: {"description": each} for name, each in converters},
+            "messages": {key: ref("components", "messages", key) for key in keys},
+            **(documentation_of(made_by) if made_by is not Client else {}),
+        }
+        for method in methods:
+            self._add_operation(path, method)
+
+    def _add_operation(self, path: str, method: Method) -> None:
+        channel, keys = ref("channels", path), self.keys[method]
+        call, *answers = [ref("channels", path, "messages", each) for each in keys]
+        owner = getattr(method.function, "__self__", None)
+        module = {} if owner is None else documentation_of(type(owner))
+        guards = [layers_of(each)[-1].__qualname__ for each in method.guards]
+        operations, name = self.whole["operations"], "_".join(method.names)
+        operations[unique(operations, name, name + path)] = {
+            "action": "receive",
+            "channel": channel,
+            "messages": [call],
+            "reply": {"channel": channel, "messages": answers},
+            "tags": [{"name": method.names[0], **module}],
+            **documentation_of(layers_of(method.function)[-1]),
+            **({"x-wsappy-stream": True} if method.kind is STREAM else {}),
+            **({"x-wsappy-allow": guards} if guards else {}),
+        }
+
+
+DOCUMENTS: weakref.WeakKeyDictionary[App, tuple[Any, bytes]] = (
+    weakref.WeakKeyDictionary()
+)
+DOCUMENT_LOCK = threading.Lock()
+
+
+def document_of(app: App) -> bytes:
+    """Return the AsyncAPI document as JSON; it is made again if the table has grown."""
+    size = len(app.table.routes), len(app.table.methods)
+    with DOCUMENT_LOCK:
+        made_of, payload = DOCUMENTS.get(app, (None, b""))
+        if made_of != size:
+            payload = json.dumps(Document(app).make(app.table)).encode()
+            DOCUMENTS[app] = size, payload
+    return payload
+
+
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -7588,9 +7940,18 @@ def answer_script(request: PageRequest) -> Any:
     return *answer[:2], {**answer[2], "Access-Control-Allow-Origin": "*"}
 
 
+async def answer_document(app: App, request: PageRequest) -> Any:
+    """Answer with the AsyncAPI document, which may take a second to make."""
+    body = await asyncio.to_thread(document_of, app)
+    return answer_of_file("asyncapi.json", body, request)
+
+
 def pages_of(app: App) -> dict[str, Callable[..., Any]]:
     """Return the pages that every application has, by their path."""
-    return {"/wsappy.js": answer_script}
+    pages: dict[str, Callable[..., Any]] = {"/wsappy.js": answer_script}
+    if app.docs is not None:
+        pages["/asyncapi.json"] = functools.partial(answer_document, app)
+    return pages
 
 
 App.pages_of = staticmethod(pages_of)
