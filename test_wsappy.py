@@ -20298,7 +20298,7 @@ LAYOUT_BANNER = r"^# --- (?:(\d+)\. )?(.+?) -+$"
 # The last section of the story, and the appendix that the others may use.
 STORY_END, SHARED_APPENDIX = 8, 9
 # Public methods of the story that hand over to an appendix, in three statements.
-HANDS_OVER = {"App.static", "App.test_client"}
+HANDS_OVER = {"App.asyncapi", "App.static", "App.test_client"}
 # What users import beside `__all__`, or get.
 LAYOUT_USERS = {
     *("connect", "Peer", "Push", "RemoteModule", "TestedPeer"),

@@ -43,13 +43,14 @@ of theirs:
     9. connect         the Python client, and the one for tests
     10. The classic API  the class-based server of wsappy 0.1.3
     11. Buses and workers  groups over several processes
-    12. For people     files
+    12. For people     AsyncAPI, the page, the browser's client, files
 """
 
 from __future__ import annotations
 
 import abc
 import asyncio
+import base64
 import collections
 import contextlib
 import contextvars
@@ -1088,6 +1089,8 @@ class Method:
         self.required = {each.name for each in named if each.default is each.empty}
         by_position = map(names_by_position, layers_of(function))
         self.reserved = frozenset[str]().union(*by_position) - self.types.keys()
+        self.hints: dict[str, Any] = {}
+        self.rest_hint: Any = None
         self.validators: dict[str, Validator] = {}
         self.rest_types = ANYTHING if any(map(takes_rest, self.parameters)) else None
         self.check_rest: Validator | None = None
@@ -1152,6 +1155,7 @@ class Method:
                 self._accept_rest(each.name, resolved)
 
     def _accept(self, name: str, resolved: Any) -> None:
+        self.hints[name] = resolved
         self.types[name] = plain_types(resolved)
         if not self.types[name]:
             made = run(validator_of, resolved)
@@ -1159,6 +1163,7 @@ class Method:
 
     def _accept_rest(self, name: str, resolved: Any) -> None:
         """Make the annotation of `**kwargs` a contract for each of its values."""
+        self.rest_hint = resolved
         self.rest_types = plain_types(resolved) or ANYTHING
         if not plain_types(resolved):
             made = run(validator_of, types.GenericAlias(dict, (str, resolved)))
@@ -4709,6 +4714,7 @@ def client_of(path: Path, function: Any) -> type[Client]:
     names = check_parameters(who, path, function, "api")
     base = VisitClient if is_async_generator(function) else FunctionClient
     attributes = {"_function": staticmethod(function), "_names": names}
+    attributes["__doc__"] = function.__doc__
     return type(function.__name__, (base,), attributes)
 
 
@@ -4816,10 +4822,12 @@ class App(Marking):
         loads: Reads JSON from bytes.
         dumps: Writes JSON as bytes or str; None is orjson, with numpy, pydantic models
             and non-string keys. NaN becomes null.
+        docs: Path of the page where people see and try every method. None turns it off,
+            and `/asyncapi.json` too.
 
     Raises:
         TypeError: If *origins* is a string other than "*".
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or *docs* is no path.
     """
 
     title: str = "wsappy"
@@ -4834,6 +4842,7 @@ class App(Marking):
     grace: float = 10.0
     loads: Callable[[bytes], JSON] = orjson.loads
     dumps: Callable[[JSON], bytes | str] | None = None
+    docs: str | None = "/docs"
 
     # The number of this process, with several workers.
     worker: ClassVar[int] = 0
@@ -4857,7 +4866,7 @@ class App(Marking):
         # Pages for all that is below a path.
         self.trees: dict[str, Callable[..., Any]] = {}
         common = type(self).pages_of(self)
-        self.common_pages = {key_of(path): page for path, page in common.items()}
+        self.common_pages = {place_of("page", path): common[path] for path in common}
         self.life: Callable[..., Any] | None = None
         self.counts = collections.Counter(dict.fromkeys(COUNTERS, 0))
         self.labels = {each: collections.Counter[str]() for each in LABELLED}
@@ -5171,11 +5180,10 @@ class App(Marking):
         """Return the page at a path from outside, or None; the longest tree wins."""
         decoded = decode_path(path)
         place = decoded.removesuffix(SLASH)
-        page = self.pages.get(place)
+        # No route is hidden: a handshake asks for no page.
+        page = self.pages.get(place) or self.common_pages.get(place)
         if page is not None or self.table.find(path) is not None:
             return page
-        if place in self.common_pages:
-            return self.common_pages[place]
         below = f"{decoded}{SLASH}"
         places = [each for each in self.trees if below.startswith(f"{each}{SLASH}")]
         return self.trees[max(places, key=len)] if places else None
@@ -5217,6 +5225,19 @@ class App(Marking):
             **counts,
             **{name: dict(self.labels[name]) for name in LABELLED},
         }
+
+    def asyncapi(self) -> dict[str, Any]:
+        """Return the AsyncAPI 3.1 document of the table; `/asyncapi.json` is the same.
+
+        What can't be described is {} in it, and one warning in the log.
+
+        Raises:
+            TypeError: If an annotation can't be checked, as at the start.
+            ValueError: If there is no route.
+        """
+        self.prepare()
+        document: dict[str, Any] = json.loads(document_of(self))
+        return document
 
     def test_client(self, path: str = "/", **options: Any) -> TestedPeer:
         """Start the app on a free loopback port and connect to it, for a test.
@@ -5483,6 +5504,8 @@ class Serving:
         """Print where clients connect."""
         for route in self.app.table.routes.values():
             say(self.url(route.path.text, self.host))
+        if self.app.docs is not None:
+            say(self.url(self.app.docs, self.host).replace("ws", "http", 1))
 
     async def listen(self, attempts: int = PORT_ATTEMPTS) -> websockets.Server:
         """Open the port, the Unix socket, or the socket that was handed in."""
@@ -7818,6 +7841,344 @@ App.run_workers = staticmethod(run_workers)
 
 # --- 12. For people ----------------------------------------------------------
 
+# What every document has (AsyncAPI 3.1). An event is described by exactly one message:
+# an `error` that has a code, whatever else it says; else a push where it has no method;
+# else the `result`, or the `item`, of one method; or else it is an event of its own.
+DOCUMENT = """{
+  "asyncapi": "3.1.0",
+  "info": {},
+  "defaultContentType": "application/json",
+  "channels": {},
+  "operations": {},
+  "components": {
+    "correlationIds": {
+      "request_id": {
+        "description": "Of the call, unchanged.",
+        "location": "$message.payload#/request_id"
+      }
+    },
+    "schemas": {},
+    "messages": {
+      "error": {
+        "description": "How a call failed.",
+        "correlationId": {"$ref": "#/components/correlationIds/request_id"},
+        "payload": {
+          "type": "object",
+          "required": ["request_id", "module", "method", "event", "data"],
+          "properties": {
+            "event": {"const": "error"},
+            "data": {
+              "type": "object",
+              "required": ["code", "message"],
+              "properties": {
+                "code": {"type": "string"},
+                "message": {"type": "string"},
+                "details": {},
+                "retry": {"const": true}
+              }
+            }
+          }
+        }
+      },
+      "event": {
+        "description": "What a handler says while it runs.",
+        "correlationId": {"$ref": "#/components/correlationIds/request_id"},
+        "payload": {
+          "type": "object",
+          "required": ["request_id", "module", "method", "event", "data"],
+          "properties": {
+            "module": {"type": "string"},
+            "method": {"type": "string"},
+            "event": {"type": "string", "not": {"enum": ["result", "item", "error"]}}
+          }
+        }
+      },
+      "push": {
+        "description": "What the server says unasked, to one client or to a group.",
+        "payload": {
+          "type": "object",
+          "required": ["request_id", "module", "method", "event", "data"],
+          "properties": {
+            "module": {"type": "string"},
+            "method": {"type": "null"},
+            "event": {"type": "string"},
+            "group": {"type": "string"},
+            "offset": {"type": "integer"}
+          },
+          "not": {"$ref": "#/components/messages/error/payload"}
+        }
+      }
+    }
+  }
+}"""
+SHARED_MESSAGES = ["error", "event", "push"]
+SCHEMA_NAMES = ("string", "integer", "number", "boolean", "null", "array", "object")
+SCHEMA_TYPES = dict(zip(TYPE_NAMES, SCHEMA_NAMES, strict=True))
+REQUEST_ID: JSON = {"type": ["string", "integer", "null"]}
+# What None becomes in a result.
+NOTHING: JSON = {"type": "object", "maxProperties": 0}
+UNDESCRIBED = "the AsyncAPI document has {} for what can't be described: %s"
+
+
+def ref(*path: str) -> dict[str, str]:
+    """Return a reference to what is at that path of the document."""
+    parts = (each.replace("~", "~0").replace("/", "~1") for each in path)
+    return {"$ref": "#/" + "/".join(map(urllib.parse.quote, parts))}
+
+
+def unique(taken: Iterable[str], *texts: str) -> str:
+    """Return a key that is free, made of one of the texts, the last one numbered."""
+    keys = [re.sub(r"[^\w.-]", "_", text, flags=re.ASCII) for text in texts]
+    numbered = (f"{keys[-1]}_{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain(keys, numbered) if each not in taken)
+
+
+def documentation_of(documented: object) -> dict[str, str]:
+    """Return a docstring as a description, where there is one."""
+    text = inspect.cleandoc(documented.__doc__ or "")
+    return {"description": text} if text else {}
+
+
+def as_json(value: Any) -> JSON:
+    """Return a value as a client would see it; raises TypeError for what is no JSON."""
+    return orjson.loads(dumps_all(value))
+
+
+def return_of(method: Method) -> Any:
+    """Return the annotation of what a handler returns, or yields.
+
+    Raises:
+        TypeError: If it can't be resolved.
+    """
+    function = method.function
+    annotation = inspect.signature(function, **SIGNATURE_OPTIONS).return_annotation
+    found = resolve(function, "return", annotation)
+    kind, parts = typing.get_origin(found), typing.get_args(found)
+    if method.kind is STREAM:
+        return parts[0] if parts else Any
+    is_awaited = isinstance(kind, type) and hasattr(kind, "__await__")
+    return parts[-1] if is_awaited else found
+
+
+def adapter_of(annotation: Any) -> Any:
+    """Return what pydantic describes a type with; raises whatever where it can't."""
+    from pydantic import TypeAdapter  # noqa: PLC0415
+
+    return TypeAdapter(annotation)
+
+
+def generator_of(unknown: list[str]) -> Any:
+    """Return what makes JSON Schemas of pydantic's; it notes what has none."""
+    from pydantic.json_schema import GenerateJsonSchema  # noqa: PLC0415
+
+    class Generator(GenerateJsonSchema):
+        # A model is read by the aliases of its fields, and written by their names.
+        by_alias: Any = property(lambda me: me.mode == "validation", lambda *_: None)
+
+        def handle_invalid_for_json_schema(self, _: Any, error_info: str) -> Any:
+            unknown.append(error_info)
+            return {}
+
+        def tagged_union_schema(self, schema: Any) -> Any:
+            made = super().tagged_union_schema(schema)
+            # AsyncAPI has another one of that name.
+            made.pop("discriminator", None)
+            return made
+
+        def emit_warning(self, *_: Any) -> None:
+            """Leave out a default that is no JSON."""
+
+    return Generator
+
+
+class Document:
+    """The AsyncAPI document of an application, while it is made.
+
+    Attributes:
+        whole: All of it.
+        messages: Its messages by their keys, once for each method.
+        keys: Those of each method: of the call, then of the answers.
+        adapters: Schemas that pydantic is going to fill, with their modes and types.
+        unknown: What can't be described.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.whole: dict[str, Any] = orjson.loads(DOCUMENT)
+        self.whole["info"] = {"title": app.title, "version": app.version}
+        self.messages: dict[str, Any] = self.whole["components"]["messages"]
+        self.keys: dict[Method, list[str]] = {}
+        self.adapters: list[tuple[dict[str, JSON], str, Any]] = []
+        self.unknown: list[str] = []
+
+    def make(self, app: App) -> dict[str, Any]:
+        """Describe the table; what can't be described is {}, and one warning."""
+        for method in app.table.methods:
+            self._add_messages(method)
+        for route in app.table.routes.values():
+            self._add_channel(route)
+        self.whole["x-wsappy-groups"] = {
+            each.path.text: {"history": each.history, **documentation_of(each.guard)}
+            for each in app.groups.patterns
+        }
+        if self.adapters:
+            self._fill()
+        if self.unknown:
+            LOGGER.warning(UNDESCRIBED, "; ".join(dict.fromkeys(self.unknown)))
+        return self.whole
+
+    # Messages
+
+    def _add_messages(self, method: Method) -> None:
+        """Add the call of a method, and its answers."""
+        annotation = run(return_of, method)
+        if type(annotation) is Failure:
+            self.unknown.append(str(annotation.exc))
+        if type(annotation) is Failure or method.answers_itself:
+            annotation = Any
+        parts = {"": self._arguments_of(method), "result": NOTHING}
+        if method.kind is STREAM:
+            parts["item"] = self._schema_of(annotation, "serialization")
+        else:
+            parts["result"] = self._result_of(annotation)
+        added = [self._add_message(method, *each) for each in parts.items()]
+        self.keys[method] = [*added, "event", "error"]
+
+    def _add_message(self, method: Method, event: str, data: dict[str, JSON]) -> str:
+        module, name = method.names
+        properties = {"request_id": REQUEST_ID, "module": {"const": module}}
+        properties |= {"method": {"const": name}, "data": data}
+        properties["event"] = {"const": event} if event else False
+        call = ["module", "method", *["data"] * bool(method.required)]
+        required = list(properties) if event else call
+        payload = {"type": "object", "required": required, "properties": properties}
+        key = unique(self.messages, ".".join([module, name, event]).rstrip("."))
+        correlation = ref("components", "correlationIds", "request_id")
+        self.messages[key] = {"correlationId": correlation, "payload": payload}
+        return key
+
+    def _arguments_of(self, method: Method) -> dict[str, JSON]:
+        """Describe the data of a call."""
+        properties = dict[str, Any]()
+        defaults = {each.name: each.default for each in method.parameters}
+        for name, hint in method.hints.items():
+            properties[name] = self._schema_of(hint, "validation")
+            default = run(as_json, defaults.get(name, inspect.Parameter.empty))
+            if type(default) is not Failure:
+                properties[name]["default"] = default
+        rest = method.rest_hint
+        more = rest is not None and self._schema_of(rest, "validation")
+        return {
+            "type": "object" if method.required else ["object", "null"],
+            "properties": properties,
+            "required": [name for name in properties if name in method.required],
+            "additionalProperties": more,
+        }
+
+    def _result_of(self, annotation: Any) -> dict[str, JSON]:
+        """Describe what a handler returns; None becomes {}."""
+        is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        members = typing.get_args(annotation) if is_union else (annotation,)
+        left = tuple(each for each in members if each is not types.NoneType)
+        if not left:
+            # It may send a result of its own.
+            return {"default": {}}
+        schema = self._schema_of(typing.Union[left], "serialization")  # noqa: UP007
+        return schema if left == members else {"anyOf": [schema, NOTHING]}
+
+    def _schema_of(self, annotation: Any, mode: str) -> dict[str, JSON]:
+        """Return the JSON Schema of a type, be it that pydantic has yet to fill it."""
+        accepted = plain_types(annotation)
+        schema: dict[str, JSON] = {}
+        if accepted and object not in accepted:
+            left = accepted - {int} if float in accepted else accepted
+            names = [name for kind, name in SCHEMA_TYPES.items() if kind in left]
+            schema["type"] = names[0] if len(names) == 1 else names
+        elif not accepted:
+            adapter = run(adapter_of, annotation)
+            if type(adapter) is Failure:
+                self.unknown.append(str(adapter.exc).partition("\n")[0])
+            else:
+                self.adapters.append((schema, mode, adapter))
+        return schema
+
+    def _fill(self) -> None:
+        """Let pydantic describe all types together: it tells input from output."""
+        describe = functools.partial(
+            type(self.adapters[0][2]).json_schemas,
+            ref_template="#/components/schemas/{model}",
+            schema_generator=generator_of(self.unknown),
+        )
+        rows = [(number, *each[1:]) for number, each in enumerate(self.adapters)]
+        for row in rows if type(run(describe, rows)) is Failure else ():
+            alone = run(describe, [row])
+            if type(alone) is Failure:
+                self.unknown.append(str(alone.exc))
+                rows = [each for each in rows if each is not row]
+        schemas, more = describe(rows)
+        self.whole["components"]["schemas"] = more.get("$defs", {})
+        for (number, _), schema in schemas.items():
+            self.adapters[number][0].update(schema)
+
+    # Channels
+
+    def _add_channel(self, route: Route) -> None:
+        """Add a route, and an operation for each of its methods."""
+        path, factory = route.path.text, typing.cast(Any, route.factory)
+        made_by = factory.args[0]
+        # Raw messages are of another protocol.
+        own = getattr(made_by, "on_message", Client.on_message)
+        is_ours = own is Client.on_message
+        methods = [each for each in route.methods.values() if each in self.keys]
+        methods *= is_ours
+        keys = [key for each in methods for key in self.keys[each]]
+        keys += SHARED_MESSAGES * is_ours
+        converters = route.path.converters.items()
+        self.whole["channels"][path] = {
+            "address": PARAMETER.sub(r"{\1}", path),
+            "parameters": {name: {"description": each} for name, each in converters},
+            "messages": {key: ref("components", "messages", key) for key in keys},
+            **(documentation_of(made_by) if made_by is not Client else {}),
+        }
+        for method in methods:
+            self._add_operation(path, method)
+
+    def _add_operation(self, path: str, method: Method) -> None:
+        channel, keys = ref("channels", path), self.keys[method]
+        call, *answers = [ref("channels", path, "messages", each) for each in keys]
+        owner = getattr(method.function, "__self__", None)
+        module = {} if owner is None else documentation_of(type(owner))
+        guards = [layers_of(each)[-1].__qualname__ for each in method.guards]
+        operations, name = self.whole["operations"], "_".join(method.names)
+        operations[unique(operations, name, name + path)] = {
+            "action": "receive",
+            "channel": channel,
+            "messages": [call],
+            "reply": {"channel": channel, "messages": answers},
+            "tags": [{"name": method.names[0], **module}],
+            **documentation_of(layers_of(method.function)[-1]),
+            **({"x-wsappy-stream": True} if method.kind is STREAM else {}),
+            **({"x-wsappy-allow": guards} if guards else {}),
+        }
+
+
+DOCUMENTS: weakref.WeakKeyDictionary[App, tuple[Any, bytes]] = (
+    weakref.WeakKeyDictionary()
+)
+DOCUMENT_LOCK = threading.Lock()
+
+
+def document_of(app: App) -> bytes:
+    """Return the AsyncAPI document as JSON; it is made again if the table has grown."""
+    rows = app.table.routes, app.table.methods, app.groups.patterns
+    size = [len(each) for each in rows]
+    with DOCUMENT_LOCK:
+        made_of, payload = DOCUMENTS.get(app, (None, b""))
+        if made_of != size:
+            payload = json.dumps(Document(app).make(app)).encode()
+            DOCUMENTS[app] = size, payload
+    return payload
+
+
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -8203,9 +8564,420 @@ def answer_script(request: PageRequest) -> Any:
     return *answer[:2], {**answer[2], "Access-Control-Allow-Origin": "*"}
 
 
+async def answer_document(app: App, request: PageRequest) -> Any:
+    """Answer with the AsyncAPI document, which may take a second to make."""
+    body = await asyncio.to_thread(document_of, app)
+    return answer_of_file("asyncapi.json", body, request)
+
+
+# What the page may do, with the hashes of its style and its script.
+PAGE_POLICY = (
+    "default-src 'none'; style-src {0}; script-src 'self' {1}; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# The page where people see and try every method.
+PAGE = r"""<!doctype html>
+<html lang="en" data-depth="1">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>API</title><link rel="icon" href="data:,">
+<style>
+:root {
+  color-scheme: light dark; accent-color: var(--accent);
+  --page: light-dark(#f5f6f8, #14171c); --card: light-dark(#fff, #1c2027);
+  --line: light-dark(#d5d9e0, #343b47); --quiet: light-dark(#5c6470, #9aa4b2);
+  --accent: light-dark(#0b6b63, #4fd1c0); --ink: light-dark(#fff, #0f1418);
+  --bad: light-dark(#b3261e, #ff8a80); --good: light-dark(#1a7f37, #6fdd8b);
+  --code: ui-monospace, "SF Mono", Menlo, Consolas, monospace;
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); font: 15px/1.5 system-ui, sans-serif; }
+header { position: sticky; top: 0; z-index: 1; padding: .6rem 1.2rem; display: flex;
+  flex-wrap: wrap; gap: .3rem 2rem; align-items: center; background: var(--card);
+  border-bottom: 1px solid var(--line); }
+h1 { font-size: 1.2rem; margin: 0; } h2 { font-size: 1rem; margin: 1.4rem 0 .5rem; }
+h3 { font: 600 .95rem var(--code); display: inline; }
+p { margin: .3rem 0; white-space: pre-line; }
+small, .quiet { color: var(--quiet); font-size: .85rem; font-weight: normal; }
+.row { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; }
+#state::before { content: "● "; color: var(--quiet); }
+#state[data-state=connected]::before { color: var(--good); }
+#state[data-state=closed]::before, .fault, .error > b { color: var(--bad); }
+#layout { display: grid; grid-template-columns: minmax(0, 1fr) minmax(20rem, 28rem);
+  gap: 0 2rem; max-width: 90rem; margin: auto; padding: 1rem 1.2rem 4rem; }
+input, select, textarea, button { font: inherit; color: inherit; max-width: 100%;
+  padding: .3rem .5rem; border: 1px solid var(--line); border-radius: 6px;
+  background: var(--page); }
+textarea { font: .85rem/1.4 var(--code); width: 100%; field-sizing: content; }
+textarea { max-height: 22rem; } [aria-invalid=true] { border-color: var(--bad); }
+button { padding: .3rem .9rem; border-color: var(--accent); color: var(--accent); }
+button.main { background: var(--accent); color: var(--ink); }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+#filter { width: 100%; background: var(--card); }
+article, .card { background: var(--card); border: 1px solid var(--line);
+  border-radius: 8px; margin: 0 0 .6rem; }
+article { content-visibility: auto; contain-intrinsic-size: auto 2.9rem; }
+summary { padding: .6rem .9rem; cursor: pointer; overflow-wrap: anywhere; }
+summary code { font: .85rem var(--code); color: var(--quiet); }
+.badge { font-size: .75rem; padding: .05rem .5rem; border: 1px solid var(--line);
+  border-radius: 1rem; margin-left: .5rem; color: var(--quiet); white-space: nowrap; }
+.body { padding: 0 .9rem .9rem; }
+.field { display: grid; grid-template-columns: 9rem minmax(0, 1fr); gap: .1rem .8rem;
+  margin: .7rem 0; align-items: baseline; }
+.field > :is(small, .fault) { grid-column: -2; }
+.field > label, .entry > b { font: 600 .85rem var(--code); overflow-wrap: anywhere; }
+[role=log] { max-height: min(24rem, 34vh); overflow: auto; }
+aside [role=log]:empty::before { content: "Nothing yet."; color: var(--quiet); }
+.entry { border-top: 1px solid var(--line); padding: .25rem 0; }
+.entry > small { float: right; } .entry > pre { display: inline; }
+pre { font: .82rem/1.45 var(--code); white-space: pre-wrap; overflow-wrap: anywhere; }
+.out > b, .badge.stream { color: var(--accent); } .in, .out { word-break: break-all; }
+aside { position: sticky; top: 4.2rem; align-self: start; overflow: auto;
+  max-height: calc(100vh - 5rem); }
+.card { padding: .6rem .9rem; } .card h2 { margin: 0 0 .3rem; }
+#asked .card { border: 2px solid var(--accent); }
+section:not(:has(article:not([hidden]))) { display: none; }
+@media (max-width: 60rem) {
+  header, aside { position: static; max-height: none; }
+  #layout, .field { grid-template-columns: minmax(0, 1fr); }
+}
+</style>
+<header>
+  <h1></h1>
+  <form id="connection" class="row" aria-label="Connection">
+    <label>Route <select id="route"></select></label>
+    <span id="params" class="row"></span>
+    <label>Query <input id="query" size="14" placeholder="token=…"></label>
+    <button id="toggle">Connect</button>
+    <output id="state">not connected</output>
+  </form>
+</header>
+<div id="layout">
+  <main>
+    <input id="filter" type="search" aria-label="Filter" placeholder="Filter methods">
+    <p id="about" class="quiet"></p>
+    <div id="methods"><noscript>This page needs JavaScript.</noscript></div>
+  </main>
+  <aside>
+    <div id="asked" aria-live="polite"></div>
+    <form id="join" class="card">
+      <h2>Groups</h2>
+      <input id="group" aria-label="Group" list="patterns" size="16">
+      <datalist id="patterns"></datalist> <button>Join</button>
+      <p id="fault" class="fault" role="status"></p>
+      <div id="joined" class="row"></div>
+    </form>
+    <div class="card"><h2>Pushes</h2>
+      <div id="pushes" role="log" tabindex="0" aria-label="Pushes"></div>
+    </div>
+    <div class="card"><h2>On the wire</h2>
+      <div id="wire" role="log" tabindex="0" aria-live="off" aria-label="Wire"></div>
+    </div>
+  </aside>
+</div>
+<script type="module">
+const $ = (id) => document.getElementById(id);
+/** Make an element. What comes from the server goes in as text, never as markup. */
+function make(tag, properties, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties ?? {}))
+    name in node ? (node[name] = value) : node.setAttribute(name, value);
+  node.append(...children.filter((each) => each));
+  return node;
+}
+const onSubmit = (form, act) =>
+  (form.onsubmit = (event) => (event.preventDefault(), act()));
+
+// The page may be behind a prefix, and have a slash at its end.
+const parts = location.pathname.replace(/\/$/, "").split("/");
+const base = parts.slice(0, parts.length - document.documentElement.dataset.depth);
+const { connect, ApiError } = await import([...base, "wsappy.js"].join("/"));
+const spec = await (await fetch([...base, "asyncapi.json"].join("/"))).json();
+
+/** Follow references to what they mean. */
+function follow(schema) {
+  const find = (node, key) =>
+    node[decodeURIComponent(key).replaceAll("~1", "/").replaceAll("~0", "~")];
+  while (schema.$ref) schema = schema.$ref.slice(2).split("/").reduce(find, spec);
+  return schema;
+}
+const choicesOf = ({ anyOf, oneOf, allOf }) => anyOf ?? oneOf ?? allOf;
+
+/** Write a type in a few words; models by their names, below the second level. */
+function shape(schema, level = 0) {
+  const name = schema.$ref?.split("/").at(-1), found = follow(schema);
+  const { type = "any", items, properties, required = [], format } = found;
+  const values = "const" in found ? [found.const] : found.enum;
+  if (name && level > 1) return name;
+  if (values) return values.map((each) => JSON.stringify(each)).join(" | ");
+  const choices = choicesOf(found)?.map((each) => shape(each, level));
+  if (choices) return choices.join(" | ");
+  if (found.maxProperties === 0 || (type === "any" && found.default)) return "nothing";
+  if (items) return `${shape(items, level + 1)}[]`;
+  const inner = properties && Object.entries(properties).map(([key, each]) =>
+    `${key}${required.includes(key) ? "" : "?"}: ${shape(each, level + 1)}`);
+  return inner ? `{${inner.join(", ")}}` : format ?? [type].flat().join(" | ");
+}
+function typesOf(schema) {
+  const found = follow(schema), value = found.const ?? found.enum?.[0];
+  if (value !== undefined) return [typeof value];
+  return choicesOf(found)?.flatMap(typesOf) ?? [found.type ?? "any"].flat();
+}
+
+/** Make a value that fits, to be changed by whoever calls. */
+function example(schema, level = 0) {
+  const found = follow(schema), { properties = {}, items } = found;
+  const known = found.default ?? found.const ?? found.enum?.[0];
+  if (known !== undefined || level > 4) return known ?? null;
+  if (choicesOf(found)) return example(choicesOf(found)[0], level);
+  if (items) return [example(items, level + 1)];
+  const pairs = Object.entries(properties).map(([k, v]) => [k, example(v, level + 1)]);
+  const object = Object.fromEntries(pairs);
+  const all = { string: "", integer: 0, number: 0, boolean: false, array: [], object };
+  return all[typesOf(found)[0]] ?? null;
+}
+
+/** Read JSON; what is none goes as a string: the server says what is wrong with it. */
+function parse(text) { try { return JSON.parse(text); } catch { return text; } }
+const pretty = (value, text = JSON.stringify(value) ?? "") =>
+  (text.length > 60 ? JSON.stringify(value, null, 2) : text);
+
+/** Make the field of one argument; `read` gives undefined where it is left out. */
+function makeField(id, name, schema, isRequired) {
+  const found = follow(schema), types = typesOf(schema);
+  const isText = types.every((each) => each === "string" || each === "null");
+  const isBig = types.includes("object") || types.includes("array");
+  const values = found.enum ?? (types.join() === "boolean" ? [true, false] : null);
+  const write = (value) => (typeof value === "string" && isText ? value
+    : JSON.stringify(value, null, isBig ? 2 : 0));
+  const preset = schema.default ?? found.default;
+  const byDefault = preset === undefined ? "" : `default: ${write(preset)}`;
+  const input = make(values ? "select" : isBig ? "textarea" : "input", { id, name,
+    spellcheck: false, autocomplete: "off", "aria-describedby": `${id}-fault` });
+  if (values) input.append(...["", ...values.map(write)].map(
+    (each) => new Option(each || byDefault, each)));
+  else if (isBig && isRequired) input.value = write(example(schema));
+  else input.placeholder = byDefault;
+  const fault = make("div", { id: `${id}-fault`, className: "fault", role: "status" });
+  const hint = [shape(schema), isRequired && "required", found.description];
+  const node = make("div", { className: "field" }, make("label", { htmlFor: id }, name),
+    input, make("small", null, hint.filter(Boolean).join(" · ")), fault);
+  const read = () => {
+    const text = input.value;
+    if (!text && !(isRequired && isText && !values)) return undefined;
+    return isText && text !== "null" ? text : parse(text);
+  };
+  const blame = (message) =>
+    input.setAttribute("aria-invalid", (fault.textContent = message) !== "");
+  return { name, node, read, blame };
+}
+
+/** Add an entry to a log, and forget the oldest one. */
+function note(log, kind, title, text, remark) {
+  const isAtEnd = log.scrollTop + log.clientHeight > log.scrollHeight - 30;
+  log.append(make("div", { className: `entry ${kind}` }, make("b", null, `${title} `),
+    remark && make("small", null, remark), text && make("pre", null, text)));
+  if (log.childElementCount > 200) log.firstElementChild.remove();
+  if (isAtEnd) log.scrollTop = log.scrollHeight;
+}
+
+/** Make what one method needs to be called; it is made when somebody opens it. */
+function makeForm({ module, method, data, isStream, description, allow, answer }) {
+  const { properties, required, additionalProperties: rest } = data;
+  const id = `${module}.${method}.`;
+  const fields = Object.entries(properties).map(([name, schema]) =>
+    makeField(id + name, name, schema, required.includes(name)));
+  const others = { type: "object", description: `any other: ${shape(rest || {})}` };
+  if (rest) fields.push(makeField(`${id}**`, "**", others));
+  const button = make("button", { className: "main" }, "Call");
+  const log = make("div", { role: "log", tabIndex: 0, "aria-label": "Answers" });
+  const form = make("form", null, ...fields.map(({ node }) => node), button);
+  let running = null;
+
+  async function call(signal, say) {
+    const pairs = fields.map(({ name, read }) => [name, read()]);
+    const { "**": more, ...named } = Object.fromEntries(pairs);
+    const given = { ...named, ...more }, all = { signal, timeout: null, onEvent: say };
+    let count = 0;
+    if (!api) open();
+    if (!isStream) return say("result", await api.call(module, method, given, all));
+    for await (const item of api.stream(module, method, given, { signal })) {
+      say("item", item, ++count);
+      // A fast stream waits for the page, which stays usable.
+      if (count % 20 === 0) await new Promise(requestAnimationFrame);
+    }
+    say("result", {});
+  }
+
+  function fail({ name, code = name, message, details }, say) {
+    const faults = code === "bad_data" ? details : null;
+    say(code, details && !faults ? { message, details } : message, "", "error");
+    for (const { argument, message } of faults ?? []) {
+      const [name, inner] = argument.split(/\.(.*)/), text = `${inner}: ${message}`;
+      fields.find((field) => field.name === name)?.blame(inner ? text : message);
+    }
+    form.querySelector("[aria-invalid=true]")?.focus();
+  }
+
+  onSubmit(form, async () => {
+    if (running) return running.abort();
+    const { signal } = (running = new AbortController()), begun = performance.now();
+    const say = (event, value, number = "", kind = event) => {
+      const time = `${Math.round(performance.now() - begun)} ms`;
+      note(log, kind, `${event} ${number}`, pretty(value), time);
+      log.scrollIntoView({ block: "nearest" });
+    };
+    fields.forEach((field) => field.blame(""));
+    button.textContent = "Cancel";
+    await call(signal, say).catch((error) =>
+      (signal.aborted ? say("cancelled", undefined) : fail(error, say)));
+    running = null;
+    button.textContent = "Call";
+  });
+  form.onkeydown = ({ key, ctrlKey, metaKey }) =>
+    void (key === "Enter" && (ctrlKey || metaKey) && form.requestSubmit());
+  return make("div", { className: "body" }, description && make("p", null, description),
+    allow && make("p", null, `Only for whom ${allow.join(" and ")} lets in.`), form,
+    make("p", { className: "quiet" }, answer), log);
+}
+
+/** Make the entry of an operation in the list. */
+function makeArticle({ description, messages, reply, ...more }) {
+  const { "x-wsappy-stream": isStream, "x-wsappy-allow": allow } = more;
+  const [call, ...answers] = [...messages, ...reply.messages].map(
+    (each) => follow(each).payload.properties);
+  const module = call.module.const, method = call.method.const, { data } = call;
+  const event = isStream ? "item" : "result", id = `${module}.${method}`;
+  const said = answers.find((each) => each.event.const === event).data;
+  const takes = Object.entries(data.properties).map(([name, schema]) =>
+    `${name}${data.required.includes(name) ? "" : "?"}: ${shape(schema, 2)}`);
+  const badge = (text, kind) => make("span", { className: `badge ${kind}` }, text);
+  const summary = make("summary", null, make("h3", { id }, id), " ",
+    make("code", null, `(${takes.join(", ")}) → ${shape(said, 2)}`),
+    isStream && badge("stream", "stream"), allow && badge(`if ${allow.join(", ")}`));
+  const details = make("details", null, summary), answer = `${event}: ${shape(said)}`;
+  const all = { module, method, data, isStream, description, allow, answer };
+  // On the click, and not on `toggle`, which comes too late for the next Tab.
+  summary.onclick = () => void (summary.nextSibling || details.append(makeForm(all)));
+  return make("article", { "aria-labelledby": id }, details);
+}
+
+/** Show the methods of a route, by modules. */
+function showRoute() {
+  const channel = spec.channels[$("route").value], modules = new Map();
+  for (const each of Object.values(spec.operations)) {
+    const [{ name, description }] = each.tags;
+    if (follow(each.channel) !== channel) continue;
+    const title = make("h2", null, `${name} `, make("small", null, description ?? ""));
+    if (!modules.has(name)) modules.set(name, make("section", null, title));
+    modules.get(name).append(makeArticle(each));
+  }
+  $("methods").replaceChildren(...modules.values());
+  $("about").textContent = channel.description ?? "";
+  $("params").replaceChildren(...Object.entries(channel.parameters).map(
+    ([name, { description: placeholder }]) => make("label", null, `${name} `,
+      make("input", { name, placeholder, size: 8, required: true }))));
+}
+
+let api = null;
+/** Shows what is on the wire, before the client hears it. */
+globalThis.WebSocket = class extends WebSocket {
+  hearing = this.addEventListener("message", ({ data }) => hear(data));
+  send(text) { super.send(text), note($("wire"), "out", "→", text); }
+};
+function hear(text) {
+  const { module, method, event, data, request_id: id, group } = JSON.parse(text);
+  const isPush = event && id === null && method === null;
+  note($("wire"), "in", "←", text);
+  if (!event) api?.method(module, method, (data) => ask(module, method, data));
+  if (isPush) note($("pushes"), "push", `${module}.${event}`, pretty(data), group);
+}
+
+/** Let whoever looks at the page answer a call of the server. */
+function ask(module, method, data) {
+  const name = `${module}.${method}`;
+  const text = make("textarea", { value: "true", "aria-label": "Answer" });
+  const refuse = make("button", { type: "button" }, "Refuse");
+  const form = make("form", { className: "card", "aria-label": name },
+    make("h2", null, `The server calls ${name}`), make("pre", null, pretty(data)), text,
+    make("p", null, make("button", { className: "main" }, "Answer"), " ", refuse));
+  $("asked").append(form);
+  return new Promise((resolve, reject) => {
+    onSubmit(form, () => resolve(parse(text.value)));
+    const error = new ApiError({ code: "refused", message: "refused by hand" });
+    refuse.onclick = () => reject(error);
+  }).finally(() => form.remove());
+}
+function showState({ state, code, reason }) {
+  $("state").textContent = [state, code, reason].filter(Boolean).join(" ");
+  $("state").dataset.state = state;
+  $("toggle").textContent = state === "closed" ? "Connect" : "Disconnect";
+  if (state !== "closed") return;
+  api = null;
+  for (const id of ["joined", "asked"]) $(id).replaceChildren();
+}
+function open() {
+  const { address } = spec.channels[$("route").value];
+  const path = address.replace(/\{(\w+)\}/g, (_, name) => {
+    const { value, placeholder } = $("params").querySelector(`[name="${name}"]`);
+    return placeholder === "path" ? encodeURI(value) : encodeURIComponent(value);
+  });
+  const query = $("query").value.replace(/^\??(?=.)/, "?");
+  const made = (api = connect(base.join("/") + path + query));
+  made.on("$", "state", (now) => made === api && showState(now));
+  showState(made);
+}
+
+onSubmit($("connection"), () => (api ? api.close() : open()));
+onSubmit($("join"), async () => {
+  const name = $("group").value;
+  const leave = make("button", { type: "button" }, `Leave ${name}`);
+  leave.onclick = () => (leave.remove(), api?.unsubscribe(name));
+  $("fault").textContent = "";
+  if (!api) open();
+  await api.subscribe(name).then(() => $("joined").append(leave),
+    ({ code, message }) => ($("fault").textContent = `${code}: ${message}`));
+});
+$("route").onchange = () => (api?.close(), showRoute());
+$("filter").oninput = () => {
+  const wanted = $("filter").value.toLowerCase();
+  for (const article of document.querySelectorAll("article"))
+    article.hidden = !article.textContent.toLowerCase().includes(wanted);
+};
+
+const { title, version } = spec.info;
+document.title = title;
+document.querySelector("h1").append(`${title} `, make("small", null, version));
+$("route").append(...Object.keys(spec.channels).map((path) => new Option(path)));
+for (const [name, { description = "" }] of Object.entries(spec["x-wsappy-groups"])) {
+  $("patterns").append(new Option(name));
+  $("join").append(make("p", { className: "quiet" }, `${name} ${description}`));
+}
+showRoute();
+if (!$("params").childElementCount) open();
+</script>
+"""
+
+
+def answer_docs(depth: int, request: PageRequest) -> Any:
+    """Answer with the page, whose path has *depth* segments."""
+    page = PAGE.replace('data-depth="1"', f'data-depth="{depth}"')
+    status, body, headers = answer_of_file("docs.html", page.encode(), request)
+    inline = re.findall("<(?:style|script type=.module.)>(.*?)</", PAGE, re.DOTALL)
+    digests = [hashlib.sha256(each.encode()).digest() for each in inline]
+    hashes = [f"'sha256-{base64.b64encode(each).decode()}'" for each in digests]
+    policy = PAGE_POLICY.format(*hashes)
+    return status, body, {**headers, "Content-Security-Policy": policy}
+
+
 def pages_of(app: App) -> dict[str, Callable[..., Any]]:
     """Return the pages that every application has, by their path."""
-    return {"/wsappy.js": answer_script}
+    pages: dict[str, Callable[..., Any]] = {"/wsappy.js": answer_script}
+    if app.docs is not None:
+        pages["/asyncapi.json"] = functools.partial(answer_document, app)
+        depth = app.docs.removesuffix("/").count("/")
+        pages[app.docs] = functools.partial(answer_docs, depth)
+    return pages
 
 
 App.pages_of = staticmethod(pages_of)
