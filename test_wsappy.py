@@ -29,6 +29,7 @@ import os
 import pathlib
 import random
 import re
+import runpy
 import select
 import shutil
 import signal
@@ -18552,6 +18553,56 @@ class TestClassicRequests:
         assert (answer["data"]["code"], answer["data"]["own"]) == ("bad_data", 7)
 
 
+# --- 11. Buses and workers ---------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def shared_apps(
+    folder: pathlib.Path, count: int = 2
+) -> AsyncIterator[list[tuple[App, Peer]]]:
+    """Serve apps that share a relay, as workers do; a client is connected to each."""
+    apps = []
+    for _ in range(count):
+        app = make_app()
+        app.group("plain:{name}")(lambda client: True)
+        app.group("kept:{name}", history=5)(lambda client: True)
+        apps.append(app)
+    path = str(folder / "relay")
+    relay = wsappy.relay_of(apps[0])
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        await enter(relay.serve(unix=path, max_size=None))
+        pairs = []
+        for app in apps:
+            patterns = app.groups.patterns
+            app.groups = wsappy.SharedGroups(app.counts, wsappy.RelayBus(path))
+            app.groups.patterns = patterns
+            serving = await enter(app.serve("127.0.0.1", 0))
+            api = await enter(connect(serving.url("/api"), proxy=None))
+            pairs.append((app, api))
+        yield pairs
+
+
+class TestRelay:
+    """Pushes reach the members in every process."""
+
+    @pytest.mark.parametrize("group", ["plain:a", "kept:a"])
+    async def test_push(self, group: str, tmp_path: pathlib.Path) -> None:
+        """A push from either process reaches all members, in one order."""
+        async with shared_apps(tmp_path) as [(one, first), (other, second)]:
+            pushes = [first.pushes(), second.pushes()]
+            await first.subscribe(group)
+            await second.subscribe(group)
+
+            for number in range(4):
+                app = one if number % 2 else other
+                await app.to(group).push("m", "n", number)
+            heard = [[(await anext(each)).data for _ in range(4)] for each in pushes]
+            count = await one.to(group).count()
+
+        assert (heard, count) == ([[0, 1, 2, 3]] * 2, 2)
+
+
 # --- 12. For people ----------------------------------------------------------
 
 SITE = {
@@ -19471,6 +19522,609 @@ class TestConversations:
                     outcomes[name] = await tab.run(SPEAKER_SCRIPT, **values)
 
         assert outcomes == {name: each[1] for name, each in conversations.items()}
+
+
+# --- 14. The command line ----------------------------------------------------
+
+SHOP = """
+import asyncio, os, signal
+
+from wsappy import App, Client, Error, Refused
+
+app = App()
+shop = app.module("shop")
+
+@app.client("/api")
+def everyone(client):
+    pass
+
+@app.client("/door")
+def door(client):
+    raise Refused(401, client.headers.get("X-Key", "no\\nkey"))
+
+@shop.method
+def echo(request, **rest):
+    return rest
+
+@shop.method
+async def pack(request):
+    request.response("packed", count=1)
+    return [1]
+
+@shop.method
+def count(request):
+    yield from [1, {"two": "\\xfc"}]
+
+@shop.method
+def lose(request):
+    raise Error("not_found", "no\\nitem")
+
+@shop.method
+async def wait(request):
+    await asyncio.Event().wait()
+
+@shop.method
+def interrupt(request):
+    os.kill(os.getpid(), signal.SIGINT)
+
+@shop.method
+async def leave(request):
+    await request.client.close(1000, "closed for today")
+"""
+SHOP_LINE = SHOP[: SHOP.index("@shop.method")].count("\n") + 1
+
+
+@pytest.fixture
+def command_folder(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pathlib.Path]:
+    """Go to a folder with a shop's module; what was imported there is forgotten."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLE_ROOT))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop.py").write_text(SHOP, encoding="utf-8")
+    before = {*sys.modules}
+    yield tmp_path
+    for name in {*sys.modules} - before:
+        del sys.modules[name]
+
+
+def command_fault(*words: str) -> Any:
+    """Run the command line; return what it ends with."""
+    with pytest.raises(SystemExit) as caught:
+        wsappy.run_command(words)
+    return caught.value.code
+
+
+class TestCommandLine:
+    """The command line: its words, and what it ends with."""
+
+    def test_no_words(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Without words it prints help."""
+        wsappy.run_command([])
+
+        help_text = capsys.readouterr().out
+        assert help_text.startswith("usage: wsappy ")
+        assert re.findall(r"^    (\w+) ", help_text, flags=re.M) == [*wsappy.VERBS]
+
+    @pytest.mark.parametrize("verb", wsappy.VERBS)
+    def test_help(self, verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """Each verb has help of its own."""
+        code = command_fault(verb, "--help")
+
+        assert capsys.readouterr().out.startswith(f"usage: wsappy {verb} ")
+        assert code == 0
+
+    @pytest.mark.parametrize(
+        ("words", "text"),
+        [
+            (
+                "routes a/b",
+                "argument APP: must be like module:app, module (its one App), or "
+                "path/to/file.py[:app]: got 'a/b'",
+            ),
+            (
+                "call http://localhost/api shop.pack",
+                "argument URL: url must be that of a WebSocket: got "
+                "'http://localhost/api', scheme isn't ws or wss; write "
+                "'ws://localhost/api'",
+            ),
+            (
+                "call ws://localhost/api pack",
+                "argument MODULE.METHOD: must be like shop.pack: got 'pack'",
+            ),
+            (
+                "call ws://localhost/api shop.pack 3",
+                "argument NAME=VALUE: must be like item_id=42; the value is JSON, or "
+                "else text: got '3'",
+            ),
+            (
+                "call ws://localhost/api shop.pack --header Accept",
+                "argument --header: must be like 'Authorization: Bearer 1': got "
+                "'Accept'",
+            ),
+            ("run shop --port x", "argument --port: invalid int value: 'x'"),
+        ],
+    )
+    def test_wrong_words(
+        self, words: str, text: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Wrong words are 2, and a line that shows right ones."""
+        code = command_fault(*words.split())
+
+        said = capsys.readouterr().err.splitlines()[-1].partition("error: ")[2]
+        assert (code, said) == (2, text.replace("like shop.pack", "like entity.get"))
+
+    def test_interrupt(self, command_folder: pathlib.Path) -> None:
+        """Ctrl+C is 130."""
+        (command_folder / "store.py").write_text("raise KeyboardInterrupt", "utf-8")
+
+        code = command_fault("routes", "store")
+
+        assert code == 130
+
+    @pytest.mark.parametrize("command", [["wsappy.py"], ["-m", "wsappy"]])
+    def test_module(self, command: list[str], command_folder: pathlib.Path) -> None:
+        """`python -m wsappy` has the App that applications import."""
+        folder = str(command_folder / "shop.py")
+        with example_process(*command, "routes", folder) as process:
+            said = process.communicate(timeout=LIMIT)[0]
+
+        assert said.splitlines()[0].startswith("/api shop.echo 'echo' (shop.py:")
+
+    def test_module_in_this_process(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The file that is run leaves the work to the module."""
+        monkeypatch.setattr(sys, "argv", ["wsappy"])
+        monkeypatch.setattr(wsappy.LOGGER, "filters", [])
+
+        runpy.run_module("wsappy", run_name="__main__", alter_sys=True)
+
+        assert capsys.readouterr().out.startswith("usage: wsappy ")
+
+    def test_entry_point(self) -> None:
+        """An installation has the command `wsappy`."""
+        config = configparser.ConfigParser()
+        config.read(EXAMPLE_ROOT / "setup.cfg")
+
+        scripts = config["options.entry_points"]["console_scripts"].strip()
+
+        assert scripts == f"wsappy = wsappy:{wsappy.run_command.__name__}"
+
+
+class TestCommandApps:
+    """How the command line finds an application."""
+
+    @pytest.mark.parametrize(
+        "place", ["shop:app", "shop", "shop.py", "./shop.py:app", "{}/shop.py"]
+    )
+    def test_routes(
+        self,
+        place: str,
+        command_folder: pathlib.Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """It may be `module:app`, `module`, or a file; `routes` shows its table."""
+        wsappy.run_command(["routes", place.format(command_folder)])
+
+        first = capsys.readouterr().out.splitlines()[0]
+        assert first == f"/api shop.echo 'echo' (shop.py:{SHOP_LINE})"
+
+    def test_file_elsewhere(
+        self, command_folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A file imports the modules beside it, wherever the current folder is."""
+        (command_folder / "far").mkdir()
+        (command_folder / "far" / "stock.py").write_text("from counter import app")
+        (command_folder / "shop.py").rename(command_folder / "far" / "counter.py")
+
+        wsappy.run_command(["routes", "far/stock.py"])
+
+        assert "(counter.py:" in capsys.readouterr().out
+
+    def test_one_app_of_two_names(
+        self, command_folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """An App that has two names is one."""
+        (command_folder / "store.py").write_text("from shop import app; site = app")
+
+        wsappy.run_command(["routes", "store"])
+
+        assert "(shop.py:" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("place", "source", "text"),
+        [
+            (
+                "store:site",
+                "from wsappy import App\napp = App()\nsite = 1",
+                "'store:site' must name one App: {} has store:app; write store:app",
+            ),
+            (
+                "store",
+                "from wsappy import App\none, two = App(), App()",
+                "'store' must name one App: {} has store:one, store:two; write "
+                "store:one",
+            ),
+            (
+                "store.py",
+                "",
+                "'store.py' must name one App: {} has none; write app = App()",
+            ),
+            (
+                "store",
+                "from wsappy import App\napp = App()",
+                "no route is registered; write @app.client('/api')",
+            ),
+        ],
+    )
+    def test_no_app(
+        self, place: str, source: str, text: str, command_folder: pathlib.Path
+    ) -> None:
+        """Where there is not one App that can be served, it says what there is."""
+        file = command_folder / "store.py"
+        file.write_text(source, encoding="utf-8")
+
+        fault = command_fault("routes", place)
+
+        assert fault == text.format(file)
+
+    @pytest.mark.parametrize("place", ["store", "store.py", "store.shop:app"])
+    def test_no_module(self, place: str, command_folder: pathlib.Path) -> None:
+        """A module that isn't there is one line."""
+        fault = command_fault("routes", place)
+
+        name = place.removesuffix(".py").removesuffix(":app")
+        assert fault == (
+            f"no module {name!r} in {str(command_folder)!r}; write module:app or "
+            "path/to/file.py"
+        )
+
+    def test_import_that_fails(self, command_folder: pathlib.Path) -> None:
+        """A module that imports one that isn't there has its traceback."""
+        (command_folder / "store.py").write_text("import stock", encoding="utf-8")
+
+        with pytest.raises(ModuleNotFoundError) as caught:
+            wsappy.run_command(["routes", "store"])
+
+        assert str(caught.value) == "No module named 'stock'"
+
+
+class TestCommandCall:
+    """`wsappy call`: a call from the command line."""
+
+    @staticmethod
+    async def said(
+        *words: str, path: str = "/api", capsys: pytest.CaptureFixture[str]
+    ) -> tuple[str, Any]:
+        """Call the shop from another thread; return what is printed, and the code."""
+
+        def call(url: str) -> Any:
+            try:
+                wsappy.run_command(["call", url, *words])
+            except SystemExit as exc:
+                return exc.code
+            return 0
+
+        async with wsappy.load_app("shop", "app").serve("127.0.0.1", 0) as serving:
+            code = await asyncio.to_thread(call, serving.url(path))
+        return capsys.readouterr().out, code
+
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [
+            ("x=42", {"x": 42}),
+            ("x=a b", {"x": "a b"}),
+            ("x=", {"x": ""}),
+            ("x=NaN", {"x": "NaN"}),
+            ('x="42"', {"x": "42"}),
+            ("x=[1,\n2]", {"x": [1, 2]}),
+            ("x=a\nb", {"x": "a\nb"}),
+            ("item id=a=b", {"item id": "a=b"}),
+            ("self=null", {"self": None}),
+        ],
+    )
+    async def test_values(
+        self,
+        text: str,
+        value: Any,
+        command_folder: pathlib.Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """A value is read as JSON, else as text."""
+        out, code = await self.said("shop.echo", text, capsys=capsys)
+
+        assert (json.loads(out), code) == (value, 0)
+
+    @pytest.mark.parametrize(
+        ("method", "lines"),
+        [
+            ("shop.pack", ['{"event":"packed","data":{"count":1}}', "[1]"]),
+            ("shop.count", ["1", '{"two":"\xfc"}']),
+            ("$.ping", ["{}"]),
+        ],
+    )
+    async def test_lines(
+        self,
+        method: str,
+        lines: list[str],
+        command_folder: pathlib.Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """Items, other events and the result are a line of JSON each."""
+        out, code = await self.said(method, capsys=capsys)
+
+        assert (out.splitlines(), code) == (lines, 0)
+
+    @pytest.mark.parametrize(
+        ("words", "path", "text"),
+        [
+            (["shop.lose"], "/api", "not_found: no item"),
+            (["shop.pack"], "/door", "401 no key"),
+            (["shop.pack", "--header", "X-Key: a: b"], "/door", "401 a: b"),
+            (["shop.pack", "--header", "X-Key:a"], "/door", "401 a"),
+            (
+                ["shop.wait", "--timeout", "0.001"],
+                "/api",
+                "no answer to shop.wait in time; it was sent",
+            ),
+            (
+                ["shop.leave"],
+                "/api",
+                "received 1000 (OK) closed for today; then sent 1000 (OK) closed for "
+                "today",
+            ),
+        ],
+    )
+    async def test_faults(
+        self,
+        words: list[str],
+        path: str,
+        text: str,
+        command_folder: pathlib.Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """What goes wrong is one line, and code 1."""
+        out, fault = await self.said(*words, path=path, capsys=capsys)
+
+        assert (out, fault) == ("", text)
+
+    def test_no_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where nobody listens it says so."""
+        monkeypatch.setenv("NO_PROXY", "*")
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            port = taken.getsockname()[1]
+            fault = command_fault("call", f"ws://127.0.0.1:{port}/api", "shop.pack")
+
+        assert re.fullmatch(rf".*Connect call failed \('127.0.0.1', {port}\)", fault)
+
+    async def test_reader_that_leaves(
+        self,
+        command_folder: pathlib.Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """Where nobody reads on, as after `| head`, it ends in silence."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as pipe:
+            monkeypatch.setattr(sys, "stdout", pipe)
+            _, code = await self.said("shop.count", capsys=capsys)
+            pipe.write("what is printed later is lost")
+
+        assert code == 1
+
+    async def test_interrupt(self, command_folder: pathlib.Path) -> None:
+        """Ctrl+C cancels the call on the server, and is 130."""
+        app, began, ended = make_app(), asyncio.Event(), asyncio.Event()
+
+        @app.module("shop")
+        @app.method
+        async def wait(request: Request) -> None:
+            began.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        async with app.serve("127.0.0.1", 0) as serving, asyncio.timeout(2 * LIMIT):
+            words = ["-m", "wsappy", "call", serving.url("/api"), "shop.wait"]
+            with example_process(*words) as process:
+                await began.wait()
+                process.send_signal(signal.SIGINT)
+                end = functools.partial(process.communicate, timeout=LIMIT)
+                said = await asyncio.to_thread(end)
+            await ended.wait()
+            errors = app.stats()["errors"]
+
+        assert (process.returncode, said[0]) == (130, "")
+        assert errors == {"cancelled": 1}
+
+
+STORE = """
+import sys
+from wsappy import App
+
+app = App()
+
+@app.client("/api")
+def everyone(client):
+    pass
+
+def note(text):
+    with open("log", "a") as file:
+        print(text, end=" ", file=file)
+
+@app.lifespan
+async def life(app):
+    note("up")
+    yield
+    note("down")
+
+if __name__ == "__main__":
+    app.run("127.0.0.1", 0, reload=True)
+"""
+
+
+@pytest.fixture
+def store(command_folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Make the file of a server that starts anew; the signals are as before at last."""
+    need(importlib.util.find_spec("watchfiles"), "watchfiles")
+    before = {each: signal.getsignal(each) for each in wsappy.STOP_SIGNALS}
+    file = command_folder / "store.py"
+    file.write_text(STORE, encoding="utf-8")
+    yield file
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+def store_log(store: pathlib.Path, name: str = "log") -> str:
+    """Return what the servers have noted, or what Python said of them."""
+    log = store.parent / name
+    return log.read_text(encoding="utf-8") if log.exists() else ""
+
+
+def store_change(
+    store: pathlib.Path, change: str, text: str, name: str = "log"
+) -> None:
+    """Change the file, if there is a change, and wait until a log has a text."""
+    # Not once alone: who watches may have begun after the first time.
+    for turn in range(int(20 * LIMIT)):
+        if text in store_log(store, name):
+            break
+        if change and turn % 50 == 0:
+            store.write_text(STORE + change, encoding="utf-8")
+        time.sleep(0.1)
+
+
+class TestReload:
+    """`reload=True` and `--reload`: a server that starts anew when a file changes."""
+
+    def test_watch(
+        self,
+        store: pathlib.Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        """A change ends the child and starts another one; a signal ends both."""
+        monkeypatch.setattr(sys, "orig_argv", ["python", "store.py"])
+
+        def change_and_stop() -> None:
+            store_change(store, "", "up")
+            store_change(store, "# changed", "up down up")
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=change_and_stop)
+        thread.start()
+        make_app().run("127.0.0.1", 0, reload=True)
+        thread.join()
+
+        said = capfd.readouterr().out.splitlines()
+        assert store_log(store) == "up down up down "
+        assert said[0] == (
+            f"a change of a file of Python below {store.parent} starts it anew"
+        )
+
+    @pytest.mark.parametrize(
+        "words",
+        [["store.py"], ["-m", "wsappy", "run", "store", "--port=0", "--reload"]],
+    )
+    def test_interrupt(self, words: list[str], store: pathlib.Path) -> None:
+        """Ctrl+C, which reaches both processes, stops the server in order."""
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        store_change(store, "", "up")
+
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=2 * LIMIT)
+
+        assert (process.returncode, store_log(store)) == (0, "up down ")
+        assert "Traceback" not in said
+
+    def test_syntax_error(self, store: pathlib.Path) -> None:
+        """What can't be started is survived, and starts when it is mended."""
+        words = [sys.executable, "store.py"]
+        with (store.parent / "errors").open("w") as errors:
+            process = subprocess.Popen(words, stderr=errors)  # noqa: S603
+        store_change(store, "", "up")
+        store_change(store, "what is this?", "SyntaxError: invalid syntax", "errors")
+        store_change(store, "# mended", "up down up")
+
+        process.terminate()
+        code = process.wait(2 * LIMIT)
+
+        assert (code, store_log(store)) == (0, "up down up down ")
+
+    def test_child(
+        self,
+        store: pathlib.Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """The child lets the other one decide at Ctrl+C, and grants no grace."""
+        app, seen = make_app(), []
+        app.module("m").method(asleep)
+        monkeypatch.setenv(wsappy.RELOADED, "1")
+
+        async def visit(url: str) -> None:
+            talk = Talk(await connect_soon(f"{url}/api"))
+            await talk.send({"module": "m", "method": "asleep", "request_id": 1})
+            os.kill(os.getpid(), signal.SIGINT)
+            seen.append(await talk.call("$.ping", 2))
+
+        run_with(app, visit, reload=True)
+
+        assert [result_of(each) for each in seen] == [{}]
+        (record,) = caplog.records
+        assert record.getMessage() == (
+            "unfinished calls: 1, for 0 s; a second signal leaves at once"
+        )
+
+    def test_run(
+        self, command_folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`wsappy run` hands its options to `App.run`."""
+        ran: list[Any] = []
+        monkeypatch.setattr(
+            App, "run", lambda *args, **options: ran.append((args, options))
+        )
+        words = ["shop", "--host", "127.0.0.1", "--port", "80", "--reload"]
+
+        wsappy.run_command(["run", *words])
+        wsappy.run_command(["run", "shop"])
+
+        app = sys.modules["shop"].app
+        assert ran == [
+            ((app, "127.0.0.1", 80), {"reload": True}),
+            ((app, "localhost", 8008), {"reload": False}),
+        ]
+
+    def test_workers(self) -> None:
+        """It is for one worker."""
+        with pytest.raises(ValueError, match="reload") as caught:
+            make_app().run("127.0.0.1", 0, reload=True, workers=2)
+
+        assert str(caught.value) == "reload must have one worker: got 2; write one"
+
+    def test_without_watchfiles(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without `watchfiles` it says what to install."""
+        monkeypatch.setitem(sys.modules, "watchfiles", ABSENT)
+
+        with pytest.raises(SystemExit) as caught:
+            make_app().run("127.0.0.1", 0, reload=True)
+
+        assert caught.value.code == (
+            "reload needs watchfiles (import of watchfiles halted; None in "
+            "sys.modules); write: python -m pip install watchfiles"
+        )
 
 
 # --- Examples ----------------------------------------------------------------

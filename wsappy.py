@@ -44,11 +44,13 @@ of theirs:
     10. The classic API  the class-based server of wsappy 0.1.3
     11. Buses and workers  groups over several processes
     12. For people     AsyncAPI, the page, the browser's client, files
+    14. The command line  `wsappy run`, `routes` and `call`
 """
 
 from __future__ import annotations
 
 import abc
+import argparse
 import asyncio
 import base64
 import collections
@@ -79,6 +81,7 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -91,7 +94,15 @@ import urllib.parse
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar
@@ -4848,6 +4859,7 @@ class App(Marking):
     worker: ClassVar[int] = 0
     # Serves in several processes.
     run_workers: ClassVar[Callable[..., None]]
+    run_reloading: ClassVar[Callable[..., None]]
     # What sends for a class of clients that sends in its own way.
     overrides_of: ClassVar[Callable[[Any], Overrides | None]]
     # Pages that every application has, where it has none of its own.
@@ -5135,6 +5147,7 @@ class App(Marking):
         *,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
         workers: int = 1,
+        reload: bool = False,
         **options: Any,
     ) -> None:
         """Serve until SIGINT or SIGTERM; a second signal leaves at once with 130.
@@ -5146,23 +5159,33 @@ class App(Marking):
             workers: Processes that share the port, each with a loop of its own; pushes
                 to groups reach the members in all of them. A lifespan runs in each;
                 `worker` tells them apart. For POSIX.
+            reload: Whether to start anew when a file of Python changes below the
+                current folder; for development. It needs `watchfiles`.
             **options: Those of `serve`.
 
         Raises:
             RuntimeError: If a loop runs already, or this isn't the main thread.
-            SystemExit: With 1, if the port can't be opened, or a worker can't begin.
+            SystemExit: With 1, if the port can't be opened, a worker can't begin, or
+                `watchfiles` is missing.
             TypeError: If *host* is a port, or an option is unknown, or one that wsappy
                 itself needs.
-            ValueError: If there is no route; if *workers* is no number of at least 1.
+            ValueError: If there is no route; if *workers* is no number of at least 1,
+                or greater than 1 with *reload*.
         """
         check_number("workers", workers)
+        if reload and workers > 1:
+            raise ValueError(f"workers must be 1 with reload: got {workers!r}")
+        if reload and workers > 1:
+            raise ValueError(f"reload must have one worker: got {workers}; write one")
         is_main = threading.current_thread() is threading.main_thread()
         if asyncio._get_running_loop() is not None or not is_main:
             must = "run must be called in the main thread and outside of a loop"
             raise RuntimeError(f"{must}; write async with app.serve(host, port)")
         make_loop = loop_factory or asyncio.new_event_loop
         serving = self.serve(host, port, **options)
-        if workers == 1:
+        if reload:
+            self.run_reloading(serving, make_loop)
+        elif workers == 1:
             run_serving(serving, make_loop())
         else:
             self.run_workers(serving, make_loop, workers)
@@ -5652,7 +5675,11 @@ async def find_free(host: str | list[str], port: int) -> tuple[str | list[str], 
     return there if refused is not None else host, port
 
 
-def run_serving(serving: Serving, loop: asyncio.AbstractEventLoop) -> None:
+def run_serving(
+    serving: Serving,
+    loop: asyncio.AbstractEventLoop,
+    signals: Sequence[signal.Signals] = STOP_SIGNALS,
+) -> None:
     """Serve in a loop of its own until a signal; tasks that won't end can't hold it."""
     # For `asyncio.to_thread`.
     loop.set_default_executor(serving.threads)
@@ -5663,7 +5690,7 @@ def run_serving(serving: Serving, loop: asyncio.AbstractEventLoop) -> None:
             signal.signal(each, lambda *_: os._exit(130))
         loop.call_soon_threadsafe(main.cancel)
 
-    previous = {each: signal.signal(each, on_signal) for each in STOP_SIGNALS}
+    previous = {each: signal.signal(each, on_signal) for each in signals}
     try:
         run_main(loop, main)
     except ListenError as exc:
@@ -8981,3 +9008,233 @@ def pages_of(app: App) -> dict[str, Callable[..., Any]]:
 
 
 App.pages_of = staticmethod(pages_of)
+
+# --- 14. The command line ----------------------------------------------------
+
+# Set in the process that serves for one that watches the files.
+RELOADED = "WSAPPY_RELOADED"
+
+
+def run_command(words: Sequence[str] | None = None) -> None:
+    """Run the command line: `wsappy`, or `python -m wsappy`.
+
+    Args:
+        words: What follows the program's name; None for that of this process.
+
+    Raises:
+        SystemExit: With 1 and a line that says what went wrong, 2 for wrong words, 130
+            for Ctrl+C.
+    """
+    parser = argparse.ArgumentParser("wsappy", description="JSON APIs over WebSockets")
+    parser.set_defaults(function=lambda _: parser.print_help())
+    verbs = parser.add_subparsers(title="verbs", metavar="")
+    for verb, (function, about, names) in VERBS.items():
+        verb_parser = verbs.add_parser(verb, help=about)
+        verb_parser.set_defaults(function=function)
+        for name in names.split():
+            verb_parser.add_argument(name, **WORDS[name])
+    options = parser.parse_args(words)
+    try:
+        options.function(options)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def load_app(place: str, name: str) -> App:
+    """Import an application, and check it.
+
+    Args:
+        place: A module, or a file whose name ends in `.py`.
+        name: What the application is called there; empty for its one App.
+
+    Raises:
+        SystemExit: If there is no such module, or no such App in it; or if what it
+            registers doesn't fit together.
+    """
+    module = import_place(place)
+    members = vars(module).items()
+    apps = {key: each for key, each in members if isinstance(each, App)}
+    chosen = {each for key, each in apps.items() if name in ("", key)}
+    if len(chosen) != 1:
+        must = f"{f'{place}:{name}'.rstrip(':')!r} must name one App"
+        there = [f"{place}:{key}" for key in apps] or ["app = App()"]
+        got = ", ".join(there) if apps else "none"
+        sys.exit(f"{must}: {module.__file__} has {got}; write {there[0]}")
+    (app,) = chosen
+    try:
+        app.prepare()
+    except (TypeError, ValueError) as exc:
+        sys.exit(str(exc))
+    return app
+
+
+def import_place(place: str) -> types.ModuleType:
+    """Import a module, or a file beside which it finds its other modules."""
+    folder, name = os.path.split(place) if place.endswith(".py") else ("", place)
+    folder, name = os.path.abspath(folder), name.removesuffix(".py")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        # What is missing inside it has another name, and a traceback.
+        if not f"{name}.".startswith(f"{exc.name}."):
+            raise
+    sys.exit(f"no module {name!r} in {folder!r}; write module:app or path/to/file.py")
+
+
+def run_app(words: argparse.Namespace) -> None:
+    """Serve an application until a signal."""
+    load_app(*words.app).run(words.host, words.port, reload=words.reload)
+
+
+def run_reloading(
+    serving: Serving, make_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Serve in a child process, and in a new one when a file of Python changes."""
+    if RELOADED not in os.environ:
+        watch_files()
+        return
+    # The new one waits for the end of this one.
+    serving.grace = 0.0
+    # Ctrl+C reaches both processes; the one that watches sends SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run_serving(serving, make_loop(), [signal.SIGTERM])
+
+
+App.run_reloading = staticmethod(run_reloading)
+
+
+def watch_files() -> None:
+    """Run this program in a child process, and again when a file changes.
+
+    Raises:
+        SystemExit: If `watchfiles` isn't installed.
+    """
+    try:
+        watchfiles = importlib.import_module("watchfiles")
+    except ImportError as exc:
+        must, remedy = f"reload needs watchfiles ({exc})", "pip install watchfiles"
+        sys.exit(f"{must}; write: python -m {remedy}")
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.default_int_handler)
+    changes = watchfiles.watch(".", watch_filter=watchfiles.PythonFilter())
+    say(f"a change of a file of Python below {os.getcwd()} starts it anew")
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            run_until_change(changes)
+
+
+def run_until_change(changes: Iterator[object]) -> None:
+    command = [sys.executable, *sys.orig_argv[1:]]
+    child = subprocess.Popen(command, env={**os.environ, RELOADED: "1"})  # noqa: S603
+    try:
+        next(changes)
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def show_routes(words: argparse.Namespace) -> None:
+    """Print a line for each method of each route."""
+    for (path, *names), function in load_app(*words.app).routes.items():
+        say(f"{path} {'.'.join(names)} {describe(function)}")
+
+
+def call_method(words: argparse.Namespace) -> None:
+    """Call a method of a server, and print what it answers.
+
+    Raises:
+        SystemExit: With a line that says why there is no result.
+    """
+    try:
+        asyncio.run(call_and_print(words))
+    except BrokenPipeError:
+        # The reader has had enough, and Python would complain of it at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (Error, Refused, OSError, ConnectionClosed) as exc:
+        sys.exit(" ".join(str(exc).split()))
+
+
+async def call_and_print(words: argparse.Namespace) -> None:
+    """Print a line of JSON for each event of a call."""
+    module, method = words.method
+    data = {name: read_value(text) for name, text in words.data}
+    seen = set[str]()
+
+    def note(event: str, value: JSON) -> None:
+        """Print an event; a stream's result has nothing to say."""
+        line = value if event in ("item", "result") else {"event": event, "data": value}
+        if event != "result" or "item" not in seen:
+            sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
+            sys.stdout.flush()
+        seen.add(event)
+
+    headers = words.header
+    async with connect(words.url, reconnect=False, additional_headers=headers) as api:
+        await api.ask(module, method, data, words.timeout, note)
+
+
+def read_value(text: str) -> JSON:
+    """Read JSON; what isn't JSON is text."""
+    outcome = run(orjson.loads, text)
+    return text if type(outcome) is Failure else outcome
+
+
+def read_url(text: str) -> Any:
+    """Read an address, for a parser of arguments."""
+    outcome = run(checked_url, text)
+    if type(outcome) is Failure:
+        raise argparse.ArgumentTypeError(str(outcome.exc))
+    return outcome
+
+
+def read_word(pattern: str, example: str, text: str) -> tuple[str, ...]:
+    """Return the groups of a pattern, for a parser of arguments."""
+    match = re.fullmatch(pattern, text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be like {example}: got {text!r}")
+    return match.groups("")
+
+
+def options_of_word(
+    metavar: str, pattern: str, example: str, **options: Any
+) -> dict[str, Any]:
+    """Return the options of an argument that is read by a pattern."""
+    read = functools.partial(read_word, pattern, example)
+    return {"metavar": metavar, "type": read, "help": example, **options}
+
+
+APP_EXAMPLE = "module:app, module (its one App), or path/to/file.py[:app]"
+DATA_EXAMPLE = "item_id=42; the value is JSON, or else text"
+HEADER_EXAMPLE = "'Authorization: Bearer 1'"
+PORT = {"type": int, "default": 8008, "help": "default: 8008; 0 for any free one"}
+RELOAD = "start anew when a file of Python below the current folder changes"
+URL = {"metavar": "URL", "type": read_url, "help": "ws://localhost:8008/api"}
+TIMEOUT_WORD = {"type": float, "help": "seconds for the answer; default: no limit"}
+WORDS: dict[str, Any] = {
+    "app": options_of_word("APP", r"(.+\.py|\w+(?:\.\w+)*)(?::(\w+))?", APP_EXAMPLE),
+    "--host": {"default": "localhost", "help": "default: localhost"},
+    "--port": PORT,
+    "--reload": {"action": "store_true", "help": RELOAD},
+    "url": URL,
+    "method": options_of_word("MODULE.METHOD", r"(.+)\.([^.]+)", "entity.get"),
+    "data": options_of_word(
+        "NAME=VALUE", r"([^=]+)=([\s\S]*)", DATA_EXAMPLE, nargs="*"
+    ),
+    "--header": options_of_word(
+        "HEADER", r"([^:\s]+): *(.*)", HEADER_EXAMPLE, action="append"
+    ),
+    "--timeout": TIMEOUT_WORD,
+}
+VERBS = {
+    "run": (run_app, "serve an application", "app --host --port --reload"),
+    "routes": (show_routes, "show every path and method", "app"),
+    "call": (call_method, "call a method", "url method data --header --timeout"),
+}
+
+
+if __name__ == "__main__":
+    # This file now runs as another module than the one that applications import: its
+    # App is another class than theirs.
+    importlib.import_module("wsappy").run_command()
