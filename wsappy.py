@@ -5174,8 +5174,6 @@ class App(Marking):
         """
         check_number("workers", workers)
         if reload and workers > 1:
-            raise ValueError(f"workers must be 1 with reload: got {workers!r}")
-        if reload and workers > 1:
             raise ValueError(f"reload must have one worker: got {workers}; write one")
         is_main = threading.current_thread() is threading.main_thread()
         if asyncio._get_running_loop() is not None or not is_main:
