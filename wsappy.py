@@ -72,6 +72,7 @@ import itertools
 import json
 import logging
 import math
+import operator
 import os
 import pathlib
 import random
@@ -3131,9 +3132,7 @@ class Answers:
 
     def error_of(self, request: Request, exc: BaseException) -> Error:
         """Turn what a handler raised into an `Error`; what isn't expected is logged."""
-        while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
-            # That of a TaskGroup, say, of which one task has failed.
-            exc = exc.exceptions[0]
+        exc = unwrap(exc)
         if isinstance(exc, Error):
             return exc
         for kind in type(exc).__mro__:
@@ -3355,6 +3354,13 @@ class Asked:
         handlers, self.handlers = self.handlers, {}
         for handle in handlers.values():
             handle("error", self.wire.close_exc)
+
+
+def unwrap(exc: BaseException) -> BaseException:
+    """Return what failed in a TaskGroup, say, of which one task has failed."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
 
 
 # What a handler returns that is its result as it is.
@@ -4835,10 +4841,16 @@ class App(Marking):
             and non-string keys. NaN becomes null.
         docs: Path of the page where people see and try every method. None turns it off,
             and `/asyncapi.json` too.
+        bus: What carries pushes to the members in other processes: the URL of a Redis,
+            or a function that returns a client of `redis.asyncio`.
+        namespace: What the app's names on the bus begin with; apps that have the same
+            one hear each other.
 
     Raises:
-        TypeError: If *origins* is a string other than "*".
-        ValueError: If a number is out of range, or *docs* is no path.
+        ImportError: If *bus* is a URL and `redis` isn't installed.
+        TypeError: If *origins* is a string other than "*", or *bus* neither of these.
+        ValueError: If a number is out of range, *docs* is no path, or there is a bus
+            without a namespace.
     """
 
     title: str = "wsappy"
@@ -4854,9 +4866,14 @@ class App(Marking):
     loads: Callable[[bytes], JSON] = orjson.loads
     dumps: Callable[[JSON], bytes | str] | None = None
     docs: str | None = "/docs"
+    bus: str | Callable[[], Any] | None = None
+    namespace: str | None = None
 
     # The number of this process, with several workers.
     worker: ClassVar[int] = 0
+    # Makes the groups, and what pushes to them from outside.
+    groups_of: ClassVar[Callable[[Any], Groups]]
+    publisher_of: ClassVar[Callable[[Any], Any]]
     # Serves in several processes.
     run_workers: ClassVar[Callable[..., None]]
     run_reloading: ClassVar[Callable[..., None]]
@@ -4882,7 +4899,7 @@ class App(Marking):
         self.life: Callable[..., Any] | None = None
         self.counts = collections.Counter(dict.fromkeys(COUNTERS, 0))
         self.labels = {each: collections.Counter[str]() for each in LABELLED}
-        self.groups = Groups(self.counts)
+        self.groups = type(self).groups_of(self)
         self.logged_origins: set[str] = set()
         self.servings: set[Serving] = set()
 
@@ -5105,6 +5122,16 @@ class App(Marking):
     def to(self, name: str) -> Group:
         """Return the group of that name, to push to."""
         return Group(self, name, frozenset())
+
+    def publisher(self) -> Any:
+        """Push from outside a server's process: a cron job, a task queue.
+
+        `async with app.publisher() as bus: await bus.to("room:42").push(...)`
+
+        Raises:
+            RuntimeError: If the app has no bus.
+        """
+        return type(self).publisher_of(self)
 
     @property
     def routes(self) -> dict[tuple[str, str, str], Callable[..., Any]]:
@@ -7057,7 +7084,7 @@ class Bus(abc.ABC):
 
     Attributes:
         groups: Those of this process.
-        is_up: Whether it lives.
+        up: Set while it lives.
         id: Distinct for each process.
     """
 
@@ -7065,7 +7092,12 @@ class Bus(abc.ABC):
     id: str
 
     def __init__(self) -> None:
-        self.is_up = False
+        self.up = asyncio.Event()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it lives."""
+        return self.up.is_set()
 
     @abc.abstractmethod
     async def start(self) -> None:
@@ -7162,8 +7194,8 @@ class SharedGroups(Groups):
         await super().start(runtime)
         self.users += 1
         if self.users == 1:
-            # Not before: a fork would share it.
-            self.bus.id = uuid.uuid4().hex
+            # Not before: a fork would share the one, another loop couldn't wait.
+            self.bus.id, self.bus.up = uuid.uuid4().hex, asyncio.Event()
             await self.bus.start()
 
     async def stop(self) -> None:
@@ -7238,7 +7270,7 @@ class SharedGroups(Groups):
 
     def begin(self) -> None:
         """Follow all groups again, now that the bus is there."""
-        self.bus.is_up = True
+        self.bus.up.set()
         for feed in list(self.feeds.values()):
             self.follow(feed)
         for name in [each for each in self.held if each not in self.feeds]:
@@ -7246,7 +7278,7 @@ class SharedGroups(Groups):
 
     def lose(self) -> None:
         """Know nothing any more, now that the bus is away."""
-        self.bus.is_up = False
+        self.bus.up.clear()
         for feed in self.feeds.values():
             feed.unsettle()
             feed.early.clear()
@@ -7863,6 +7895,372 @@ def run_workers(
 
 
 App.run_workers = staticmethod(run_workers)
+
+# Seconds before Redis is tried again, at most; without a word of it before it is asked
+# for one, and then before it counts as dead; that all processes have to tell a count.
+REDIS_WAIT, REDIS_SILENCE, REDIS_COUNT = 2.0, 2.0, 1.0
+# Seconds that a history's place outlives its messages, and between two renewals.
+PLACE_TTL, PLACE_RENEWAL = 86400, 3600.0
+
+# Both number by what Redis remembers; where another process of Redis runs than the one
+# that numbered last, its memory may be older than what members saw: a new epoch.
+PUBLISH_SCRIPT = r"""
+local place = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'history', 'ttl', 'run')
+if not place[1] then
+  redis.call('PUBLISH', ARGV[1], '[null,null,' .. ARGV[3] .. ']\n' .. ARGV[2] .. '}')
+  return
+end
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+local epoch, offset = place[1], tonumber(place[2]) + 1
+if place[5] ~= run then
+  epoch, offset = ARGV[4], 1
+  redis.call('DEL', KEYS[2])
+end
+local number = string.format('%d', offset)
+local message = ARGV[2] .. ',"offset":' .. number .. '}'
+redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', number, 'run', run)
+redis.call('RPUSH', KEYS[2], message)
+redis.call('LTRIM', KEYS[2], -tonumber(place[3]), -1)
+redis.call('PEXPIRE', KEYS[2], place[4])
+redis.call('PEXPIRE', KEYS[1], place[4] + ARGV[5])
+local head = '["' .. epoch .. '",' .. number .. ',' .. ARGV[3] .. ']\n'
+redis.call('PUBLISH', ARGV[1], head .. message)
+"""
+FOLLOW_SCRIPT = r"""
+local place = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run')
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+local epoch, offset = place[1], tonumber(place[2])
+if place[3] ~= run then
+  epoch, offset = ARGV[1], 0
+  redis.call('DEL', KEYS[2])
+end
+redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', string.format('%d', offset),
+  'history', ARGV[2], 'ttl', ARGV[3], 'run', run)
+redis.call('PEXPIRE', KEYS[1], ARGV[3] + ARGV[4])
+local kept, first, whole = redis.call('LLEN', KEYS[2]), 0, 1
+if ARGV[5] then
+  local missed = offset - tonumber(ARGV[6])
+  if ARGV[5] == epoch and missed >= 0 and missed <= kept then
+    first = kept - missed
+  else
+    whole = 0
+  end
+end
+local left = redis.call('PTTL', KEYS[2])
+return {epoch, offset, redis.call('LRANGE', KEYS[2], first, -1), whole, left}
+"""
+
+
+class RedisBus(Bus):
+    """The bus of any number of machines: Redis or Valkey, through `redis-py`.
+
+    Each life has one connection that hears and one for commands, which go out in
+    batches, one after the other. Whatever fails ends it.
+
+    Args:
+        make_client: Makes a client of `redis.asyncio`.
+        namespace: What all its names in Redis begin with.
+    """
+
+    def __init__(self, make_client: Callable[[], Any], namespace: str) -> None:
+        super().__init__()
+        self.make_client = make_client
+        self.namespace = namespace
+        self.life: asyncio.Task[None]
+        # What waits to be sent, and who waits for an answer, or to hear a channel.
+        self.commands: list[tuple[asyncio.Future[Any], tuple[Any, ...]]] = []
+        self.channels: list[tuple[str, str]] = []
+        self.confirmations: dict[str, list[asyncio.Future[None]]] = {}
+        self.answers: dict[str, asyncio.Queue[int]] = {}
+        self.is_wanted = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begin to connect, without waiting for it."""
+        self.life = asyncio.ensure_future(self._live())
+
+    async def stop(self) -> None:
+        """Wait until what is on its way has arrived, and disconnect."""
+        if self.is_up:
+            await wait_at_most(LAST_GRACE, [self._command("PING")])
+        self.life.cancel()
+        await wait_at_most(CANCEL_GRACE, [self.life])
+
+    async def _live(self) -> None:
+        """Begin one life after the other."""
+        backoff, level = Backoff(), logging.WARNING
+        backoff.bound = REDIS_WAIT
+        while True:
+            try:
+                outcome = await run_to_end(self._live_once)
+            finally:
+                # One line for each time that it goes, and not for each try.
+                level = logging.WARNING if self.is_up else level
+                self._die()
+            LOGGER.log(level, "the bus is away: %r", unwrap(outcome.exc))
+            level = logging.INFO
+            await backoff.wait()
+
+    async def _live_once(self) -> None:
+        client = await value_of(self.make_client)
+        pubsub = client.pubsub()
+        try:
+            self.publish_sha = await client.script_load(PUBLISH_SCRIPT)
+            self.follow_sha = await client.script_load(FOLLOW_SCRIPT)
+            await pubsub.subscribe(self._own("count"), self._own(self.id))
+            self.groups.begin()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._listen(pubsub))
+                tasks.create_task(self._send(client, pubsub))
+                tasks.create_task(self._renew())
+        finally:
+            await pubsub.aclose()
+            await client.aclose()
+
+    def _die(self) -> None:
+        """Tell all who wait that the bus was lost."""
+        self.groups.lose()
+        confirmations = itertools.chain(*self.confirmations.values())
+        for future in [*confirmations, *(future for future, _ in self.commands)]:
+            if not future.done():
+                future.set_exception(ConnectionError("the bus was lost"))
+                future.exception()
+        self.commands, self.channels, self.confirmations = [], [], {}
+
+    # What it sends
+
+    def _command(self, *words: Any) -> asyncio.Future[Any]:
+        """Send a command, after all before it; its answer is the future's."""
+        future = self.life.get_loop().create_future()
+        self.commands.append((future, words))
+        self.is_wanted.set()
+        return future
+
+    async def _send(self, client: Any, pubsub: Any) -> None:
+        """Send what waits, in batches."""
+        while True:
+            await self.is_wanted.wait()
+            self.is_wanted.clear()
+            channels, self.channels = self.channels, []
+            for verb, some in itertools.groupby(channels, operator.itemgetter(0)):
+                await getattr(pubsub, verb)(*(channel for _, channel in some))
+            # They stay there until they are answered, in case that this life ends.
+            batch = list(self.commands)
+            if batch:
+                pipe = client.pipeline(transaction=False)
+                for _, words in batch:
+                    pipe.execute_command(*words)
+                self._settle(batch, await pipe.execute(raise_on_error=False))
+                del self.commands[: len(batch)]
+
+    def _settle(self, batch: list[Any], results: list[Any]) -> None:
+        for (future, _), result in zip(batch, results, strict=True):
+            if isinstance(result, Exception):
+                raise result
+            if not future.done():
+                future.set_result(result)
+
+    async def _renew(self) -> None:
+        """Keep the places of groups that nobody pushes to."""
+        while True:
+            await asyncio.sleep(PLACE_RENEWAL)
+            for feed in [each for each in self.groups.feeds.values() if each.log]:
+                self.groups.follow(feed)
+
+    def _own(self, name: str) -> str:
+        return f"{self.namespace}${name}"
+
+    def _names(self, group: str) -> tuple[str, str, str]:
+        """Return the channel of a group, and its two keys, which one node has."""
+        key = f"{{{self.namespace}:{group}}}"
+        return f"{self.namespace}:{group}", f"{key}:place", f"{key}:messages"
+
+    def publish(self, pushed: Pushed) -> None:
+        """Send a push; the answer of Redis settles it."""
+
+        def settle(answer: asyncio.Future[Any]) -> None:
+            exc = answer.exception()
+            pushed.settle(None if exc is None else str(exc))
+
+        channel, *keys = self._names(pushed.name)
+        origin = self.id if pushed.is_delivered else None
+        marks = orjson.dumps([list(pushed.without), origin])[1:-1]
+        # The script writes the brace at the end, after the number.
+        body, epoch = pushed.payload.rstrip()[:-1], secrets.token_urlsafe(6)
+        words = [*keys, channel, body, marks, epoch, PLACE_TTL * 1000]
+        answer = self._command("EVALSHA", self.publish_sha, 2, *words)
+        answer.add_done_callback(settle)
+
+    async def follow(
+        self, name: str, pattern: Pattern | None, since: Since | None
+    ) -> Standing:
+        """Subscribe to a channel, and once that is confirmed read what is kept."""
+        channel, *keys = self._names(name)
+        heard = self.life.get_loop().create_future()
+        self.confirmations.setdefault(channel, []).append(heard)
+        self._want("subscribe", channel)
+        await heard
+        if pattern is None:
+            return Standing()
+        ttl, last = (
+            int(pattern.ttl * 1000),
+            (since.epoch, since.offset) if since else (),
+        )
+        epoch = secrets.token_urlsafe(6)
+        words = [*keys, epoch, pattern.history, ttl, PLACE_TTL * 1000, *last]
+        found = await self._command("EVALSHA", self.follow_sha, 2, *words)
+        epoch, offset, messages, is_whole, left = found
+        age = pattern.ttl - left / 1000 if messages else 0.0
+        return Standing(epoch.decode(), offset, messages, bool(is_whole), age)
+
+    def unfollow(self, name: str) -> None:
+        """Leave a channel."""
+        self._want("unsubscribe", self._names(name)[0])
+
+    def _want(self, verb: str, channel: str) -> None:
+        self.channels.append((verb, channel))
+        self.is_wanted.set()
+
+    async def count(self, name: str) -> int:
+        """Ask all processes, by their common channel.
+
+        Raises:
+            ConnectionError: If the bus is away.
+            TimeoutError: If one of them doesn't answer within a second.
+        """
+        if not self.is_up:
+            raise ConnectionError("the bus is away")
+        number, channel = uuid.uuid4().hex, self._own("count")
+        counts = self.answers[number] = asyncio.Queue()
+        try:
+            found = await self._command("PUBSUB", "NUMSUB", channel)
+            question = orjson.dumps([self.id, number, name])
+            await self._command("PUBLISH", channel, question)
+            async with asyncio.timeout(REDIS_COUNT):
+                return sum([await counts.get() for _ in range(found[1])])
+        finally:
+            del self.answers[number]
+
+    # What it hears
+
+    async def _listen(self, pubsub: Any) -> None:
+        """Hear the channels, until Redis says nothing though it is asked."""
+        is_asked = False
+        while True:
+            message = await pubsub.get_message(timeout=REDIS_SILENCE)
+            if message is not None:
+                self._hear(message["type"], message["channel"], message["data"])
+            elif is_asked:
+                raise ConnectionError("Redis is silent")
+            else:
+                await pubsub.ping()
+            is_asked = message is None
+
+    def _hear(self, kind: str, channel: bytes, data: Any) -> None:
+        if kind == "subscribe":
+            self._confirm(channel.decode())
+        elif kind == "message" and channel.startswith(f"{self.namespace}$".encode()):
+            self._hear_count(*orjson.loads(data))
+        elif kind == "message":
+            head, _, payload = data.partition(b"\n")
+            epoch, offset, without, origin = orjson.loads(head)
+            heard = Heard(payload, epoch, offset, frozenset(without), origin)
+            self.groups.hear(channel.decode()[len(self.namespace) + 1 :], heard)
+
+    def _confirm(self, channel: str) -> None:
+        """Let go on who waits to hear a channel: one for each confirmation."""
+        waiting = self.confirmations.get(channel)
+        if waiting:
+            hand_over(waiting.pop(0))
+            if not waiting:
+                del self.confirmations[channel]
+
+    def _hear_count(self, *parts: Any) -> None:
+        """Answer the question for a count, or note an answer to one's own."""
+        if len(parts) == 3:
+            asker, number, name = parts
+            answer = orjson.dumps([number, self.groups.count_here(name)])
+            self._command("PUBLISH", self._own(asker), answer)
+        elif parts[0] in self.answers:
+            self.answers[parts[0]].put_nowait(parts[1])
+
+
+def redis_client(bus: Any) -> Callable[[], Any]:
+    """Return what makes clients of Redis.
+
+    Raises:
+        ImportError: If `redis` isn't installed.
+        TypeError: If *bus* is neither the URL of a Redis nor a function.
+    """
+    if callable(bus):
+        return typing.cast("Callable[[], Any]", bus)
+    schemes = ("redis://", "rediss://", "unix://")
+    if not isinstance(bus, str) or not bus.startswith(schemes):
+        must = f"bus must be the URL of a Redis, or a function: got {bus!r}"
+        raise TypeError(f"{must}; write 'redis://localhost:6379'")
+    try:
+        from redis.asyncio import from_url  # noqa: PLC0415
+        from redis.asyncio.retry import Retry  # noqa: PLC0415
+        from redis.backoff import NoBackoff  # noqa: PLC0415
+    except ImportError as exc:
+        must = f"bus needs redis ({exc})"
+        raise ImportError(f"{must}; write python -m pip install redis") from exc
+    # Whatever fails begins a new life; a command that is sent again could count twice.
+    return functools.partial(from_url, bus, retry=Retry(NoBackoff(), 0))
+
+
+def groups_of(app: App) -> Groups:
+    """Make the groups of an application, on its bus if it has one.
+
+    Raises:
+        ValueError: If there is a bus and no namespace.
+    """
+    if app.bus is None:
+        return Groups(app.counts)
+    if not app.namespace:
+        must = "namespace must be given with a bus, on which all applications that have"
+        must += " the same one hear each other"
+        raise ValueError(
+            f"{must}: got {app.namespace!r}; write namespace='chat-staging'"
+        )
+    return SharedGroups(app.counts, RedisBus(redis_client(app.bus), app.namespace))
+
+
+App.groups_of = staticmethod(groups_of)
+
+
+class Publisher:
+    """Pushes from outside a server's process; `App.publisher` makes it.
+
+    `async with app.publisher() as bus: await bus.to("room:42").push(...)`.
+    """
+
+    def __init__(self, app: App) -> None:
+        if app.bus is None:
+            must = "publisher needs a bus that is there without the server"
+            raise RuntimeError(f"{must}; write App(bus='redis://localhost:6379')")
+        self.codec = app.codec
+        self.groups: Any = groups_of(app)
+        self.groups.patterns = app.groups.patterns
+
+    async def __aenter__(self) -> Self:
+        await self.groups.start(Runtime(Threads(1)))
+        try:
+            await asyncio.wait_for(self.groups.bus.up.wait(), STANDING_TIMEOUT)
+        except TimeoutError as exc:
+            await self.groups.stop()
+            raise ConnectionError("the bus is away") from exc
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.groups.stop()
+
+    def to(self, name: str) -> Group:
+        """Return the group of that name, to push to."""
+        return Group(self, name, frozenset())
+
+
+App.publisher_of = Publisher
+
 
 # --- 12. For people ----------------------------------------------------------
 
