@@ -1952,12 +1952,15 @@ class LibraryWire(LibraryConnection, Wire):
 
     def frames_of(self, payloads: list[bytes]) -> bytes:
         """Return messages as text frames."""
-        options: dict[str, Any] = {"extensions": self.protocol.extensions}
-        if not options["extensions"]:
-            return b"".join(map(frame_of, payloads))
-        options["mask"] = self.protocol.side is Side.CLIENT
-        frames = [Frame(Opcode.TEXT, payload) for payload in payloads]
-        return b"".join(frame.serialize(**options) for frame in frames)
+        extensions = self.protocol.extensions
+        if extensions:
+            options: Any = {"mask": self.protocol.side is Side.CLIENT}
+            frames = [Frame(Opcode.TEXT, payload) for payload in payloads]
+            made = [each.serialize(extensions=extensions, **options) for each in frames]
+            return b"".join(made)
+        # One alone, the most frequent case, costs less.
+        is_one = len(payloads) == 1
+        return frame_of(payloads[0]) if is_one else b"".join(map(frame_of, payloads))
 
     def send_data(self) -> None:
         """Write what waits, and then what the library has to say."""
