@@ -20278,7 +20278,7 @@ class TestOtherExamples(ExampleNetwork):
 
         assert caught.value.response.body == b"come with a name: /chat?name=ada"
 
-    @pytest.mark.parametrize("method", ["leave", "say"])
+    @pytest.mark.parametrize("method", ["enter", "leave", "say"])
     async def test_chat_from_outside(self, method: str) -> None:
         """Whoever isn't in a room can't speak there, nor leave it."""
         app = example_module("chat/server.py").app
@@ -20287,7 +20287,8 @@ class TestOtherExamples(ExampleNetwork):
         async with talking(app, "/chat?name=ada") as talk:
             answer = await talk.call(f"chat.{method}", **data)
 
-        assert error_of(answer) == ("forbidden", "enter 'kitchen' first")
+        text = "subscribe to 'room:kitchen' first"
+        assert error_of(answer) == ("forbidden", text)
 
     async def test_confirm_of_no_file(self) -> None:
         """Nobody is asked about a file that isn't there."""
