@@ -983,6 +983,70 @@ class TestPath:
         assert path == Path("/a/{b:int}/", pattern, {"b": "int"})
 
 
+class TestGroupPattern:
+    """What may be declared as a pattern of groups."""
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            (
+                5,
+                "group must be a name with parameters: got 5; write 'room:{id}'",
+            ),
+            (
+                "",
+                "group must be a name with parameters: got ''; write 'room:{id}'",
+            ),
+            (
+                "{a}:{a}",
+                "group '{a}:{a}' names a parameter twice; rename one",
+            ),
+            (
+                "x:{a:path}",
+                "converter of group 'x:{a:path}' must be one of str, int, float, uuid: "
+                "got 'path'; write '{a}'",
+            ),
+            (
+                "x:{1}",
+                "segment '{1}' of group 'x:{1}' must be a text or one parameter; write "
+                "'{room}'",
+            ),
+            (
+                "x:{a",
+                "segment 'x:{a' of group 'x:{a' must be a text or one parameter; write "
+                "'{room}'",
+            ),
+        ],
+    )
+    def test_mistake(self, name: Any, text: str) -> None:
+        """What can't be read raises at the decorator, and says what to write."""
+        with pytest.raises(ValueError) as caught:  # noqa: PT011
+            App().group(name)
+
+        assert str(caught.value) == text
+
+    @pytest.mark.parametrize(
+        ("pattern", "name", "params"),
+        [
+            ("room:{id}", "room:a b", {"id": "a b"}),
+            ("room:{id}", "room:%2F", {"id": "%2F"}),
+            ("room:{id}", "room:\n", {"id": "\n"}),
+            ("room:{id}", "room:", None),
+            ("room:{id}", "room:a:b", None),
+            ("room:{id}", "room:a/b", None),
+            ("{a}:{b}/c", "x:y/c", {"a": "x", "b": "y"}),
+            ("{a:int}-{b:float}", "-7-1.5", {"a": -7, "b": 1.5}),
+            ("u:{a:uuid}", f"u:{uuid.UUID(int=5)}", {"a": uuid.UUID(int=5)}),
+            ("u:{a:uuid}", "u:5", None),
+            ("a.b*", "a.b*", {}),
+            ("a.b*", "axb*", None),
+        ],
+    )
+    def test_match(self, pattern: str, name: str, params: Any) -> None:
+        """A name is compared as it is; no parameter matches `:` or `/`."""
+        assert wsappy.parse_group(pattern).match(name) == params
+
+
 def routes_method(function: Any, **options: Any) -> Method:
     """Make the row of a handler, with its annotations resolved."""
     method = Method("entity", function, Mark("get", **options))
@@ -11791,6 +11855,800 @@ class TestFlushing:
         assert events == ["hello", "hello"]
 
 
+class GroupsWire(CallsWire):
+    """A wire without I/O whose client may be in groups.
+
+    Attributes:
+        link: Gets what is sent, as bytes, where somebody listens.
+    """
+
+    def __init__(self, app: App, link: Any = None, **options: Any) -> None:
+        super().__init__(app, **options)
+        self.link = link
+        self.session: Any
+        serving: Any = types.SimpleNamespace(
+            app=app, answers=set(), sessions=set(), is_stopping=False
+        )
+        self.session = wsappy.Session(serving, self)
+        self.session.client, self.session.calls = self.client, self.calls
+        self.session.life = wsappy.Life.HERE
+        app.groups.runtime = self.runtime
+        self.open()
+
+    def post(self, payload: bytes) -> None:
+        """Keep what is sent, or hand it on."""
+        if self.link is None:
+            super().post(payload)
+        else:
+            self.link(payload)
+
+    def push(self, payload: bytes) -> None:
+        """Keep or hand on what is pushed, while the connection is open."""
+        if self.phase is wsappy.Phase.OPEN:
+            self.post(payload)
+
+    async def writable(self) -> None:
+        """Wait, where the client is behind."""
+        if self.paused:
+            await super().writable()
+
+    async def subscribe(
+        self, group: str, since: Any = None, request_id: Any = 1
+    ) -> list[Any]:
+        """Ask to join a group; return what is sent until that is answered."""
+        count = len(self.posted)
+        data = {"group": group} | ({} if since is None else {"since": since})
+        self.call("$.subscribe", request_id, **data)
+        await self.settled()
+        return self.posted[count:]
+
+
+def groups_wire(
+    guard: Any = lambda client: True, name: str = "room:{key}", **options: Any
+) -> GroupsWire:
+    """Make a wire of an app with a pattern of groups."""
+    kept = {key: options.pop(key) for key in ("history", "ttl") if key in options}
+    app = make_app(**options)
+    app.group(name, **kept)(guard)
+    return GroupsWire(app)
+
+
+def joined(group: str, **more: Any) -> Any:
+    """Return the answer to who has joined a group."""
+    head = {"request_id": 1, "module": "$", "method": "subscribe"}
+    return {**head, "event": "result", "data": {"group": group, **more}}
+
+
+def not_joined(code: str, message: str, **more: Any) -> Any:
+    """Return the answer to who may not join a group."""
+    head = {"request_id": 1, "module": "$", "method": "subscribe", "event": "error"}
+    return {**head, "data": {"code": code, "message": message, **more}}
+
+
+NOT_ALLOWED = not_joined("forbidden", "not allowed")
+CUT_SHORT = not_joined("cancelled", "the caller cancelled the call")
+
+
+class Door:
+    """A guard that takes as long as the test wants."""
+
+    def __init__(self) -> None:
+        self.waiting: list[asyncio.Future[bool]] = []
+
+    async def __call__(self, client: Client) -> bool:
+        """Wait for `answer`."""
+        self.waiting.append(asyncio.get_running_loop().create_future())
+        return await self.waiting[-1]
+
+    def answer(self) -> None:
+        """Let all in who wait."""
+        for each in self.waiting:
+            if not each.done():
+                each.set_result(True)
+
+
+def epoch_of(wire: GroupsWire, group: str) -> str:
+    """Return the epoch of a group with history."""
+    log = wire.app.groups.open(group).log
+    assert log is not None
+    return log.epoch
+
+
+class TestSubscribing:
+    """`$ subscribe` and `$ unsubscribe` (protocol, sections 5 and 6)."""
+
+    async def test_answer(self) -> None:
+        """Who may join is told the group, and is in it."""
+        wire = groups_wire()
+
+        sent = await wire.subscribe("room:42")
+
+        assert sent == [joined("room:42")]
+        assert wire.app.to("room:42").members == {wire.client}
+        assert wire.client.groups == {"room:42"}
+
+    async def test_count(self) -> None:
+        """`count` is how many members a group has."""
+        wire = groups_wire()
+        await wire.subscribe("room:42")
+
+        names = ("room:42", "room:7")
+        assert [await wire.app.to(each).count() for each in names] == [1, 0]
+
+    @pytest.mark.parametrize(
+        "name", ["hall", "room:", "room:4:2", "room:4/2", "Room:42", "xroom:42"]
+    )
+    async def test_undeclared(self, name: str) -> None:
+        """A name that no pattern has is forbidden; no parameter matches `:` or `/`."""
+        wire = groups_wire()
+
+        assert await wire.subscribe(name) == [NOT_ALLOWED]
+        assert not wire.client.groups
+        assert not wire.app.groups.feeds
+
+    @pytest.mark.parametrize("size", [201, 255])
+    async def test_long_name(self, size: int) -> None:
+        """A name may have 255 bytes, and is told whole."""
+        wire = groups_wire()
+        name = "room:" + "é" * 98 + "x" * (size - 201)
+
+        assert await wire.subscribe(name) == [joined(name)]
+
+    async def test_longer_name(self) -> None:
+        """A name of 256 bytes is forbidden."""
+        wire = groups_wire()
+
+        assert await wire.subscribe("room:" + "é" * 125 + "x") == [NOT_ALLOWED]
+
+    @pytest.mark.parametrize("kind", ["def", "async def"])
+    async def test_guard(self, kind: str) -> None:
+        """The guard gets the client and the parameters that it names, converted."""
+        asked: list[Any] = []
+
+        def may_join(client: Client, id: int) -> bool:  # noqa: A002
+            asked.append((client, id))
+            return id == 42
+
+        async def may_join_async(client: Client, id: int) -> bool:  # noqa: A002
+            await asyncio.sleep(0)
+            return may_join(client, id)
+
+        guard = may_join if kind == "def" else may_join_async
+        wire = groups_wire(guard, "{kind}:{id:int}")
+
+        sent = [*await wire.subscribe("room:42"), *await wire.subscribe("room:7")]
+
+        assert sent == [joined("room:42"), NOT_ALLOWED]
+        assert asked == [(wire.client, 42), (wire.client, 7)]
+        assert wire.client.groups == {"room:42"}
+
+    async def test_error_of_the_guard(self) -> None:
+        """An `Error` that the guard raises is the answer."""
+
+        def may_join(client: Client) -> bool:
+            raise Error("unauthorized", "log in", retry=True)
+
+        sent = await groups_wire(may_join).subscribe("room:42")
+
+        assert sent == [not_joined("unauthorized", "log in", retry=True)]
+
+    @pytest.mark.parametrize("verdict", [1, None, "yes", ZeroDivisionError("x")])
+    async def test_odd_guard(
+        self, verdict: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Anything but True and False is `internal`, and logged: never in."""
+
+        def may_join(client: Client) -> Any:
+            if isinstance(verdict, Exception):
+                raise verdict
+            return verdict
+
+        wire = groups_wire(may_join)
+        sent = await wire.subscribe("room:42")
+
+        what = f"must return True or False: got {verdict!r}"
+        what = "failed" if isinstance(verdict, Exception) else what
+        assert sent == [not_joined("internal", "internal error")]
+        assert caplog.messages == [f"guard {describe(may_join)} {what}"]
+        assert not wire.client.groups
+
+    async def test_plain_name_wins(self) -> None:
+        """A pattern without parameters wins, whichever came first."""
+        wire = groups_wire(lambda client: False)
+        wire.app.group("room:hall")(lambda client: True)
+
+        sent = [*await wire.subscribe("room:hall"), *await wire.subscribe("room:42")]
+
+        assert sent == [joined("room:hall"), NOT_ALLOWED]
+
+    async def test_too_many(self) -> None:
+        """The 129th group is `overloaded`, without `retry`; one that it is in isn't."""
+        wire = groups_wire()
+        for number in range(127):
+            await wire.subscribe(f"room:{number}")
+        wire.client.join("hall")
+
+        sent = [*await wire.subscribe("room:1"), *await wire.subscribe("room:x")]
+
+        text = "more than 128 groups"
+        assert sent == [joined("room:1"), not_joined("overloaded", text)]
+        assert len(wire.client.groups) == 128
+        assert "room:x" not in wire.app.groups.feeds
+
+    async def test_without_a_request_id(self) -> None:
+        """Without a `request_id` only an error is answered."""
+        wire = groups_wire(lambda client, key: key == "42")
+
+        sent = await wire.subscribe("room:42", request_id=None)
+        sent += await wire.subscribe("room:7", request_id=None)
+
+        assert sent == [{**NOT_ALLOWED, "request_id": None}]
+        assert wire.client.groups == {"room:42"}
+
+    @pytest.mark.parametrize(
+        ("data", "argument", "message"),
+        [
+            ({}, "group", "missing"),
+            ({"group": 5}, "group", "expected a string"),
+            ({"group": "room:1", "since": 5}, "since", "expected null or an object"),
+            *(
+                (
+                    {"group": "room:1", "since": since},
+                    "since",
+                    "expected an integer offset and a string epoch",
+                )
+                for since in [
+                    {},
+                    {"offset": 1},
+                    {"offset": True, "epoch": "e"},
+                    {"offset": 1.0, "epoch": "e"},
+                    {"offset": 1, "epoch": None},
+                ]
+            ),
+        ],
+    )
+    async def test_bad_data(self, data: Any, argument: str, message: str) -> None:
+        """What doesn't say where to join or from where is `bad_data`."""
+        wire = groups_wire(history=1)
+        wire.call("$.subscribe", **data)
+        (sent,) = await wire.settled()
+
+        assert sent["data"]["details"] == [{"argument": argument, "message": message}]
+        assert sent["data"]["code"] == "bad_data"
+
+    async def test_again(self) -> None:
+        """Who is in the group already may ask again."""
+        wire = groups_wire()
+        await wire.subscribe("room:42")
+
+        assert await wire.subscribe("room:42") == [joined("room:42")]
+        assert wire.app.to("room:42").members == {wire.client}
+
+    async def test_unsubscribe(self) -> None:
+        """Who leaves a group is in it no more; leaving once more is fine."""
+        wire = groups_wire()
+        await wire.subscribe("room:42")
+
+        sent = [wire.call("$.unsubscribe", group="room:42") for _ in range(2)]
+
+        assert [result_of(each) for each in sent] == [{}, {}]
+        assert not wire.app.to("room:42").members
+        assert not wire.client.groups
+        assert wire.call("$.unsubscribe", None, group="room:42") == []
+
+    async def test_left_while_the_guard_runs(self) -> None:
+        """`$ unsubscribe` cuts what asks to join the same group, and nothing else."""
+        door = Door()
+        wire = groups_wire(door)
+        wire.call("$.subscribe", 1, group="room:42")
+        wire.call("$.subscribe", 2, group="room:7")
+        await turns()
+
+        wire.call("$.unsubscribe", 3, group="room:42")
+        await turns()
+        door.answer()
+        await turns()
+        door.answer()
+        sent = await wire.settled()
+
+        ends = [(each["request_id"], each["event"]) for each in sent]
+        assert ends == [(1, "error"), (3, "result"), (2, "result")]
+        assert sent[0] == CUT_SHORT
+        assert wire.client.groups == {"room:7"}
+
+    async def test_guard_that_can_not_be_cut(self) -> None:
+        """A guard that goes on after `$ unsubscribe` lets nobody in."""
+        ended = asyncio.Event()
+
+        async def may_join(client: Client) -> bool:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            ended.set()
+            return True
+
+        wire = groups_wire(may_join)
+        wire.call("$.subscribe", group="room:42")
+        await turns()
+        wire.call("$.unsubscribe", 2, group="room:42")
+        await done(ended.wait())
+        sent = await wire.settled()
+
+        assert [each["event"] for each in sent] == ["error", "result"]
+        assert not wire.client.groups
+
+    async def test_in_one_read(self) -> None:
+        """Joining, leaving and joining in one read happen in that order."""
+        wire = groups_wire(history=5)
+        wire.call("$.subscribe", 1, group="room:42")
+        wire.call("$.unsubscribe", 2, group="room:42")
+        await turns()
+        wire.call("$.subscribe", 3, group="room:42")
+        sent = await wire.settled()
+
+        last = [each for each in sent if each["request_id"] == 3]
+        assert [each["event"] for each in last] == ["result"]
+        assert wire.client.groups == {"room:42"}
+
+    async def test_left_while_held(self) -> None:
+        """`$ subscribe` waits for `on_connected`; leaving meanwhile cuts it."""
+        wire = groups_wire()
+        wire.hold()
+        wire.call("$.subscribe", group="room:42")
+        assert wire.posted == []
+        wire.call("$.unsubscribe", 2, group="room:42")
+        wire.open()
+        sent = await wire.settled()
+
+        assert [sent[0], result_of(sent[1])] == [CUT_SHORT, {}]
+        assert not wire.client.groups
+
+    async def test_gone_while_the_guard_runs(self) -> None:
+        """Who goes while the guard runs is in no group."""
+        door = Door()
+        wire = groups_wire(door, history=5)
+        wire.call("$.subscribe", group="room:42")
+        await turns()
+
+        wire.phase = wsappy.Phase.CLOSED
+        await done(wire.session.depart())
+        door.answer()
+        await turns()
+
+        assert wire.posted == []
+        assert not wire.app.groups.feeds
+
+    async def test_one_guard_at_a_time(self) -> None:
+        """The guards of one client run one at a time, in order."""
+        door = Door()
+        wire = groups_wire(door)
+        for number in range(3):
+            wire.call("$.subscribe", number, group=f"room:{number}")
+        counts = []
+        for _ in range(3):
+            await turns()
+            counts.append(len(door.waiting))
+            door.answer()
+        sent = await wire.settled()
+
+        assert counts == [1, 2, 3]
+        assert [each["request_id"] for each in sent] == [0, 1, 2]
+
+    async def test_timeout(self) -> None:
+        """A guard that takes too long is cut: `timeout`, and nobody is in."""
+        wire = groups_wire(Door(), timeout=0.01)
+
+        (sent,) = await wire.subscribe("room:42")
+
+        assert error_of(sent)[0] == "timeout"
+        assert not wire.client.groups
+
+    async def test_counts_as_a_call(self) -> None:
+        """It counts against `max_in_flight`; `$ unsubscribe` doesn't."""
+        door = Door()
+        wire = groups_wire(door, max_in_flight=1)
+        wire.call("$.subscribe", 1, group="room:1")
+        await turns()
+
+        refused = wire.call("$.subscribe", 2, group="room:2")
+        left = wire.call("$.unsubscribe", 3, group="room:3")
+
+        assert error_of(refused)[0] == "overloaded"
+        assert result_of(left) == {}
+
+    async def test_while_the_server_stops(self) -> None:
+        """A server that stops lets nobody join any more."""
+        wire = groups_wire()
+        wire.stop()
+
+        (sent,) = await wire.subscribe("room:42")
+
+        text = "the server is stopping"
+        assert sent == not_joined("overloaded", text, retry=True)
+
+    async def test_client_behind(self) -> None:
+        """Who is behind joins once it has caught up."""
+        wire = groups_wire()
+        wire.fall_behind()
+
+        assert await wire.subscribe("room:42") == ["writable", joined("room:42")]
+
+    @pytest.mark.parametrize("name", ["one", "two"])
+    async def test_nothing_is_left(self, name: str) -> None:
+        """Names that were joined and left, or refused, leave nothing."""
+        count = 100_000 if os.environ.get("WSAPPY_LOAD") == "1" else 1_000
+        wire = groups_wire(lambda client, key: key[-1] != "9", history=5)
+        for number in range(count):
+            group = f"room:{name}{number}"
+            wire.call("$.subscribe", None, group=group)
+            await wire.settled()
+            if name == "two":
+                await asyncio.sleep(0)
+            wire.call("$.unsubscribe", None, group=group)
+            wire.posted.clear()
+
+        assert not wire.app.groups.feeds
+        assert not wire.client.groups
+        assert not wire.app.groups.patterns[0].kept
+
+
+class TestOwnWays:
+    """Joining on routes that do things their own way."""
+
+    async def test_own_process_message(self) -> None:
+        """`process_message` wraps the application's calls, not those of `$`."""
+
+        class Strict(Client):
+            async def process_message(self, request: Request) -> Any:
+                raise Error("forbidden", "no")
+
+        app = App()
+        app.client("/api")(Strict)
+        app.group("room:{id}")(lambda client: True)
+
+        assert await GroupsWire(app).subscribe("room:42") == [joined("room:42")]
+
+    async def test_ordered_route(self) -> None:
+        """On an ordered route it waits for its turn."""
+        app = App()
+        app.client("/api", ordered=True)(lambda client: None)
+        app.group("room:{id}")(lambda client: True)
+        gate = asyncio.Event()
+
+        async def wait(request: Request) -> None:
+            await gate.wait()
+
+        app.module("m")(app.method(wait))
+        wire = GroupsWire(app)
+        wire.call("m.wait", 1)
+        wire.call("$.subscribe", 2, group="room:42")
+        await turns()
+        assert wire.posted == []
+        gate.set()
+        sent = await wire.settled()
+        await turns()
+
+        assert [each["request_id"] for each in sent] == [1, 2]
+
+    async def test_classic_overrides(self) -> None:
+        """Where `response` is overridden, what follows a replay can't overtake it."""
+
+        class Slow(Request):
+            async def response(  # type: ignore[override]
+                self, event: str, data: Any = None, /, **fields: Any
+            ) -> Any:
+                await asyncio.sleep(0)
+                return super().response(event, data, **fields)
+
+        app = make_app()
+        app.group("room:{id}", history=5)(lambda client: True)
+        wire = GroupsWire(app, request=Slow)
+        group = app.to("room:42")
+        group.push("m", "e", 1)
+        since = {"offset": 0, "epoch": epoch_of(wire, "room:42")}
+
+        wire.call("$.subscribe", group="room:42", since=since)
+        while not group.members:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        group.push("m", "e", 2)
+        sent = await wire.settled()
+
+        assert [each["data"] for each in (sent[0], sent[2])] == [1, 2]
+        assert result_of(sent[1])["offset"] == 1
+
+
+class TestHistory:
+    """Groups that keep their last messages (protocol, section 6)."""
+
+    async def test_offsets(self) -> None:
+        """Messages are numbered from 1, and the answer says where the group stands."""
+        wire = groups_wire(history=5)
+        first = await wire.subscribe("room:42")
+        for number in range(2):
+            wire.app.to("room:42").push("m", "e", number)
+        again = await wire.subscribe("room:42")
+
+        epoch = epoch_of(wire, "room:42")
+        assert first == [joined("room:42", offset=0, epoch=epoch)]
+        assert [each["offset"] for each in wire.posted[1:3]] == [1, 2]
+        assert again == [joined("room:42", offset=2, epoch=epoch)]
+        assert re.fullmatch(r"[-\w]{8}", epoch)
+
+    async def test_resume(self) -> None:
+        """What was missed comes first, as its original bytes, then the result."""
+        wire = groups_wire(history=5)
+        sent: list[bytes] = []
+        wire.link = sent.append
+        await wire.subscribe("room:42")
+        epoch = epoch_of(wire, "room:42")
+        for number in range(4):
+            wire.app.to("room:42").push("m", "e", number)
+        seen = sent[1:5]
+        wire.client.leave("room:42")
+        sent.clear()
+
+        since = {"offset": 2, "epoch": epoch}
+        wire.call("$.subscribe", group="room:42", since=since)
+        await wire.settled()
+
+        assert sent[:2] == seen[2:]
+        result = joined("room:42", offset=4, epoch=epoch, recovered=True)
+        assert list(map(json.loads, sent[2:])) == [result]
+
+    @pytest.mark.parametrize(
+        ("offset", "numbers"), [(8, []), (6, [6, 7]), (3, [3, 4, 5, 6, 7])]
+    )
+    async def test_recovered(self, offset: int, numbers: list[int]) -> None:
+        """Whoever is no further behind than the history reaches gets all of it."""
+        wire = groups_wire(history=5)
+        for number in range(8):
+            wire.app.to("room:42").push("m", "e", number)
+        since = {"offset": offset, "epoch": epoch_of(wire, "room:42")}
+
+        *replay, answer = await wire.subscribe("room:42", since)
+
+        assert [each["data"] for each in replay] == numbers
+        assert result_of(answer) == {
+            "group": "room:42",
+            "offset": 8,
+            "epoch": since["epoch"],
+            "recovered": True,
+        }
+
+    @pytest.mark.parametrize(
+        ("offset", "epoch"),
+        [(2, None), (0, None), (9, None), (-1, None), (2**63 - 1, None), (7, "other")],
+    )
+    async def test_not_recovered(self, offset: int, epoch: str | None) -> None:
+        """Where not all can be had none is sent, and the answer says so."""
+        wire = groups_wire(history=5)
+        for number in range(8):
+            wire.app.to("room:42").push("m", "e", number)
+        real = epoch_of(wire, "room:42")
+        since = {"offset": offset, "epoch": epoch or real}
+
+        sent = await wire.subscribe("room:42", since)
+
+        place = {"offset": 8, "epoch": real, "recovered": False}
+        assert sent == [joined("room:42", **place)]
+        assert wire.client.groups == {"room:42"}
+
+    async def test_no_history(self) -> None:
+        """A group without history has no position, and recovers nothing."""
+        wire = groups_wire()
+        wire.client.join("room:42")
+        wire.app.to("room:42").push("m", "e")
+
+        sent = await wire.subscribe("room:42", {"offset": 0, "epoch": "e"})
+
+        assert "offset" not in wire.posted[0]
+        assert sent == [joined("room:42", recovered=False)]
+
+    async def test_large_replay(self) -> None:
+        """A replay of more than `max_backlog` bytes isn't sent: not recovered."""
+        wire = groups_wire(history=5)
+        sent: list[bytes] = []
+        for number in range(2):
+            wire.app.to("room:42").push("m", "e", number)
+        wire.link = sent.append
+        since = {"offset": 0, "epoch": epoch_of(wire, "room:42")}
+        log: Any = wire.app.groups.open("room:42").log
+        size = sum(map(len, log.messages))
+
+        counts = []
+        for limit in (size, size - 1):
+            sent.clear()
+            wire.app.max_backlog = limit
+            wire.call("$.subscribe", group="room:42", since=since)
+            await wire.settled()
+            counts.append((len(sent), json.loads(sent[-1])["data"]["recovered"]))
+
+        assert counts == [(3, True), (1, False)]
+
+    async def test_one_step(self) -> None:
+        """No push comes between the replay, joining and the result."""
+        wire = groups_wire(history=5)
+        group = wire.app.to("room:42")
+        group.push("m", "e", 1)
+        since = {"offset": 0, "epoch": epoch_of(wire, "room:42")}
+        wire.call("$.subscribe", group="room:42", since=since)
+        while not group.members:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        group.push("m", "e", 2)
+        sent = await wire.settled()
+
+        assert [each["event"] for each in sent] == ["e", "result", "e"]
+        assert [each["data"] for each in sent[::2]] == [1, 2]
+        assert result_of(sent[1])["offset"] == 1
+
+    async def test_before_it_is_served(self) -> None:
+        """What is pushed before anybody can be there is kept."""
+        app = make_app()
+        app.group("room:{id}", history=5)(lambda client: True)
+        app.to("room:42").push("m", "e", 1)
+        wire = GroupsWire(app)
+        since = {"offset": 0, "epoch": epoch_of(wire, "room:42")}
+
+        sent = await wire.subscribe("room:42", since)
+
+        assert [each["event"] for each in sent] == ["e", "result"]
+
+    async def test_own_codec(self) -> None:
+        """Bytes of an own codec may end with a newline."""
+        wire = groups_wire(
+            history=5, dumps=lambda value: json.dumps(value, indent=1) + " \n"
+        )
+        wire.client.join("room:42")
+
+        wire.app.to("room:42").push("m", "e", 1)
+
+        assert (wire.posted[0]["data"], wire.posted[0]["offset"]) == (1, 1)
+
+    async def test_from_threads(self) -> None:
+        """Pushes of worker threads have a place in the order, each its own."""
+        wire = groups_wire(history=500)
+        wire.client.join("room:42")
+
+        def push() -> None:
+            for _ in range(50):
+                wire.app.to("room:42").push("m", "e")
+
+        await asyncio.gather(*(asyncio.to_thread(push) for _ in range(4)))
+        await turns()
+
+        assert [each["offset"] for each in wire.posted] == list(range(1, 201))
+
+    async def test_without(self) -> None:
+        """Nobody can be left out of a group with history: all count its messages."""
+        wire = groups_wire(history=5)
+
+        with pytest.raises(ValueError, match="history") as caught:
+            wire.app.to("room:42").without(wire.client)
+
+        assert str(caught.value) == (
+            "group 'room:42' keeps history and must reach all its members; write in "
+            "the data who spoke"
+        )
+
+    async def test_joined_by_the_server(self) -> None:
+        """Clients that the server joins get numbered messages, and pass no guard."""
+        wire = groups_wire(lambda client: False, history=5)
+        wire.client.join("room:42")
+
+        wire.app.to("room:42").push("m", "e")
+
+        assert wire.posted[0]["offset"] == 1
+
+
+class TestExpiry:
+    """Messages are kept for `ttl` seconds after the newest of their group."""
+
+    @pytest.fixture(autouse=True)
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """Be a clock that the test sets."""
+        now = [1000.0]
+        monkeypatch.setattr(wsappy, "monotonic", lambda: now[0])
+        return now
+
+    async def test_newest_counts(self, clock: list[float]) -> None:
+        """All are kept until the newest is too old."""
+        wire = groups_wire(history=5, ttl=10)
+        group = wire.app.to("room:42")
+        group.push("m", "e", 1)
+        clock[0] += 9
+        group.push("m", "e", 2)
+        clock[0] += 9
+        since = {"offset": 0, "epoch": epoch_of(wire, "room:42")}
+
+        sent = await wire.subscribe("room:42", since)
+
+        assert [each["event"] for each in sent] == ["e", "e", "result"]
+
+    @pytest.mark.parametrize("missed", [0, 1])
+    async def test_with_a_member(self, clock: list[float], missed: int) -> None:
+        """While somebody is there the epoch stays, and who missed nothing recovers."""
+        wire = groups_wire(history=5, ttl=10)
+        await wire.subscribe("room:42")
+        wire.app.to("room:42").push("m", "e")
+        since = {"offset": 1 - missed, "epoch": epoch_of(wire, "room:42")}
+        clock[0] += 10
+
+        sent = await wire.subscribe("room:42", since)
+
+        place = {"offset": 1, "epoch": since["epoch"], "recovered": not missed}
+        assert sent == [joined("room:42", **place)]
+
+    async def test_without_members(self, clock: list[float]) -> None:
+        """A group that nobody is in is forgotten: what comes next is another epoch."""
+        wire = groups_wire(history=5, ttl=10)
+        wire.app.to("room:42").push("m", "e")
+        since = {"offset": 1, "epoch": epoch_of(wire, "room:42")}
+        clock[0] += 10
+
+        (sent,) = await wire.subscribe("room:42", since)
+
+        assert result_of(sent)["recovered"] is False
+        assert result_of(sent)["offset"] == 0
+        assert result_of(sent)["epoch"] != since["epoch"]
+
+    async def test_between_two_reads(self, clock: list[float]) -> None:
+        """What expires between two reads of a client isn't replayed to the second."""
+        wire = groups_wire(history=5, ttl=10)
+        wire.client.join("room:42")
+        wire.app.to("room:42").push("m", "e")
+        since = {"offset": 0, "epoch": epoch_of(wire, "room:42")}
+
+        first = await wire.subscribe("room:42", since)
+        clock[0] += 10
+        second = await wire.subscribe("room:42", since)
+
+        assert [each["event"] for each in first] == ["e", "result"]
+        assert [result_of(each)["recovered"] for each in second] == [False]
+
+    async def test_push_after_the_expiry(self, clock: list[float]) -> None:
+        """A push after the expiry doesn't bring back what was before it."""
+        wire = groups_wire(history=5, ttl=10)
+        wire.client.join("room:42")
+        wire.app.to("room:42").push("m", "e", 1)
+        clock[0] += 10
+        wire.app.to("room:42").push("m", "e", 2)
+        since = {"offset": 0, "epoch": epoch_of(wire, "room:42")}
+
+        sent = await wire.subscribe("room:42", since)
+
+        place = {"offset": 2, "epoch": since["epoch"], "recovered": False}
+        assert sent == [joined("room:42", **place)]
+
+    async def test_many_groups(self, clock: list[float]) -> None:
+        """The time is that of each group; what nobody needs is forgotten by a timer."""
+        app = make_app()
+        app.group("room:{id}", history=5, ttl=10)(lambda client: True)
+        app.group("hall:{id}", history=5, ttl=99)(lambda client: True)
+        async with app.serve("127.0.0.1", 0, ping_interval=0.08):
+            for name in ("room:1", "hall:1", "room:2", "room:1"):
+                app.to(name).push("m", "e")
+                clock[0] += 4
+            assert sorted(app.groups.feeds) == ["hall:1", "room:1", "room:2"]
+            clock[0] += 4
+            await load_until(lambda: sorted(app.groups.feeds) == ["hall:1", "room:1"])
+            clock[0] += 4
+            await load_until(lambda: sorted(app.groups.feeds) == ["hall:1"])
+
+        assert [len(each.kept) for each in app.groups.patterns] == [0, 1]
+
+    async def test_nothing_is_left(self, clock: list[float]) -> None:
+        """Groups that were pushed to and left are gone when their time is over."""
+        wire = groups_wire(history=5, ttl=10)
+        for number in range(1000):
+            wire.client.join(f"room:{number}")
+            wire.app.to(f"room:{number}").push("m", "e")
+            wire.client.leave(f"room:{number}")
+        clock[0] += 10
+        wire.app.groups.expire()
+
+        assert not wire.app.groups.feeds
+        assert not wire.app.groups.patterns[0].kept
+
+
 # --- 8. App ------------------------------------------------------------------
 
 
@@ -12023,6 +12881,14 @@ class _Mistaken:
     async def no_app() -> AsyncIterator[None]:
         yield
 
+    @staticmethod
+    def may_join(client: Client, id: int) -> bool:  # noqa: A002
+        return True
+
+    @staticmethod
+    def may_yield(client: Client) -> Iterator[bool]:
+        yield True
+
     @dataclasses.dataclass
     class Data(Client):
         name: str = ""
@@ -12040,6 +12906,7 @@ WRAPPED = functools.wraps(_Mistaken.enter_by_yield)(lambda client: None)
 NOTHING, NO_APP = describe(_Mistaken.nothing), describe(_Mistaken.no_app)
 GET, ENTER, LIFE = map(describe, (_Mistaken.get, _Mistaken.enter, _Mistaken.life))
 MISSING, PAGE = describe(_Mistaken.missing), describe(_Mistaken.page)
+MAY_JOIN, MAY_YIELD = describe(_Mistaken.may_join), describe(_Mistaken.may_yield)
 
 
 def twice(register: Any, function: Any) -> None:
@@ -12151,6 +13018,15 @@ TYPE_MISTAKES: list[tuple[Callable[[Any], object], str]] = [
         ]
     ),
     (
+        lambda app: app.group("room:{id}")(_Mistaken.may_yield),
+        f"guard {MAY_YIELD} of groups must not yield; write return",
+    ),
+    (
+        lambda app: app.group("room:{key}")(_Mistaken.may_join),
+        f"guard {MAY_JOIN} must fit 'room:{{key}}': missing a required argument: "
+        f"'id'; write def may_join(client, key)",
+    ),
+    (
         lambda app: app.run(8008),
         "host must be a name or an address: got 8008; write port=8008",
     ),
@@ -12198,6 +13074,25 @@ VALUE_MISTAKES: list[tuple[Callable[[Any], object], str]] = [
         "page '/items/{id}' must have no parameters; use the query",
     ),
     (
+        lambda app: (
+            app.group("room:{a}")(lambda client: True),
+            app.group("room:{b}")(lambda client: True),
+        ),
+        "group 'room:{b}' clashes with 'room:{a}'; write another",
+    ),
+    (
+        lambda app: app.group("room", history=-1),
+        "history must be a whole number of at least 0: got -1",
+    ),
+    (
+        lambda app: app.group("room", history=1.5),
+        "history must be a whole number of at least 0: got 1.5",
+    ),
+    (
+        lambda app: app.group("room", ttl=0),
+        "ttl must be a number of at least 0.001: got 0",
+    ),
+    (
         lambda app: twice(app.http("/"), _Mistaken.page),
         f"page {PAGE} clashes with {PAGE}: both are for '/'; write one for both",
     ),
@@ -12217,6 +13112,11 @@ LATE_MISTAKES: list[tuple[Callable[[Any], object], str]] = [
         lambda app: app.client("/rooms/{room:int}")(_Mistaken.enter),
         f"parameter 'room' of client function {ENTER} must fit '/rooms/{{room:int}}': "
         f"got <class 'str'>; write room: int",
+    ),
+    (
+        lambda app: app.group("room:{id}")(_Mistaken.may_join),
+        f"parameter 'id' of guard {MAY_JOIN} must fit 'room:{{id}}': got <class 'int'>;"
+        f" write id: str",
     ),
 ]
 
@@ -17680,23 +18580,20 @@ class TestSubscribe:
     @pytest.mark.parametrize("verb", ["subscribe", "unsubscribe"])
     async def test_no_need_after_the_wait(self, verb: str, monkeypatch: Any) -> None:
         """A group that was joined or left during the wait isn't joined once more."""
-        waits = iter([0.01, 0.05])
-        monkeypatch.setattr(random, "uniform", lambda *_: next(waits))
+        is_over = asyncio.Event()
+        monkeypatch.setattr(wsappy.Backoff, "wait", lambda _: is_over.wait())
         async with pair() as (api, wire, _):
-            for group in ("room", "other"):
-                task = start(api.subscribe(group))
-                data = {"group": group, "offset": 0, "epoch": "e"}
-                await wire.answer(await wire.read(), data)
-                await done(task)
+            await self.join(api, wire, offset=0, epoch="e")
             await wire.write(push_of("x", group="room", offset=9))
             await settled(api, wire)
             task = start(getattr(api, verb)("room"))
             await wire.answer(await wire.read())
             await done(task)
-            # It waits longer, and begins later.
-            await wire.write(push_of("x", group="other", offset=9))
+            is_over.set()
+            await turns()
 
-            assert (await wire.read())["data"]["group"] == "other"
+            # The ping is the next that it says.
+            await settled(api, wire)
 
     async def test_progress(self) -> None:
         """Other events before the answer are passed over."""
@@ -17784,6 +18681,116 @@ class TestSubscribe:
             await wire.ws.close(4503)
 
             await settled(api, await fake.accept())
+
+    async def test_left_and_joined_again(self) -> None:
+        """What was left while it was being joined doesn't undo joining again."""
+        async with pair() as (api, wire, fake):
+            first = start(api.subscribe("room"))
+            call = await wire.read()
+            left = start(api.unsubscribe("room"))
+            leave = await wire.read()
+            second = start(api.subscribe("room"))
+            again = await wire.read()
+            error = {"code": "cancelled", "message": ""}
+            await wire.answer(again, {"group": "room", "offset": 1, "epoch": "e"})
+            await wire.answer(call, error, "error")
+            await wire.answer(leave)
+            await peer_error_of(first, Error)
+            await done(asyncio.gather(left, second))
+            await wire.ws.close(4503)
+
+            call = await (await fake.accept()).read()
+            assert call["data"]["since"] == {"offset": 1, "epoch": "e"}
+
+    async def test_left_while_joined_again(self) -> None:
+        """A group that is left while others are joined again isn't joined again."""
+        async with pair() as (api, wire, fake):
+            for number in range(33):
+                task = start(api.subscribe(f"room{number}"))
+                await wire.answer(await wire.read(), {"group": f"room{number}"})
+                await done(task)
+            await wire.ws.close(4503)
+            again = await fake.accept()
+            calls = [await again.read() for _ in range(32)]
+            task = start(api.unsubscribe("room32"))
+            for call in calls:
+                await again.answer(call, {"group": call["data"]["group"]})
+
+            call = await again.read()
+            assert (call["method"], call["data"]) == (
+                "unsubscribe",
+                {"group": "room32"},
+            )
+            await again.answer(call)
+            await done(task)
+
+    async def test_in_chunks(self) -> None:
+        """Many groups are joined again 32 at a time."""
+        async with pair() as (api, wire, fake):
+            for number in range(40):
+                task = start(api.subscribe(f"room{number}"))
+                await wire.answer(await wire.read(), {"group": f"room{number}"})
+                await done(task)
+            await wire.ws.close(4503)
+            again = await fake.accept()
+            task = start(api.call("entity", "get"))
+            calls = [await again.read() for _ in range(32)]
+            await again.write(*(event_of(each) for each in calls[:-1]))
+            # No more before the last of them.
+            await again.write({**event_of(calls[-1]), "event": "progress"})
+            await again.answer(calls[-1])
+            calls += [await again.read() for _ in range(8)]
+            await again.write(*(event_of(each) for each in calls[32:]))
+            await again.answer(await again.read(), 1)
+
+            assert await done(task) == 1
+            groups = [each["data"]["group"] for each in calls]
+            assert groups == [f"room{number}" for number in range(40)]
+
+    async def test_replay_that_is_not_whole(self, monkeypatch: Any) -> None:
+        """What was dropped of a replay, for want of a reader, is asked for again."""
+        monkeypatch.setattr(wsappy, "MAX_UNREAD", 3)
+        async with pair() as (api, wire, fake):
+            await self.join(api, wire, offset=0, epoch="e")
+            pushes = api.pushes()
+            await wire.ws.close(4503)
+            again = await fake.accept()
+            call = await again.read()
+            replay = [push_of(n, group="room", offset=n) for n in range(1, 7)]
+            data = {"group": "room", "offset": 6, "epoch": "e", "recovered": True}
+            await again.write(*replay, event_of(call, data))
+            assert (await again.gone())[0] == 4508
+            assert [(await done(anext(pushes))).offset for _ in range(3)] == [1, 2, 3]
+
+            call = await (await fake.accept()).read()
+            assert call["data"]["since"] == {"offset": 3, "epoch": "e"}
+
+    async def test_gap_of_the_server(self) -> None:
+        """Where the server itself missed messages it counts on from what that says."""
+        seen: asyncio.Queue[Any] = asyncio.Queue()
+        async with pair(lambda api: api.on_gap(seen.put_nowait)) as (api, wire, _):
+            await self.join(api, wire, offset=19, epoch="e")
+            pushes = api.pushes()
+            gap = {**push_of(""), "module": "$", "event": "gap"}
+            gap["data"] = {"group": "room", "offset": 7, "epoch": "f"}
+            await wire.write(gap, push_of("x", group="room", offset=8))
+
+            assert await done(seen.get()) == "room"
+            assert (await done(anext(pushes))).offset == 8
+
+    @pytest.mark.parametrize(
+        ("event", "data"),
+        [("gap", {"group": "other"}), ("gap", 5), ("news", {"group": "room"})],
+    )
+    async def test_odd_gap(self, event: str, data: Any) -> None:
+        """Other events of `$`, and gaps of groups that it isn't in, are dropped."""
+        async with pair() as (api, wire, _):
+            await self.join(api, wire, offset=19, epoch="e")
+            gap = {**push_of(""), "module": "$", "event": event, "data": data}
+            await wire.write(gap)
+            await settled(api, wire)
+
+            assert api.counts["dropped_push"] == 1
 
 
 # -- With a server of wsappy's own --------------------------------------------
@@ -17886,6 +18893,135 @@ class TestBothSides:
             async with connect(url, proxy=None, origin="https://a.example") as peer:
                 closed = await peer_error_of(peer.call("a", "b"), ConnectionClosed)
                 assert closed.rcvd.code == 4404
+
+
+SUBSCRIBE = {"module": "$", "method": "subscribe", "request_id": 1}
+
+
+class TestResuming:
+    """Clients in groups with history, on a server of wsappy's own."""
+
+    @staticmethod
+    def app(**options: Any) -> tuple[App, list[Client]]:
+        """Make an app with rooms that keep a thousand messages; return its clients."""
+        app = App(**options)
+        clients: list[Client] = []
+        app.client("/api")(clients.append)
+        app.group("room:{id}", history=1000)(lambda client: True)
+        return app, clients
+
+    async def test_nothing_is_missed(self) -> None:
+        """Whoever comes back reads what was pushed meanwhile, in order and once."""
+        app, clients = self.app()
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            connect(serving.url("/api"), proxy=None) as api,
+        ):
+            pushes, group = api.pushes(), app.to("room:42")
+            await done(api.subscribe("room:42"))
+            for number in range(50):
+                group.push("m", "e", number)
+                if number % 10 == 5:
+                    clients[-1].connection.transport.abort()
+                    await load_until(lambda: not group.members)
+                if number % 10 == 8:
+                    await load_until(lambda: group.members)
+            numbers = [(await done(anext(pushes))).data for _ in range(50)]
+
+        assert numbers == list(range(50))
+        assert len(clients) == 6
+
+    async def test_server_that_starts_again(self) -> None:
+        """A new server remembers nothing; the client is told so."""
+        gaps: asyncio.Queue[str] = asyncio.Queue()
+        async with self.app()[0].serve("127.0.0.1", 0) as serving:
+            port = serving.port
+            api = connect(serving.url("/api"), proxy=None)
+            api.on_gap(gaps.put_nowait)
+            await api.__aenter__()
+            await done(api.subscribe("room:42"))
+        app, _ = self.app()
+        async with app.serve("127.0.0.1", port):
+            assert await done(gaps.get()) == "room:42"
+            await api.close()
+
+    async def test_cut_in_the_middle_of_a_replay(self) -> None:
+        """Whoever is cut in the middle of a replay goes on from there."""
+        app, clients = self.app()
+        size = 2**12
+        for number in range(200):
+            app.to("room:42").push("m", "e", {"n": number, "text": "x" * size})
+        log = app.groups.open("room:42").log
+        assert log is not None
+        seen: list[int] = []
+        async with app.serve("127.0.0.1", 0) as serving:
+            while len(seen) < 200:
+                async with ws_connect(serving.url("/api"), proxy=None) as ws:
+                    since = {"offset": len(seen), "epoch": log.epoch}
+                    data = {"group": "room:42", "since": since}
+                    talk = Talk(ws)
+                    await talk.send({**SUBSCRIBE, "data": data})
+                    missed = 200 - len(seen)
+                    replay = [await talk.receive() for _ in range(min(70, missed))]
+                    seen += [each["data"]["n"] for each in replay]
+                    if missed > 70:
+                        ws.transport.abort()
+                    else:
+                        assert result_of(await talk.receive())["recovered"]
+
+        assert seen == list(range(200))
+        assert len(clients) == 3
+
+    async def test_slow_client(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A client that is closed for reading too slowly comes back and resumes."""
+        monkeypatch.setattr(wsappy, "SLOW_GRACE", 0.01)
+        app, clients = self.app(max_backlog=2**16)
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            connect(serving.url("/api"), proxy=None) as api,
+        ):
+            pushes, group, count = api.pushes(), app.to("room:42"), 0
+            await done(api.subscribe("room:42"))
+            transport: Any = api._connection.transport  # type: ignore[union-attr]
+            transport.pause_reading()
+            while not app.stats()["slow_clients_dropped"]:
+                group.push("m", "e", {"n": count, "text": "x" * 2**16})
+                count += 1
+                await asyncio.sleep(0)
+            await load_until(lambda: not group.members)
+            transport.resume_reading()
+            await load_until(lambda: group.members)
+            group.push("m", "e", {"n": count})
+            last = await done(anext(pushes))
+            while last.data["n"] < count:
+                last = await done(anext(pushes))
+
+        assert len(clients) == 2
+
+    async def test_many_large_replays(self) -> None:
+        """Who comes back to 128 groups with large replays, and reads, isn't closed."""
+        app, clients = self.app(max_backlog=2**17)
+        names = [f"room:{number}" for number in range(128)]
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            connect(serving.url("/api"), proxy=None) as api,
+        ):
+            pushes = api.pushes()
+            for name in names:
+                await done(api.subscribe(name))
+                app.to(name).push("m", "e")
+                await done(anext(pushes))
+            clients[0].connection.transport.abort()
+            await load_until(lambda: not app.to(names[0]).members)
+            for name in names:
+                app.to(name).push("m", "e", "x" * 2**16)
+            counts = collections.Counter[str]()
+            while sum(counts.values()) < len(names):
+                push = await done(anext(pushes))
+                counts[push.group or ""] += 1
+
+        assert app.stats()["slow_clients_dropped"] == 0
+        assert set(counts.values()) == {1}
 
 
 HELLO = Push("chat", "hello", {"name": "you"})
@@ -20278,7 +21414,7 @@ class TestOtherExamples(ExampleNetwork):
 
         assert caught.value.response.body == b"come with a name: /chat?name=ada"
 
-    @pytest.mark.parametrize("method", ["leave", "say"])
+    @pytest.mark.parametrize("method", ["enter", "leave", "say"])
     async def test_chat_from_outside(self, method: str) -> None:
         """Whoever isn't in a room can't speak there, nor leave it."""
         app = example_module("chat/server.py").app
@@ -20287,7 +21423,8 @@ class TestOtherExamples(ExampleNetwork):
         async with talking(app, "/chat?name=ada") as talk:
             answer = await talk.call(f"chat.{method}", **data)
 
-        assert error_of(answer) == ("forbidden", "enter 'kitchen' first")
+        text = "subscribe to 'room:kitchen' first"
+        assert error_of(answer) == ("forbidden", text)
 
     async def test_confirm_of_no_file(self) -> None:
         """Nobody is asked about a file that isn't there."""

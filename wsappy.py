@@ -3163,11 +3163,13 @@ class Answers:
         Returns:
             The task in which an override sends it; None where it is sent.
         """
-        if self.overrides.emit is not None:
+        # What `$ subscribe` answers goes out in this very step, not in a task.
+        emit = self.overrides.emit
+        if emit is not None and names_of(request)[1:] != ("$", "subscribe"):
             if event in TERMINAL:
                 request._last_word = event
                 request._stage = CUT if request._stage is CUT else ANSWERED
-            return self._spawn(self.overrides.emit(request, event, data))
+            return self._spawn(emit(request, event, data))
         message = {
             "request_id": request.id,
             "module": request.module,
@@ -6136,15 +6138,23 @@ class Subscriptions:
         except BaseException:
             position.is_joining = False
             if not position.is_joined:
-                self.positions.pop(group, None)
+                self._forget(group, position)
             raise
+
+    def _forget(self, group: str, position: Position) -> None:
+        """Forget where a group stands, unless it was left and is being joined again."""
+        if self.positions.get(group) is position:
+            del self.positions[group]
 
     def _note(self, group: str, position: Position, event: str, data: JSON) -> None:
         """Keep where a group stands, from the answer to `$ subscribe`."""
         if event == "result":
             position.is_joined, position.is_joining = True, False
-            position.move(data)
-            if isinstance(data, dict) and data.get("recovered") is False:
+            recovered = data.get("recovered") if isinstance(data, dict) else None
+            # The replay has moved it, unless some of it was dropped: then it stays.
+            if recovered is not True:
+                position.move(data)
+            if recovered is False:
                 self._tell_gap(group)
 
     def hear(self, push: Push) -> None:
@@ -6180,21 +6190,24 @@ class Subscriptions:
             await asyncio.gather(*itertools.starmap(self._rejoin, chunk))
 
     async def _rejoin(self, group: str, position: Position) -> None:
+        """Join a group again, unless it was left meanwhile."""
+        if self.positions.get(group) is not position:
+            return
         try:
             await self.join(group)
         except (Error, TimeoutError, ConnectionClosed, Refused) as exc:
             LOGGER.warning("group %r can't be joined again: %r", group, exc)
             if isinstance(exc, Error) and not exc.retry:
-                self.positions.pop(group, None)
+                self._forget(group, position)
             elif isinstance(exc, Error | TimeoutError):
                 self._rejoin_later(group, position)
 
     def _rejoin_later(self, group: str, position: Position) -> None:
-        """Join a group again after a wait, unless it was joined or left meanwhile."""
+        """Join a group again after a wait, unless it was joined meanwhile."""
 
         async def rejoin() -> None:
             await position.backoff.wait()
-            if position.is_joining and self.positions.get(group) is position:
+            if position.is_joining:
                 await self._rejoin(group, position)
 
         position.is_joining = True
