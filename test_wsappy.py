@@ -31,6 +31,7 @@ import random
 import re
 import runpy
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -21845,6 +21846,7 @@ EXAMPLE_SERVERS = [
     ("wsappy", "ws://localhost:8008/api\n"),
     ("Two minutes", "ws://localhost:8008/tasks\n"),
     (EXAMPLE_SIGNING, ""),
+    ("Arguments and results", ""),
     ("Several files", ""),
     ("Start and stop", ""),
 ]
@@ -21933,6 +21935,89 @@ class TestReadmePrograms(ExampleNetwork):
 
         assert "".join(lines) == shown
 
+    def test_command_line(
+        self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The commands print what is shown."""
+        monkeypatch.chdir(tmp_path)
+        (shown,) = example_blocks("text", "The command line")
+        said = ""
+
+        with example_server(tmp_path, "Two minutes") as port:
+            for line in re.findall(r"^\$ wsappy (.*)$", shown, flags=re.M):
+                words = shlex.split(line.replace("8008", str(port)))
+                done = subprocess.run(  # noqa: S603
+                    [sys.executable, "-m", "wsappy", *words],
+                    env=example_environment(),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    timeout=2 * LIMIT,
+                    check=False,
+                )
+                said += f"$ wsappy {line}\n{done.stdout}"
+
+        assert said == shown
+
+    def test_client_in_python(self, tmp_path: pathlib.Path) -> None:
+        """The client with a fresh token prints what is shown."""
+        heading = "The client in Python"
+        client = example_blocks("python", heading)[-1]
+
+        with (
+            example_server(tmp_path, heading) as port,
+            example_process(example_paste(tmp_path, client, port)) as process,
+        ):
+            said = process.communicate(timeout=LIMIT)[0]
+
+        assert said == example_blocks("text", heading)[-1]
+
+    async def test_beside_fastapi(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is posted to FastAPI is pushed, and FastAPI's lifespan stops the app."""
+        need(importlib.util.find_spec("fastapi"), "fastapi")
+        need(importlib.util.find_spec("uvicorn"), "uvicorn")
+        uvicorn: Any = importlib.import_module("uvicorn")
+        (block,) = example_blocks("python", "Beside FastAPI")
+        shown = "".join(example_conversations("Beside FastAPI"))
+        serve, module = App.serve, typing.cast(Any, example_run(block))
+        anywhere: Any = lambda app, host, port: serve(app, host, 0)  # noqa: E731
+        monkeypatch.setattr(App, "serve", anywhere)
+        monkeypatch.setattr(uvicorn.Server, "capture_signals", contextlib.nullcontext)
+        server = uvicorn.Server(uvicorn.Config(module.site, port=0, log_level="error"))
+
+        serving = asyncio.create_task(server.serve())
+        await load_until(lambda: server.started)
+        (app,) = module.app.servings
+        talk = asyncio.create_task(example_replay(app.port, shown))
+        await load_until(lambda: module.app.to("prices").members)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        path = "/prices/tea?price=3.5"
+        request = f"POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request.encode())
+        answer = await reader.read()
+        writer.close()
+        said = await talk
+        server.should_exit = True
+        await serving
+
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert (said, module.app.servings) == (shown, set())
+
+    def test_health_check(self, tmp_path: pathlib.Path) -> None:
+        """The image's health check tells a server that runs from one that doesn't."""
+        (image,) = example_blocks("dockerfile", "Deployment")
+        line = re.findall(r"^HEALTHCHECK CMD (.*)$", image, flags=re.M)[0]
+
+        with example_server(tmp_path, "Pages") as port:
+            _, *words = json.loads(line.replace("8008", str(port)))
+            with example_process(*words) as running:
+                running.communicate(timeout=LIMIT)
+        with example_process(*words) as stopped:
+            stopped.communicate(timeout=LIMIT)
+
+        assert (running.returncode, stopped.returncode) == (0, 1)
+
     def test_test_of_an_application(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The test of the first server passes."""
         (server,) = example_blocks("python")
@@ -21946,7 +22031,8 @@ class TestReadmePrograms(ExampleNetwork):
 
     def test_all_blocks_are_run(self) -> None:
         """No Python block stands elsewhere."""
-        others = ("Pages", "Test your own application")
+        others = ["Pages", "Test your own application", "The client in Python"]
+        others.append("Beside FastAPI")
         headings = [*dict(EXAMPLE_SERVERS), *others]
 
         count = sum(len(example_blocks("python", heading)) for heading in headings)
