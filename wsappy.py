@@ -5412,9 +5412,10 @@ class Watchdog(threading.Thread):
             if is_late and not was_suspended:
                 self.report(frames, now)
         elif now - self.asked_at >= BLOCKING:
-            self.report(frames, now)
             # One line for one hold: what goes on before the loop turns isn't named.
+            # Set before the line is written: the loop may turn meanwhile.
             self.asked_at = math.inf
+            self.report(frames, now)
 
     def answer(self) -> None:
         """Tell, from the loop, that it turns."""

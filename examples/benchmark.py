@@ -20,6 +20,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import resource
 import select
@@ -581,7 +582,9 @@ def show(servers: dict[str, Any]) -> None:
         with contextlib.suppress(KeyError):
             ratio = getattr(figures_of(servers[name][scenario]), figure)
             if against:
-                ratio /= getattr(figures_of(servers[against][scenario]), figure)
+                # The kernel may have sampled nothing in a short time.
+                other = getattr(figures_of(servers[against][scenario]), figure)
+                ratio /= other or math.nan
             what = f"{scenario}, {figure}: {name} / {against or '1 KiB'}"
             aimed, mark = f"{aim:.2f}" if aim else "", "  missed" * (ratio > at_most)
             print(f"{what:54}{at_most:9.2f}{aimed:>7}{ratio:10.2f}{mark}")
