@@ -12597,15 +12597,20 @@ class TestHistory:
         assert wire.posted[0]["offset"] == 1
 
 
+def clock_of(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the time, which the test sets."""
+    now = [1000.0]
+    monkeypatch.setattr(wsappy, "monotonic", lambda: now[0])
+    return now
+
+
 class TestExpiry:
     """Messages are kept for `ttl` seconds after the newest of their group."""
 
     @pytest.fixture(autouse=True)
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         """Be a clock that the test sets."""
-        now = [1000.0]
-        monkeypatch.setattr(wsappy, "monotonic", lambda: now[0])
-        return now
+        return clock_of(monkeypatch)
 
     async def test_newest_counts(self, clock: list[float]) -> None:
         """All are kept until the newest is too old."""
@@ -24034,3 +24039,700 @@ class TestNothingGetsIn:
 
         assert len(texts) > 6
         assert [each for each in texts if not each.isprintable()] == []
+
+
+# -- Groups -------------------------------------------------------------------
+
+# Schedules of the model; thousands with `WSAPPY_LOAD=1`.
+MODEL_EXAMPLES = 5_000 if os.environ.get("WSAPPY_LOAD") == "1" else 200
+MODEL_CLIENTS, MODEL_GROUPS = 2, ("room:1", "room:2")
+# What a schedule may do, some of it more often.
+MODEL_VERBS = (
+    *("push", "connect", "flow") * 4,
+    *("up", "down", "blink", "skip", "turn", "stream") * 2,
+    *("cut", "depart", "subscribe", "unsubscribe", "leave", "join"),
+    *("wait", "expire", "restart"),
+)
+
+
+class ModelStep(NamedTuple):
+    """What a schedule does next: a verb, for whom, in which group, how often."""
+
+    verb: str
+    client: int
+    group: str
+    times: int
+
+
+MODEL_STEPS = st.builds(
+    ModelStep,
+    st.sampled_from(MODEL_VERBS),
+    st.integers(0, MODEL_CLIENTS - 1),
+    st.sampled_from(MODEL_GROUPS),
+    st.integers(1, 4),
+)
+
+
+def model_schedule(seed: int) -> list[ModelStep]:
+    """Return a schedule, another one for each seed."""
+    chance = random.Random(seed)  # noqa: S311
+    return [
+        ModelStep(
+            chance.choice(MODEL_VERBS),
+            chance.randrange(MODEL_CLIENTS),
+            chance.choice(MODEL_GROUPS),
+            chance.randint(1, 4),
+        )
+        for _ in range(chance.randint(10, 80))
+    ]
+
+
+class ModelWire(wsappy.Wire):
+    """The client's end of a link without I/O."""
+
+    close_exc: Any = ConnectionClosed(None, None)
+
+    def __init__(self, peer: Peer, up: collections.deque[bytes]) -> None:
+        super().__init__(peer.runtime)
+        self.peer, self.up, self.app = peer, up, peer.app
+        self.opening = wsappy.Opening("/api", Headers(), None, "p1")
+        self.params: dict[str, Any] = {}
+        self.paused = self.is_overrun = False
+        self.max_size = None
+        self.phase = wsappy.Phase.OPEN
+        client, context = Client(self.app, self, None), contextvars.copy_context()
+        self.calls = wsappy.PeerCalls(self.app, peer.route, self, client, context)
+        self.calls.asked.cancels = True
+
+    def post(self, payload: bytes) -> None:
+        """Send it."""
+        self.up.append(payload)
+
+    push = post
+
+    def _ignore(self, *_: Any) -> None:
+        pass
+
+    async def writable(self) -> None:
+        """Go on at once."""
+
+    halt = _ignore
+    shut: Any = _ignore
+    fail: Any = _ignore
+    written = wait_closed = writable
+
+
+class ModelClient:
+    """A real peer on a link without I/O, and what it has heard in each group.
+
+    Attributes:
+        seen: Numbers of messages; and epoch and offset where it was told to count on.
+        zombies: Ends of connections whose loss the server hasn't noticed.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.peer: Any = Peer("ws://model/api", timeout=None)
+        self.peer.runtime = wsappy.Runtime(wsappy.Threads(1))
+        self.peer._life, self.peer._early = asyncio.current_task(), None
+        self.inbox: Any = self.peer.pushes()
+        self.groups: Any = self.peer._subscriptions
+        self.seen: dict[str, list[Any]] = {}
+        self.wire: Any = None
+        self.server: Any = None
+        self.zombies: list[Any] = []
+        self.greeting: Any = None
+        # On the object: what its class does is what is tried.
+        self.note, self.tell = self.groups._note, self.groups._tell_gap
+        vars(self.groups).update(_note=self.noted, _tell_gap=self.told)
+
+    def noted(self, group: str, position: Any, event: str, data: Any) -> None:
+        """Keep where the peer first counts from."""
+        self.note(group, position, event, data)
+        if event == "result" and "recovered" not in data:
+            self.place(group, position)
+
+    def told(self, group: str) -> None:
+        """Keep where the peer counts on from, after a gap that it tells of."""
+        self.tell(group)
+        if position := self.groups.positions.get(group):
+            self.place(group, position)
+
+    def place(self, group: str, position: Any) -> None:
+        """Keep a position."""
+        self.read()
+        if group in self.seen:
+            self.seen[group].append((position.epoch, position.offset))
+
+    def read(self) -> None:
+        """Keep what the application has heard."""
+        while not self.inbox.empty():
+            push = self.inbox.get_nowait()
+            if push.group in self.seen:
+                self.seen[push.group].append(push.data)
+
+    def connect(self) -> None:
+        """Open a connection."""
+        if self.wire is None:
+            self.up: Any = collections.deque()
+            self.down: Any = collections.deque()
+            self.server = GroupsWire(self.model.app, self.down.append)
+            self.wire = self.peer._connection = ModelWire(self.peer, self.up)
+            self.greeting = self.peer.spawn(self.peer._greet(self.wire))
+
+    def cut(self) -> None:
+        """Lose the connection and all that is on its way; the server goes on."""
+        if self.wire is not None:
+            self.read()
+            self.zombies.append(self.server)
+            wire, self.wire = self.wire, None
+            wire.phase = wsappy.Phase.CLOSED
+            self.server.link = collections.deque(maxlen=0).append
+            self.greeting.cancel()
+            self.peer.hold_calls(wire)
+            wire.calls.abandon()
+            self.peer._connection = self.server = None
+
+    async def depart(self) -> None:
+        """Let the server notice the loss."""
+        while self.zombies:
+            zombie = self.zombies.pop()
+            zombie.phase = wsappy.Phase.CLOSED
+            await zombie.session.depart()
+
+    def carry(self, up: int, down: int) -> bool:
+        """Carry messages, one by one; tell whether there were any."""
+        if self.wire is None:
+            return False
+        up, down = min(up, len(self.up)), min(down, len(self.down))
+        for _ in range(up):
+            self.server.calls.receive(self.up.popleft(), True)
+        for _ in range(down):
+            self.wire.calls.receive(self.down.popleft(), True)
+        return up + down > 0
+
+    async def ask(self, verb: str, group: str) -> None:
+        """Join a group or leave it; whatever comes of it is part of the game."""
+        if verb == "unsubscribe":
+            self.read()
+            self.seen.pop(group, None)
+        else:
+            self.seen.setdefault(group, [])
+        with contextlib.suppress(Error, ConnectionClosed):
+            await getattr(self.peer, verb)(group)
+        if group not in self.groups.positions:
+            self.read()
+            self.seen.pop(group, None)
+
+
+class Model:
+    """A server with groups, clients that come and go, and what was published.
+
+    Attributes:
+        published: Epoch and offset of each message; its data is its place in the list.
+    """
+
+    history, ttl, max_backlog = 6, 10.0, 500
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.published: dict[str, list[Any]] = {name: [] for name in MODEL_GROUPS}
+        self.app = make_app(max_backlog=self.max_backlog)
+        self.forget()
+        self.clients = [ModelClient(self) for _ in range(MODEL_CLIENTS)]
+
+    def forget(self) -> None:
+        """Be a new server, that remembers nothing."""
+        self.app.groups = wsappy.Groups(self.app.counts)
+
+        @self.app.group("room:{key}", history=self.history, ttl=self.ttl)
+        async def may_join(client: Client) -> bool:
+            await asyncio.sleep(0)
+            return True
+
+    def stand(self, group: str) -> Any:
+        """Return epoch and offset of a group as it stands."""
+        log: Any = self.app.groups.open(group).log
+        return log.epoch, log.offset
+
+    # The verbs
+
+    async def push(self, client: ModelClient, group: str, count: int) -> None:
+        """Publish messages."""
+        for _ in range(count):
+            number = len(self.published[group])
+            self.published[group].append(None)
+            self.app.to(group).push("m", "e", number)
+            log = self.app.groups.feeds[group].log
+            self.published[group][-1] = log and (log.epoch, log.offset)
+
+    async def up(self, client: ModelClient, group: str, count: int) -> None:
+        """Let messages reach the server."""
+        client.carry(count, 0)
+
+    async def down(self, client: ModelClient, group: str, count: int) -> None:
+        """Let messages reach the client."""
+        client.carry(0, count)
+
+    async def flow(self, client: ModelClient, group: str, count: int) -> None:
+        """Let all arrive, and be answered."""
+        for _ in range(3):
+            client.carry(99, 99)
+            await self.turn()
+
+    async def turn(self, *step: Any) -> None:
+        """Let the loop turn, as often as a step says."""
+        for _ in range(step[-1] if step else 5):
+            await asyncio.sleep(0)
+
+    async def stream(self, client: ModelClient, group: str, count: int) -> None:
+        """Publish a message in each of the next turns of the loop."""
+
+        async def publish() -> None:
+            for _ in range(count + 2):
+                await self.push(client, group, 1)
+                await asyncio.sleep(0)
+
+        client.peer.spawn(publish())
+
+    async def connect(self, client: ModelClient, group: str, count: int) -> None:
+        """Let a client connect."""
+        client.connect()
+        await self.turn()
+
+    async def cut(self, client: ModelClient, group: str, count: int) -> None:
+        """Cut a connection."""
+        client.cut()
+
+    async def blink(self, client: ModelClient, group: str, count: int) -> None:
+        """Cut a connection, publish, and open it again."""
+        client.cut()
+        await self.push(client, group, count)
+        client.connect()
+
+    async def depart(self, client: ModelClient, group: str, count: int) -> None:
+        """Let the server notice that a client is gone."""
+        await client.depart()
+
+    async def subscribe(self, client: ModelClient, group: str, count: int) -> None:
+        """Let a client ask to join."""
+        if client.wire is not None:
+            client.peer.spawn(client.ask("subscribe", group))
+            await asyncio.sleep(0)
+
+    async def unsubscribe(self, client: ModelClient, group: str, count: int) -> None:
+        """Let a client leave."""
+        if client.wire is not None:
+            client.peer.spawn(client.ask("unsubscribe", group))
+            await asyncio.sleep(0)
+
+    async def leave(self, client: ModelClient, group: str, count: int) -> None:
+        """Remove a client from a group, on the server."""
+        if client.server is not None:
+            client.server.client.leave(group)
+
+    async def join(self, client: ModelClient, group: str, count: int) -> None:
+        """Put a client into a group, on the server."""
+        position = client.groups.positions.get(group)
+        if position is not None and position.epoch != self.stand(group)[0]:
+            # No push says that its epoch is another one.
+            await self.subscribe(client, group, count)
+        elif client.server is not None:
+            client.server.client.join(group)
+
+    async def skip(self, client: ModelClient, group: str, count: int) -> None:
+        """Let a client miss messages of a group that it is put into again."""
+        await self.leave(client, group, count)
+        await self.push(client, group, count)
+        await self.join(client, group, count)
+        await self.push(client, group, 1)
+
+    async def wait(self, *_: Any) -> None:
+        """Let half of the time pass that messages are kept."""
+        self.now += self.ttl / 2
+        self.app.groups.expire()
+
+    async def expire(self, *_: Any) -> None:
+        """Let all of that time pass, with no timer: who reads next has to look."""
+        self.now += self.ttl
+
+    async def restart(self, *_: Any) -> None:
+        """Start the server anew."""
+        for client in self.clients:
+            client.cut()
+            await client.depart()
+        self.forget()
+
+    # What must hold
+
+    async def run(self, schedule: list[ModelStep]) -> None:
+        """Follow a schedule, then let all be quiet; check what everybody saw."""
+        pairs = list(itertools.product(self.clients, MODEL_GROUPS))
+        for client, group in pairs:
+            client.connect()
+            await self.subscribe(client, group, 1)
+        for verb, index, group, count in schedule:
+            await getattr(self, verb)(self.clients[index], group, count)
+            for each, name in pairs:
+                self.check(each, name)
+        for client in self.clients:
+            client.connect()
+        await self.calm()
+        for client, group in pairs:
+            # Or one that the server has removed would hear of nothing.
+            await self.join(client, group, 1)
+        await self.calm()
+        for client, group in pairs:
+            await self.push(client, group, 1)
+        await self.calm()
+        for client, group in pairs:
+            count, seen = len(self.published[group]), client.seen.get(group)
+            expected = self.check(client, group)
+            assert seen is None or expected == count, f"{seen}, but there are {count}"
+        await self.end()
+
+    async def calm(self) -> None:
+        """Carry all that there is to carry, until nothing moves."""
+        moved = True
+        while moved:
+            moved = False
+            for _ in range(3):
+                for client in self.clients:
+                    await client.depart()
+                    moved |= client.carry(99, 99)
+                await self.turn()
+
+    def check(self, client: ModelClient, group: str) -> int | None:
+        """Check that all was seen in order and once; return what comes next, if known.
+
+        Without a gap that was told none may be missing.
+        """
+        client.read()
+        seen, last, expected = client.seen.get(group, ()), -1, None
+        for each in seen:
+            if type(each) is tuple:
+                expected = self.after(group, *each)
+                continue
+            assert each > last, f"{each} was seen late, or again: {seen}"
+            assert expected in (None, each), f"{expected} was missed: {seen}"
+            last, expected = each, None if expected is None else each + 1
+        return expected
+
+    def after(self, group: str, epoch: str, offset: int) -> int | None:
+        """Return what comes after a position; None if nothing of its epoch came yet."""
+        published = self.published[group]
+        assert epoch, "nobody said where it stands"
+        if (epoch, offset) in published:
+            return published.index((epoch, offset)) + 1
+        next_one = epoch, offset + 1
+        return published.index(next_one) if next_one in published else None
+
+    async def end(self) -> None:
+        """Let all go, and all time pass; check that nothing is left."""
+        for client in self.clients:
+            client.cut()
+            await client.depart()
+            for task in client.peer._tasks:
+                task.cancel()
+        await self.expire()
+        self.app.groups.expire()
+        assert not self.app.groups.feeds
+        assert not self.app.groups.patterns[0].kept
+
+
+def model_follow(schedule: list[ModelStep]) -> None:
+    """Follow a schedule in a loop of its own."""
+
+    async def follow() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            # Looking at all the library's options takes longer than the rest.
+            patch.setattr(wsappy, "check_connect_options", lambda _: None)
+            patch.setattr(wsappy, "FIRST_WAIT", 0)
+            patch.setattr(wsappy.LOGGER, "disabled", True)
+            model = Model()
+            patch.setattr(wsappy, "monotonic", lambda: model.now)
+            await model.run(schedule)
+
+    asyncio.run(follow())
+
+
+def fault_without_jumps(self: Any, push: Push) -> bool:
+    """Take every message that is newer, whatever is missing before it."""
+    position = self.positions.get(push.group)
+    if position is None or None in (position.offset, push.offset):
+        return True
+    is_newer = push.offset > position.offset
+    position.offset = max(push.offset, position.offset)
+    return is_newer
+
+
+def fault_deaf_to_jumps(self: Any, push: Push) -> bool:
+    """Drop a message behind a jump, and ask for nothing."""
+    position = self.positions.get(push.group)
+    if position is None or None in (position.offset, push.offset):
+        return True
+    is_next: bool = push.offset == position.offset + 1
+    position.offset += is_next
+    return is_next
+
+
+def fault_no_epoch(self: Any, offset: int, epoch: str) -> Any:
+    """Compare no epoch."""
+    return LOG_SINCE(self, offset, self.epoch)
+
+
+def fault_last_is_lost(self: Any, offset: int, epoch: str) -> Any:
+    """Lose the last message of a replay."""
+    missed = LOG_SINCE(self, offset, epoch)
+    return missed[:-1] if missed else missed
+
+
+def fault_what_is_left(self: Any, offset: int, epoch: str) -> Any:
+    """Replay what is left, where not all of it is."""
+    is_other = epoch != self.epoch or offset > self.offset
+    return None if is_other else list(self.messages)[offset - self.offset :]
+
+
+def fault_one_too_many(self: Any, offset: int, epoch: str) -> Any:
+    """Be wrong by one about how far the history reaches."""
+    missed = LOG_SINCE(self, offset + 1, epoch)
+    return LOG_SINCE(self, offset, epoch) or missed
+
+
+def fault_ahead(self: Any, offset: int, epoch: str) -> Any:
+    """Take a client that is ahead for one that has seen all."""
+    is_ahead = epoch == self.epoch and offset > self.offset
+    return [] if is_ahead else LOG_SINCE(self, offset, epoch)
+
+
+def fault_from_zero(self: Any, payload: bytes) -> bytes:
+    """Number messages from 0."""
+    message = b'%b,"offset":%d}' % (payload.rstrip()[:-1], self.offset)
+    self.offset += 1
+    self.keep(message)
+    return message
+
+
+def fault_result_first(self: Any, request: Any, name: str, since: Any) -> None:
+    """Send the result before the replay."""
+    wire, later = request.client.connection, list[bytes]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire, "push", later.append)
+        GROUPS_ENROLL(self, request, name, since)
+    for each in later:
+        wire.push(each)
+
+
+def fault_in_two_steps(self: Any, request: Any, name: str, since: Any) -> None:
+    """Join after the replay and the result, in another turn."""
+    GROUPS_ENROLL(self, request, name, since)
+    if name in request.client.groups:
+        self.discard(request.client, name)
+        asyncio.get_running_loop().call_soon(self.add, request.client, name)
+
+
+def fault_joins_first(self: Any, request: Any, name: str, since: Any) -> None:
+    """Join, and replay in another turn."""
+    self.add(request.client, name)
+    loop = asyncio.get_running_loop()
+    loop.call_later(0, loop.call_soon, GROUPS_ENROLL, self, request, name, since)
+
+
+def fault_after_leaving(self: Any, request: Any, name: str, since: Any) -> None:
+    """Let a client in that has left the group while the guard ran."""
+    self.add(request.client, name)
+    if request._stage is wsappy.PENDING:
+        GROUPS_ENROLL(self, request, name, since)
+
+
+def fault_no_gap(self: Any, group: str, position: Any, event: str, data: Any) -> None:
+    """Tell nobody that messages are lost."""
+    SUBSCRIPTIONS_NOTE(self, group, position, event, {**data, "recovered": None})
+
+
+def fault_seen_again(self: Any, push: Push) -> bool:
+    """Take a message that was seen."""
+    position = self.positions.get(push.group)
+    is_known = position is not None and None not in (position.offset, push.offset)
+    is_old = is_known and push.offset <= position.offset
+    return bool(SUBSCRIPTIONS_IS_NEW(self, push) or is_old)
+
+
+def fault_stays(self: Any, data: Any) -> None:
+    """Count on from the old position."""
+    if self.offset is None:
+        POSITION_MOVE(self, data)
+
+
+def fault_forgets_by_name(self: Any, group: str, position: Any) -> None:
+    """Forget a group by its name alone."""
+    self.positions.pop(group, None)
+
+
+def fault_expires_none(self: Any, pattern: Any) -> None:
+    """Keep all for ever."""
+
+
+def fault_never_closes(self: Any, feed: Any) -> None:
+    """Forget no group."""
+
+
+async def fault_resumes_none(self: Any) -> None:
+    """Join no group again."""
+
+
+async def fault_rejoins_all(self: Any, group: str, position: Any) -> None:
+    """Join a group again that was left meanwhile."""
+    await SUBSCRIPTIONS_REJOIN(self, group, self.positions.setdefault(group, position))
+
+
+def fault_moves_on(self: Any, group: str, position: Any, event: str, data: Any) -> None:
+    """Count on from the answer, whatever was dropped of the replay."""
+    SUBSCRIPTIONS_NOTE(self, group, position, event, data)
+    position.move(data)
+
+
+def fault_any_size(self: Any, request: Any, name: str, since: Any) -> None:
+    """Replay whatever there is, however much."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(request.client.app, "max_backlog", math.inf)
+        GROUPS_ENROLL(self, request, name, since)
+
+
+def fault_opens_as_it_was(self: Any, name: str) -> Any:
+    """Look for nothing that has expired."""
+    return self.feeds.get(name) or self.make(name)
+
+
+LOG_SINCE, GROUPS_ENROLL = wsappy.Log.since, wsappy.Groups.enroll
+POSITION_MOVE, SUBSCRIPTIONS_NOTE = wsappy.Position.move, wsappy.Subscriptions._note
+SUBSCRIPTIONS_IS_NEW = wsappy.Subscriptions.is_new
+SUBSCRIPTIONS_REJOIN = wsappy.Subscriptions._rejoin
+# Deliberate faults, each of which the model has to find.
+FAULTS: list[tuple[type, str, Any]] = [
+    (wsappy.Subscriptions, "is_new", fault_without_jumps),
+    (wsappy.Subscriptions, "is_new", fault_deaf_to_jumps),
+    (wsappy.Subscriptions, "is_new", fault_seen_again),
+    (wsappy.Subscriptions, "_note", fault_no_gap),
+    (wsappy.Position, "move", fault_stays),
+    (wsappy.Log, "since", fault_no_epoch),
+    (wsappy.Log, "since", fault_last_is_lost),
+    (wsappy.Log, "since", fault_what_is_left),
+    (wsappy.Log, "append", fault_from_zero),
+    (wsappy.Groups, "enroll", fault_in_two_steps),
+    (wsappy.Groups, "enroll", fault_joins_first),
+    (wsappy.Groups, "_expire", fault_expires_none),
+    (wsappy.Groups, "close", fault_never_closes),
+]
+
+
+# Faults that another layer heals, so that no schedule shows them: each with its test.
+HEALED: list[tuple[type, str, Any, Callable[[pytest.MonkeyPatch], Awaitable[None]]]] = [
+    (
+        wsappy.Subscriptions,
+        "_forget",
+        fault_forgets_by_name,
+        lambda _: TestSubscribe().test_left_and_joined_again(),
+    ),
+    (
+        wsappy.Subscriptions,
+        "resume",
+        fault_resumes_none,
+        lambda _: TestSubscribe().test_position(),
+    ),
+    (
+        wsappy.Subscriptions,
+        "_rejoin",
+        fault_rejoins_all,
+        lambda _: TestSubscribe().test_left_while_joined_again(),
+    ),
+    (
+        wsappy.Subscriptions,
+        "_note",
+        fault_moves_on,
+        lambda patch: TestSubscribe().test_replay_that_is_not_whole(patch),
+    ),
+    (
+        wsappy.Log,
+        "since",
+        fault_one_too_many,
+        lambda _: TestHistory().test_not_recovered(2, None),
+    ),
+    (
+        wsappy.Log,
+        "since",
+        fault_ahead,
+        lambda _: TestHistory().test_not_recovered(9, None),
+    ),
+    (
+        wsappy.Groups,
+        "enroll",
+        fault_any_size,
+        lambda _: TestHistory().test_large_replay(),
+    ),
+    (
+        wsappy.Groups,
+        "enroll",
+        fault_result_first,
+        lambda _: TestHistory().test_resume(),
+    ),
+    (
+        wsappy.Groups,
+        "enroll",
+        fault_after_leaving,
+        lambda _: TestSubscribing().test_guard_that_can_not_be_cut(),
+    ),
+    (
+        wsappy.Groups,
+        "open",
+        fault_opens_as_it_was,
+        lambda patch: TestExpiry().test_between_two_reads(clock_of(patch)),
+    ),
+]
+
+
+class TestModelOfGroups:
+    """Random schedules: pushes, cuts anywhere, expiry, restarts, several clients."""
+
+    @settings(max_examples=MODEL_EXAMPLES, deadline=None, database=None)
+    @given(st.lists(MODEL_STEPS, max_size=80))
+    def test_schedules(self, schedule: list[ModelStep]) -> None:
+        """All see what is published, in order and once, or are told of the gap."""
+        model_follow(schedule)
+
+    @pytest.mark.parametrize(
+        ("owner", "name", "fault"), FAULTS, ids=[each[2].__name__ for each in FAULTS]
+    )
+    def test_faults(
+        self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, fault: Any
+    ) -> None:
+        """Each deliberate fault is found by a schedule."""
+        monkeypatch.setattr(owner, name, fault)
+
+        def search() -> None:
+            for seed in range(60):
+                model_follow(model_schedule(seed))
+
+        with pytest.raises(AssertionError):
+            search()
+
+    @pytest.mark.parametrize(
+        ("owner", "name", "fault", "test"),
+        HEALED,
+        ids=[each[2].__name__ for each in HEALED],
+    )
+    async def test_healed_faults(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        owner: type,
+        name: str,
+        fault: Any,
+        test: Callable[[pytest.MonkeyPatch], Awaitable[None]],
+    ) -> None:
+        """Each fault that no schedule shows is found by a test of its own."""
+        await test(monkeypatch)
+        monkeypatch.setattr(owner, name, fault)
+        monkeypatch.setattr(sys.modules[__name__], "LIMIT", 0.3)
+
+        with pytest.raises((AssertionError, TimeoutError)):
+            await test(monkeypatch)
