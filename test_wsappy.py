@@ -21213,7 +21213,7 @@ class TestDocument:
             "room:{name}": {"history": 5, "description": "Whoever lives there."}
         }
 
-    def test_classic(self) -> None:
+    async def test_classic(self) -> None:
         """A handler that answers only what it sends itself may say anything."""
         server = make_classic()
 
