@@ -14824,13 +14824,14 @@ class TestRun:
         assert loops == made
 
     def test_signal(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Start-up prints one line for each route; SIGTERM ends it, politely."""
+        """Start-up prints where clients and people go; SIGTERM ends it, politely."""
         app = make_app()
         app.client("/rooms/{room}")(lambda client: None)
         urls = []
 
         async def visit(url: str) -> None:
             urls.extend([f"{url}/api", f"{url}/rooms/{{room}}"])
+            urls.append(url.replace("ws", "http") + "/docs")
             await (await connect_soon(f"{url}/api")).close()
 
         run_with(app, visit)
@@ -15069,7 +15070,7 @@ import asyncio, sys
 from wsappy import App, Client
 
 place, code = sys.argv[1:]
-app = App(grace=5)
+app = App(grace=5, docs=None)
 
 def leave(here):
     if here == place:
@@ -19917,7 +19918,7 @@ def site(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def site_app(root: Any, path: str = "/") -> App:
     """Make an app with files."""
-    app = make_app()
+    app = make_app(docs=None)
     app.static(path, root)
     return app
 
@@ -20794,6 +20795,860 @@ class TestConversations:
                     outcomes[name] = await tab.run(SPEAKER_SCRIPT, **values)
 
         assert outcomes == {name: each[1] for name, each in conversations.items()}
+
+
+# -- AsyncAPI -----------------------------------------------------------------
+
+
+class _DocumentItem(pydantic.BaseModel):
+    name: str = pydantic.Field(alias="Name")
+    price: float = 1.5
+
+
+class _DocumentCat(pydantic.BaseModel):
+    kind: typing.Literal["cat"]
+
+
+class _DocumentDog(pydantic.BaseModel):
+    kind: typing.Literal["dog"]
+    made_of: Any = ...  # A default that is no JSON.
+
+
+class _DocumentKeys(typing.TypedDict, total=False):
+    first: typing.Required[int]
+    second: str
+
+
+@dataclasses.dataclass
+class _DocumentPoint:
+    x: int
+    move: Callable[[], None]
+
+
+class _DocumentStrange:
+    """What pydantic can't describe."""
+
+
+class _DocumentBroken:
+    """What fails when it is asked to describe itself."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
+        return {"type": "any"}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, *_: Any) -> Any:
+        raise KeyError("broken")
+
+
+def document_guard(request: Request) -> bool:
+    """Let everybody in."""
+    return True
+
+
+def document_of(function: Any, **options: Any) -> Any:
+    """Return the document of an app with the method `m.f`."""
+    app = make_app()
+    app.module("m")(app.method("f", **options)(function))
+    return app.asyncapi()
+
+
+def document_data(document: Any, name: str = "m.f") -> Any:
+    """Return what a message says about its data."""
+    return document["components"]["messages"][name]["payload"]["properties"]["data"]
+
+
+def document_argument(annotation: Any) -> Any:
+    """Return how an argument with an annotation is described."""
+    return document_data(document_of(annotated_by(annotation)))["properties"]["value"]
+
+
+def document_return(
+    annotation: Any, event: str = "result", function: Any = None
+) -> Any:
+    """Return how an event of a handler with a return annotation is described."""
+
+    def handler(request: Any) -> Any:
+        pass
+
+    function = function or handler
+    function.__annotations__["return"] = annotation
+    return document_data(document_of(function), f"m.f.{event}")
+
+
+# Annotations of arguments, and their schemas.
+DOCUMENT_ARGUMENTS: list[tuple[Any, Any]] = [
+    (str, {"type": "string"}),
+    (int, {"type": "integer"}),
+    (float, {"type": "number"}),
+    (bool, {"type": "boolean"}),
+    (None, {"type": "null"}),
+    (list, {"type": "array"}),
+    (dict[str, Any], {"type": "object"}),
+    (int | None, {"type": ["integer", "null"]}),
+    (float | str, {"type": ["string", "number"]}),
+    (Any, {}),
+    (list[int], {"type": "array", "items": {"type": "integer"}}),
+    (datetime.date, {"type": "string", "format": "date"}),
+    (typing.Literal["a", "b"], {"enum": ["a", "b"], "type": "string"}),
+    (
+        typing.Annotated[int, pydantic.Field(ge=1, description="how many")],
+        {"type": "integer", "minimum": 1, "description": "how many"},
+    ),
+]
+DOCUMENT_NOTHING = {"type": "object", "maxProperties": 0}
+# Annotations of what is returned, and the schemas of results.
+DOCUMENT_RETURNS: list[tuple[Any, Any]] = [
+    (int, {"type": "integer"}),
+    (Any, {}),
+    (None, {"default": {}}),
+    (int | None, {"anyOf": [{"type": "integer"}, DOCUMENT_NOTHING]}),
+    (
+        typing.Optional["list[int]"],
+        {"anyOf": [{"type": "array", "items": {"type": "integer"}}, DOCUMENT_NOTHING]},
+    ),
+    (Awaitable[int], {"type": "integer"}),
+    ("int", {"type": "integer"}),
+]
+
+
+class TestDocument:
+    """The AsyncAPI document of an application."""
+
+    def test_whole(self) -> None:
+        """It has a channel for each route, and an operation for each method."""
+        app = App(title="Shop", version="2.0")
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            """Everyone may come in."""
+
+        @app.module("entity")
+        @app.method(allow=document_guard)
+        def get(request: Request, item_id: int, more: bool = False) -> dict[str, Any]:
+            """Return an item.
+
+            And so on.
+            """
+            return {}
+
+        document = app.asyncapi()
+
+        assert document["info"] == {"title": "Shop", "version": "2.0"}
+        keys = ["entity.get", "entity.get.result", "error", "event", "push"]
+        messages = {key: {"$ref": f"#/components/messages/{key}"} for key in keys}
+        assert document["channels"] == {
+            "/api": {
+                "address": "/api",
+                "parameters": {},
+                "messages": messages,
+                "description": "Everyone may come in.",
+            }
+        }
+        channel = "#/channels/~1api"
+        answers = [f"{channel}/messages/{key}" for key in (keys[1], keys[3], keys[2])]
+        assert document["operations"] == {
+            "entity_get": {
+                "action": "receive",
+                "channel": {"$ref": channel},
+                "messages": [{"$ref": f"{channel}/messages/entity.get"}],
+                "reply": {
+                    "channel": {"$ref": channel},
+                    "messages": [{"$ref": each} for each in answers],
+                },
+                "tags": [{"name": "entity"}],
+                "description": "Return an item.\n\nAnd so on.",
+                "x-wsappy-allow": ["document_guard"],
+            }
+        }
+        assert list(document["components"]["messages"]) == [*keys[2:], *keys[:2]]
+        assert document["components"]["messages"]["entity.get"] == {
+            "correlationId": {"$ref": "#/components/correlationIds/request_id"},
+            "payload": {
+                "type": "object",
+                "required": ["module", "method", "data"],
+                "properties": {
+                    "request_id": {"type": ["string", "integer", "null"]},
+                    "module": {"const": "entity"},
+                    "method": {"const": "get"},
+                    "data": {
+                        "type": "object",
+                        "properties": {
+                            "item_id": {"type": "integer"},
+                            "more": {"type": "boolean", "default": False},
+                        },
+                        "required": ["item_id"],
+                        "additionalProperties": False,
+                    },
+                    "event": False,
+                },
+            },
+        }
+        assert document["x-wsappy-groups"] == {}
+
+    @pytest.mark.parametrize(
+        ("annotation", "schema"), DOCUMENT_ARGUMENTS, ids=map(str, itertools.count())
+    )
+    def test_argument(self, annotation: Any, schema: Any) -> None:
+        """An argument is described by its annotation."""
+        assert document_argument(annotation) == schema
+
+    @pytest.mark.parametrize(
+        ("annotation", "schema"), DOCUMENT_RETURNS, ids=map(str, itertools.count())
+    )
+    def test_return(self, annotation: Any, schema: Any) -> None:
+        """A result is described by the return annotation; None becomes {}."""
+        assert document_return(annotation) == schema
+
+    def test_no_annotations(self) -> None:
+        """What has no annotation may be anything."""
+        document = document_of(lambda request, value: None)
+
+        assert document_data(document)["properties"] == {"value": {}}
+        assert document_data(document, "m.f.result") == {}
+
+    @pytest.mark.parametrize(
+        ("annotation", "schema"),
+        [
+            (AsyncIterator[int], {"type": "integer"}),
+            (Iterator[int | None], {"type": ["integer", "null"]}),
+            (Generator[dict[str, Any], None, None], {"type": "object"}),
+            (Any, {}),
+            (AsyncIterator, {}),
+        ],
+    )
+    def test_stream(self, annotation: Any, schema: Any) -> None:
+        """The items of a stream are described by what it yields; its result is {}."""
+
+        def stream(request: Any) -> Any:
+            yield
+
+        assert document_return(annotation, "item", stream) == schema
+        document = document_of(stream)
+        assert document_data(document, "m.f.result") == DOCUMENT_NOTHING
+        operation = document["operations"]["m_f"]
+        assert operation["x-wsappy-stream"] is True
+        replies = [each["$ref"] for each in operation["reply"]["messages"]]
+        assert "#/channels/~1api/messages/m.f.item" in replies
+
+    def test_model(self) -> None:
+        """A model is read by the aliases of its fields, and written by their names."""
+
+        def handler(request: Any, item: _DocumentItem) -> _DocumentItem:
+            return item
+
+        document = document_of(handler)
+
+        models = document["components"]["schemas"]
+        argument = document_data(document)["properties"]["item"]
+        assert argument == {"$ref": "#/components/schemas/_DocumentItem-Input"}
+        returned = document_data(document, "m.f.result")
+        assert returned == {"$ref": "#/components/schemas/_DocumentItem-Output"}
+        assert set(models["_DocumentItem-Input"]["properties"]) == {"Name", "price"}
+        assert set(models["_DocumentItem-Output"]["properties"]) == {"name", "price"}
+
+    def test_discriminator(self) -> None:
+        """A tagged union has no discriminator: AsyncAPI has another one."""
+        pets = typing.Annotated[
+            _DocumentCat | _DocumentDog, pydantic.Field(discriminator="kind")
+        ]
+
+        assert document_argument(pets) == {
+            "oneOf": [
+                {"$ref": "#/components/schemas/_DocumentCat"},
+                {"$ref": "#/components/schemas/_DocumentDog"},
+            ]
+        }
+
+    def test_defaults(self) -> None:
+        """A default is written as a client would; one that is no JSON is left out."""
+
+        def handler(
+            request: Any,
+            day: datetime.date = datetime.date(2020, 1, 1),
+            ratio: float = float("nan"),
+            other: Any = object,
+        ) -> None:
+            pass
+
+        document = document_of(handler)
+
+        assert document_data(document) == {
+            "type": ["object", "null"],
+            "properties": {
+                "day": {"type": "string", "format": "date", "default": "2020-01-01"},
+                "ratio": {"type": "number", "default": None},
+                "other": {},
+            },
+            "required": [],
+            "additionalProperties": False,
+        }
+
+    @pytest.mark.parametrize(
+        ("annotation", "schema"),
+        [
+            (int, {"type": "integer"}),
+            (Any, {}),
+            (list[int], {"type": "array", "items": {"type": "integer"}}),
+        ],
+    )
+    def test_rest(self, annotation: Any, schema: Any) -> None:
+        """`**rest` is described by its annotation."""
+
+        def handler(request: Any, **rest: Any) -> None:
+            pass
+
+        handler.__annotations__["rest"] = annotation
+
+        assert document_data(document_of(handler))["additionalProperties"] == schema
+
+    def test_keys(self) -> None:
+        """The keys of `**rest: Unpack[...]` are arguments."""
+
+        def handler(request: Any, **rest: typing.Unpack[_DocumentKeys]) -> None:
+            pass
+
+        data = document_data(document_of(handler))
+
+        assert data["properties"] == {
+            "first": {"type": "integer"},
+            "second": {"type": "string"},
+        }
+        assert data["required"] == ["first"]
+        assert data["additionalProperties"] is False
+
+    def test_ids(self) -> None:
+        """An id is made of the names, of the path on other routes, or numbered."""
+        app = make_app()
+        app.client("/b/{room}")(lambda client: None)
+        for module, method in [("x.y", "z"), ("x", "y.z"), ("x/y", "z"), ("x", "y_z")]:
+            app.module(module)(app.method(method)(lambda request: None))
+
+        document = app.asyncapi()
+
+        assert list(document["operations"]) == [
+            *("x.y_z", "x_y.z", "x_y_z", "x_y_z_api"),
+            *("x.y_z_b__room_", "x_y.z_b__room_", "x_y_z_b__room_"),
+            "x_y_z_b__room__2",
+        ]
+        keys = [each for each in document["components"]["messages"] if each[0] == "x"]
+        assert keys == [
+            *("x.y.z", "x.y.z.result", "x.y.z_2", "x.y.z.result_2"),
+            *("x_y.z", "x_y.z.result", "x.y_z", "x.y_z.result"),
+        ]
+
+    def test_limited_method(self) -> None:
+        """A method is described once, and on its routes only."""
+        app = make_app()
+        app.client("/other")(lambda client: None)
+        module = Module("m", clients=["/other"])
+        module.method("f")(lambda request: None)
+        app.include(module)
+
+        document = app.asyncapi()
+
+        channel = document["operations"]["m_f"]["channel"]["$ref"]
+        assert channel == "#/channels/~1other"
+        shared = ["error", "event", "push"]
+        assert list(document["channels"]["/api"]["messages"]) == shared
+
+    def test_parameters(self) -> None:
+        """A route's parameters have their converters as descriptions."""
+        app = App()
+        app.client("/rooms/{room}/{number:int}")(lambda client: None)
+
+        (channel,) = app.asyncapi()["channels"].values()
+
+        assert channel["address"] == "/rooms/{room}/{number}"
+        assert channel["parameters"] == {
+            "room": {"description": "str"},
+            "number": {"description": "int"},
+        }
+
+    def test_raw_route(self) -> None:
+        """A route of raw messages has a channel, and no messages of this protocol."""
+        app = App()
+
+        @app.client("/raw")
+        class Raw(Client):
+            async def on_message(self, message: str | bytes) -> None:
+                pass
+
+        app.module("m")(app.method("f")(lambda request: None))
+
+        document = app.asyncapi()
+
+        assert document["channels"]["/raw"]["messages"] == {}
+        assert document["operations"] == {}
+
+    def test_docstrings(self) -> None:
+        """Those of a class of handlers, its methods and a route are descriptions."""
+
+        class Notes:
+            """What is to be done."""
+
+            @App().method
+            def read(self, request: Any) -> None:
+                """Read them."""
+
+        app = App()
+        app.client("/a")(Client)
+        app.client("/b")(type("Own", (Client,), {}))
+        app.module("notes")(Notes)
+
+        document = app.asyncapi()
+
+        operation = document["operations"]["notes_read"]
+        assert operation["description"] == "Read them."
+        tag = {"name": "notes", "description": "What is to be done."}
+        assert operation["tags"] == [tag]
+        channels = document["channels"].values()
+        assert all("description" not in each for each in channels)
+
+    def test_groups(self) -> None:
+        """The groups that clients may join are there, with their guards' docstrings."""
+        app = make_app()
+
+        @app.group("room:{name}", history=5)
+        def may_join(client: Client) -> bool:
+            """Whoever lives there."""
+            return True
+
+        assert app.asyncapi()["x-wsappy-groups"] == {
+            "room:{name}": {"history": 5, "description": "Whoever lives there."}
+        }
+
+    async def test_classic(self) -> None:
+        """A handler that answers only what it sends itself may say anything."""
+        server = make_classic()
+
+        document = server.app.asyncapi()
+
+        results = [
+            key for key in document["components"]["messages"] if key.endswith("result")
+        ]
+        assert results
+        assert all(document_data(document, key) == {} for key in results)
+
+    @pytest.mark.parametrize(
+        ("annotation", "why"),
+        [
+            (
+                _DocumentStrange,
+                "Unable to generate pydantic-core schema for "
+                "<class 'test_wsappy._DocumentStrange'>. Set "
+                "`arbitrary_types_allowed=True` in the model_config to ignore this "
+                "error or implement `__get_pydantic_core_schema__` on your type to "
+                "fully support it.",
+            ),
+            (_DocumentBroken, "'broken'"),
+        ],
+    )
+    def test_undescribed(
+        self, caplog: pytest.LogCaptureFixture, annotation: Any, why: str
+    ) -> None:
+        """What can't be described is {}, all else is there, and one line says so."""
+
+        def first(request: Any) -> None:
+            pass
+
+        def second(request: Any) -> list[int]:
+            return []
+
+        first.__annotations__["return"] = annotation
+        app = make_app()
+        for function in (first, second):
+            app.module("m")(app.method(function))
+
+        document = app.asyncapi()
+
+        assert document_data(document, "m.first.result") == {}
+        items = {"type": "array", "items": {"type": "integer"}}
+        assert document_data(document, "m.second.result") == items
+        text = f"the AsyncAPI document has {{}} for what can't be described: {why}"
+        assert caplog.messages == [text]
+
+    def test_undescribed_part(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A part that has no JSON Schema is {} in the rest."""
+        schema = document_return(_DocumentPoint)
+
+        assert schema == {"$ref": "#/components/schemas/_DocumentPoint"}
+        assert caplog.messages == [
+            "the AsyncAPI document has {} for what can't be described: "
+            "core_schema.CallableSchema"
+        ]
+
+    def test_unresolved_return(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A return annotation that is for type checkers only may be anything."""
+        assert document_return("Unknown") == {}
+        pattern = (
+            r"the AsyncAPI document has \{\} for what can't be described: annotation "
+            r"'Unknown' of parameter 'return' of 'document_return.<locals>.handler' "
+            r"\(test_wsappy.py:\d+\) can't be checked: name 'Unknown' is not defined; "
+            r"write a type of its module"
+        )
+        assert re.fullmatch(pattern, caplog.messages[0])
+
+    def test_without_pydantic(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """JSON's types need no pydantic; without it all others are {}."""
+        monkeypatch.setitem(sys.modules, "pydantic", None)
+
+        assert document_argument(int) == {"type": "integer"}
+        assert caplog.messages == []
+        assert document_return(list[int]) == {}
+        assert caplog.messages == [
+            "the AsyncAPI document has {} for what can't be described: import of "
+            "pydantic halted; None in sys.modules"
+        ]
+
+    def test_mistakes(self) -> None:
+        """What is an error at the start is one here."""
+        with pytest.raises(ValueError, match="no route is registered"):
+            App().asyncapi()
+        app = make_app()
+        app.module("m")(app.method("f")(annotated_by("Unknown")))
+        with pytest.raises(TypeError, match="'Unknown'"):
+            app.asyncapi()
+
+    def test_cache(self) -> None:
+        """It is made once, and again when the table or the groups have grown."""
+        app = make_app()
+        first, again = wsappy.document_of(app), wsappy.document_of(app)
+
+        app.module("m")(app.method("f")(lambda request: None))
+
+        assert first is again
+        assert b"m.f" in wsappy.document_of(app)
+        app.asyncapi()["channels"].clear()
+        assert app.asyncapi()["channels"]
+
+    async def test_page(self) -> None:
+        """`/asyncapi.json` is the same, made in a thread, and has a tag."""
+        threads = []
+
+        class Spying:
+            @classmethod
+            def __get_pydantic_core_schema__(cls, *_: Any) -> Any:
+                threads.append(threading.get_ident())
+                return {"type": "any"}
+
+        def handler(request: Any) -> Any:
+            pass
+
+        handler.__annotations__["return"] = Spying
+        app = make_app()
+        app.module("m")(app.method("f")(handler))
+
+        async with app.serve("127.0.0.1", 0) as serving:
+            answer = await fetch(serving, "/asyncapi.json")
+            tag = {"If-None-Match": answer.headers["ETag"]}
+            again = await fetch(serving, "/asyncapi.json/?x=1", **tag)
+
+        assert answer.status == 200
+        assert answer.headers["Content-Type"] == "application/json"
+        assert json.loads(answer.body) == app.asyncapi()
+        assert threading.get_ident() not in threads[:1]
+        assert again.status == 304
+
+
+# Prints what the official parser has to say about documents.
+DOCUMENT_PARSER = """
+import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
+const [modules, file] = process.argv.slice(2);
+const { Parser } = createRequire(modules + "/")("@asyncapi/parser");
+for (const text of JSON.parse(readFileSync(file))) {
+  const { document, diagnostics } = await new Parser().parse(text);
+  const said = diagnostics.map(({ message, path }) => [message, path.join("/")]);
+  console.log(JSON.stringify([document?.version() ?? null, said]));
+}
+"""
+
+
+DESCRIBED, ODD = Module("kinds", allow=document_guard), Module("a/b {~} <i>")
+
+
+@DESCRIBED.method
+def plain(request: Request, value: int, other: str = "") -> dict[str, Any]:
+    """Return an object."""
+    return {"value": value}
+
+
+@DESCRIBED.method
+def nothing(request: Request, value: int | None = None) -> None:
+    """Return nothing."""
+    pass
+
+
+@DESCRIBED.method
+def maybe(request: Request, item: _DocumentItem | None = None) -> _DocumentItem | None:
+    """Return a model, or None."""
+    return item
+
+
+@DESCRIBED.method
+async def later(request: Request, day: datetime.date) -> datetime.date:
+    """Return a day."""
+    await asyncio.sleep(0)
+    return day
+
+
+@DESCRIBED.method(thread=True)
+def elsewhere(request: Request, words: set[str]) -> frozenset[str]:
+    """Return a set from a thread."""
+    return frozenset(words)
+
+
+@DESCRIBED.method
+def stream(request: Request, to: int) -> Iterator[_DocumentItem]:
+    """Yield models."""
+    for number in range(to):
+        yield _DocumentItem(Name=str(number))
+
+
+@DESCRIBED.method
+async def rising(request: Request, **more: float) -> AsyncIterator[int | None]:
+    """Yield numbers, and fail."""
+    yield None
+    yield 1
+    if more:
+        raise Error("over", "no more", details=more, retry=True)
+
+
+@DESCRIBED.method
+def chatty(request: Request) -> None:
+    """Send events and pushes, and the result."""
+    request.response("progress", percent=50)
+    request.client.push("kinds", "told", text="hi")
+    request.client.push("kinds", "error", text="not a failure")
+    request.client.app.to("room:a").push("kinds", "told", text="all")
+    request.response("result", own=True)
+
+
+@DESCRIBED.method
+async def asking(request: Request) -> str:
+    """Call who calls."""
+    answer: str = await request.client.call("ui", "confirm", text="sure?")
+    return answer
+
+
+@DESCRIBED.method
+def failing(request: Request) -> None:
+    """Fail."""
+    raise KeyError
+
+
+@ODD.method("get \u00fc.$/{x}")
+def odd(
+    request: Request,
+    pet: typing.Annotated[
+        _DocumentCat | _DocumentDog, pydantic.Field(discriminator="kind")
+    ],
+) -> tuple[int, str]:
+    """Return a tuple."""
+    return (1, pet.kind)
+
+
+def document_app() -> App:
+    """Make an app with handlers of every kind, and names of every kind."""
+    app = App()
+    app.client("/api")(lambda client: None)
+    app.client("/r/{room}/{number:int}/{rest:path}")(lambda client: None)
+    app.client("/caf\u00e9 ~/%41")(lambda client: None)
+    app.group("room:{name}", history=3)(lambda client: True)
+    app.include(DESCRIBED)
+    app.include(ODD)
+    return app
+
+
+class TestParser:
+    """The official parser of AsyncAPI."""
+
+    async def test_diagnostics(self, tmp_path: pathlib.Path) -> None:
+        """It takes the documents of all kinds of applications without a diagnostic."""
+        modules = pathlib.Path(NODE_MODULES)
+        need(shutil.which("node"), "Node")
+        need(NODE_MODULES and (modules / "@asyncapi").is_dir(), "`@asyncapi/parser`")
+        apps = [make_app(), document_app(), ConversationApp()]
+        texts = [wsappy.document_of(app).decode() for app in apps]
+        apps[1].asyncapi()
+        script, file = tmp_path / "parser.mjs", tmp_path / "documents.json"
+        script.write_text(DOCUMENT_PARSER, encoding="utf-8")
+        file.write_text(json.dumps(texts), encoding="utf-8")
+        command = ["node", str(script), str(modules), str(file)]
+
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        printed, _ = await process.communicate()
+
+        said = [json.loads(line) for line in printed.decode().splitlines()]
+        assert said == [["3.1.0", []]] * len(apps)
+
+
+class Oracle:
+    """What the document of an application says about what is on the wire.
+
+    Attributes:
+        frames: What was said between clients and the server, with its direction.
+    """
+
+    def __init__(self, app: App) -> None:
+        need(importlib.util.find_spec("fastjsonschema"), "fastjsonschema")
+        self.library: Any = importlib.import_module("fastjsonschema")
+        self.document = app.asyncapi()
+        self.frames: list[tuple[str, Any]] = []
+        self.checks = {
+            path: {name: self._check(name) for name in channel["messages"]}
+            for path, channel in self.document["channels"].items()
+        }
+
+    def _check(self, name: str) -> Any:
+        payload = {"$ref": f"#/components/messages/{name}/payload"}
+        whole = {**payload, "components": self.document["components"]}
+        return self.library.compile(whole, use_formats=False, use_default=False)
+
+    @contextlib.asynccontextmanager
+    async def listening(self, serving: Any) -> AsyncIterator[str]:
+        """Stand between clients and a server; yield where clients connect."""
+
+        async def knock(ws: Any, request: Any) -> Any:
+            token = request.headers.get("Authorization")
+            headers = {} if token is None else {"Authorization": token}
+            url = serving.url(request.path)
+            try:
+                ws.inner = await ws_connect(url, proxy=None, additional_headers=headers)
+            except websockets.InvalidStatus as exc:
+                body: Any = exc.response.body
+                return ws.respond(exc.response.status_code, body.decode())
+
+        async def visit(ws: Any) -> None:
+            ways = (ws, ws.inner, "call"), (ws.inner, ws, "event")
+            tasks = [asyncio.create_task(self._pass_on(*each)) for each in ways]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for side in (ws, ws.inner):
+                await side.close()
+            await asyncio.gather(*tasks)
+
+        async with serve(visit, "127.0.0.1", 0, process_request=knock) as relay:
+            port = next(iter(relay.sockets)).getsockname()[1]
+            yield f"ws://127.0.0.1:{port}"
+
+    async def _pass_on(self, source: Any, sink: Any, kind: str) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            async for text in source:
+                self.frames.append((kind, json.loads(text)))
+                await sink.send(text)
+
+    def matches(self, path: str, message: Any) -> list[str]:
+        """Return the messages of a route that describe a message."""
+        found = []
+        for name, check in self.checks[path].items():
+            with contextlib.suppress(self.library.JsonSchemaException):
+                check(message)
+                found.append(name)
+        return found
+
+    def verdicts(self, path: str) -> dict[str, int]:
+        """Return how often each message described one; fail where not exactly one did.
+
+        Looked at are all events of the server, and the calls answered with `result`.
+        """
+        said = [message for kind, message in self.frames if kind == "event"]
+        events = [each for each in said if "event" in each and each["module"] != "$"]
+        names = ("request_id", "module", "method")
+        done = [
+            [each[name] for name in names]
+            for each in events
+            if each["event"] == "result"
+        ]
+        calls = [
+            message
+            for kind, message in self.frames
+            if kind == "call" and [message.get(name) for name in names] in done
+        ]
+        matches = [self.matches(path, each) for each in events + calls]
+        pairs = zip(matches, events + calls, strict=True)
+        assert [pair for pair in pairs if len(pair[0]) != 1] == []
+        return dict(collections.Counter(each[0] for each in matches))
+
+
+# What a client calls at the app of handlers of every kind.
+ORACLE_CALLS: list[tuple[str, dict[str, Any]]] = [
+    ("kinds.plain", {"value": 1}),
+    ("kinds.plain", {"value": "x"}),
+    ("kinds.nothing", {}),
+    ("kinds.nothing", {"value": None}),
+    ("kinds.maybe", {}),
+    ("kinds.maybe", {"item": {"Name": "a"}}),
+    ("kinds.later", {"day": "2020-01-01"}),
+    ("kinds.elsewhere", {"words": ["a"]}),
+    ("kinds.stream", {"to": 2}),
+    ("kinds.rising", {}),
+    ("kinds.rising", {"more": 1}),
+    ("kinds.chatty", {}),
+    ("kinds.asking", {}),
+    ("kinds.failing", {}),
+    ("kinds.none", {}),
+    ("a/b {~} <i>.get \u00fc.$/{x}", {"pet": {"kind": "cat"}}),
+]
+
+
+class TestOracle:
+    """The document says which messages there are."""
+
+    async def test_kinds(self) -> None:
+        """What handlers of every kind say, and what they are asked, is one of them."""
+        app = document_app()
+        oracle = Oracle(app)
+
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            oracle.listening(serving) as url,
+            connect(f"{url}/api", proxy=None) as api,
+        ):
+            api.method("ui", "confirm")(lambda request, text: "yes")
+            await api.subscribe("room:a")
+            for name, data in ORACLE_CALLS:
+                module, _, method = name.partition(".")
+                with contextlib.suppress(Error, TypeError):
+                    await done(api.call(module, method, data))
+                with contextlib.suppress(Error, TypeError):
+                    async for _ in api.stream(module, method, data):
+                        pass
+
+        verdicts = oracle.verdicts("/api")
+        described = {*oracle.document["components"]["messages"]}
+        unsaid = {"kinds.failing", "kinds.failing.result"}
+        assert described - set(verdicts) == unsaid
+        assert verdicts["error"] >= 4
+
+    @pytest.mark.parametrize(
+        ("folder", "path"),
+        [
+            ("simple", "/api"),
+            ("chat", "/chat"),
+            ("confirm", "/api"),
+            ("stream", "/api"),
+            ("auth", "/api"),
+            ("dashboard", "/api"),
+            ("tokens", "/api"),
+        ],
+    )
+    async def test_examples(self, folder: str, path: str) -> None:
+        """So it is with the examples."""
+        server = example_module(f"{folder}/server.py")
+        client = example_module(f"{folder}/client.py")
+        oracle = Oracle(server.app)
+
+        async with (
+            server.app.serve("127.0.0.1", 0) as serving,
+            oracle.listening(serving) as url,
+            asyncio.timeout(LIMIT),
+        ):
+            await client.main(url + path)
+
+        assert sum(oracle.verdicts(path).values()) > 2
 
 
 # --- 14. The command line ----------------------------------------------------

@@ -1285,6 +1285,7 @@ class Route:
         origins: Which origins browsers may come from; see `App`.
         is_ordered: Whether it runs one call at a time.
         overrides: What sends for classes that send in their own way.
+        kind: The class of its clients.
         methods: The methods by `(module, method)`.
         elsewhere: Those of other routes only, until somebody was told.
     """
@@ -1294,6 +1295,7 @@ class Route:
     origins: str | Sequence[str] | None
     is_ordered: bool = False
     overrides: Overrides | None = None
+    kind: Any = None
     methods: dict[tuple[str, str], Method] = field(default_factory=dict)
     elsewhere: dict[tuple[str, str], Method] = field(default_factory=dict)
 
@@ -4944,7 +4946,7 @@ class App(Marking):
                 check_class(target)
             route = Route(parsed, lambda wire: factory(self, wire, None), allowed)
             route.overrides = type(self).overrides_of(factory)
-            route.is_ordered = ordered
+            route.is_ordered, route.kind = ordered, factory
             self.table.add_route(route)
             return target
 
@@ -6962,6 +6964,7 @@ class Server:
         path = parse_path(text)
         route = Route(path, lambda wire: factory(self, wire, handlers), None)
         route.overrides = overrides_of(factory, self.request_factory)
+        route.kind = factory
         self.app.table.add_route(route)
         for name, handler in handlers.items():
             adopt_generators(type(handler))
@@ -8563,21 +8566,21 @@ class Document:
 
     def _add_channel(self, route: Route) -> None:
         """Add a route, and an operation for each of its methods."""
-        path, factory = route.path.text, typing.cast(Any, route.factory)
-        made_by = factory.args[0]
-        # Raw messages are of another protocol.
-        own = getattr(made_by, "on_message", Client.on_message)
-        is_ours = own is Client.on_message
+        path = route.path.text
         methods = [each for each in route.methods.values() if each in self.keys]
-        methods *= is_ours
-        keys = [key for each in methods for key in self.keys[each]]
-        keys += SHARED_MESSAGES * is_ours
+        keys = [key for each in methods for key in self.keys[each]] + SHARED_MESSAGES
+        if (
+            getattr(route.kind, "on_message", Client.on_message)
+            is not Client.on_message
+        ):
+            # Raw messages are of another protocol.
+            methods, keys = [], []
         converters = route.path.converters.items()
         self.whole["channels"][path] = {
             "address": PARAMETER.sub(r"{\1}", path),
             "parameters": {name: {"description": each} for name, each in converters},
             "messages": {key: ref("components", "messages", key) for key in keys},
-            **(documentation_of(made_by) if made_by is not Client else {}),
+            **({} if route.kind is Client else documentation_of(route.kind)),
         }
         for method in methods:
             self._add_operation(path, method)
