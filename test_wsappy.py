@@ -13610,7 +13610,7 @@ class TestServe:
         self, monkeypatch: pytest.MonkeyPatch, stdout: Any, printed: bytes
     ) -> None:
         """The line that `run` prints can't keep the server from starting."""
-        app = App()
+        app = App(docs=None)
         clients_of(app, "/r\u00e4ume")
         serving = app.serve("127.0.0.1", 0)
         monkeypatch.setattr(sys, "stdout", stdout)
@@ -22345,10 +22345,11 @@ class TestSimpleExample(ExampleNetwork):
         """Ctrl+C ends the server with exit code 0, and nothing more is printed."""
         with example_process("examples/simple/server.py", "0") as server:
             assert server.stdout is not None
-            server.stdout.readline()
+            urls = [server.stdout.readline() for _ in range(2)]
             server.send_signal(signal.SIGINT)
             rest = server.communicate(timeout=LIMIT)[0]
 
+        assert [url.rpartition("/")[2] for url in urls] == ["api\n", "docs\n"]
         assert (server.returncode, rest) == (0, "")
 
 
@@ -25316,7 +25317,7 @@ def fault_without_jumps(self: Any, push: Push) -> bool:
     position = self.positions.get(push.group)
     if position is None or None in (position.offset, push.offset):
         return True
-    is_newer = push.offset > position.offset
+    is_newer: bool = push.offset > position.offset
     position.offset = max(push.offset, position.offset)
     return is_newer
 
