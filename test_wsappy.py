@@ -22071,6 +22071,27 @@ class TestCommandCall:
         assert errors == {"cancelled": 1}
 
 
+class TestCommandPrints:
+    """`wsappy asyncapi` and `wsappy js`: what other programs read."""
+
+    def test_document(
+        self, command_folder: pathlib.Path, capfdbinary: pytest.CaptureFixture[bytes]
+    ) -> None:
+        """The document is that of the application, for people to compare."""
+        wsappy.run_command(["asyncapi", "shop"])
+
+        said = capfdbinary.readouterr().out
+        assert json.loads(said) == sys.modules["shop"].app.asyncapi()
+        assert said.startswith(b'{\n  "asyncapi"')
+
+    async def test_script(self, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+        """The browser's client is the one that is served."""
+        wsappy.run_command(["js"])
+
+        said = capfdbinary.readouterr().out
+        assert said == (await fetch(make_app(), "/wsappy.js")).body + b"\n"
+
+
 STORE = """
 import sys
 from wsappy import App
@@ -22804,7 +22825,7 @@ def example_server(folder: pathlib.Path, heading: str) -> Iterator[int]:
     (path,) = [path for path, block in paths.items() if "app.run(" in block]
     with example_process(path) as server:
         assert server.stdout is not None
-        yield int(server.stdout.readline().rpartition(":")[2].partition("/")[0])
+        yield int(server.stdout.readline().split(":")[2].partition("/")[0])
 
 
 async def example_replay(port: int, shown: str) -> str:
@@ -22853,6 +22874,7 @@ EXAMPLE_SERVERS = [
     ("wsappy", "ws://localhost:8008/api\n"),
     ("Two minutes", "ws://localhost:8008/tasks\n"),
     (EXAMPLE_SIGNING, ""),
+    ("From coming to going", ""),
     ("Arguments and results", ""),
     ("Several files", ""),
     ("Start and stop", ""),

@@ -44,7 +44,7 @@ of theirs:
     10. The classic API  the class-based server of wsappy 0.1.3
     11. Buses and workers  groups over several processes
     12. For people     AsyncAPI, the page, the browser's client, files
-    14. The command line  `wsappy run`, `routes` and `call`
+    14. The command line  `wsappy run` and `call`, say
 """
 
 from __future__ import annotations
@@ -9582,13 +9582,31 @@ async def call_and_print(words: argparse.Namespace) -> None:
         """Print an event; a stream's result has nothing to say."""
         line = value if event in ("item", "result") else {"event": event, "data": value}
         if event != "result" or "item" not in seen:
-            sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
-            sys.stdout.flush()
+            write_line(orjson.dumps(line))
         seen.add(event)
 
     headers = words.header
     async with connect(words.url, reconnect=False, additional_headers=headers) as api:
         await api.ask(module, method, data, words.timeout, note)
+
+
+def write_line(line: bytes) -> None:
+    """Print what is UTF-8, whatever the terminal has."""
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.flush()
+
+
+def print_document(words: argparse.Namespace) -> None:
+    """Print what describes an application to programs."""
+    document = load_app(*words.app).asyncapi()
+    write_line(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+
+def print_script(_: argparse.Namespace) -> None:
+    """Print the browser's client, as every application serves it."""
+    page: Any = App().find_page("/wsappy.js")
+    _, script, _ = page(PageRequest("/wsappy.js", {}, Headers()))
+    write_line(script)
 
 
 def read_value(text: str) -> JSON:
@@ -9647,6 +9665,8 @@ VERBS = {
     "run": (run_app, "serve an application", "app --host --port --reload"),
     "routes": (show_routes, "show every path and method", "app"),
     "call": (call_method, "call a method", "url method data --header --timeout"),
+    "asyncapi": (print_document, "describe an application to programs", "app"),
+    "js": (print_script, "print the browser's client, for bundlers", ""),
 }
 
 
