@@ -22938,6 +22938,20 @@ class TestReadmePrograms(ExampleNetwork):
 
         assert result_of(answer) == "cleared by ada"
 
+    async def test_signing_in_by_subprotocol(self) -> None:
+        """The token may be one of two subprotocols, of which the server picks one."""
+        app, seen = App(), []
+        app.client("/notes")(lambda client: seen.append(client.headers))
+        protocols: list[Any] = ["notes", "tulip"]
+
+        async with talking(
+            app, "/notes", serve={"subprotocols": protocols[:1]}, subprotocols=protocols
+        ) as talk:
+            picked = talk.ws.subprotocol
+
+        assert picked == "notes"
+        assert seen[0]["Sec-WebSocket-Protocol"] == "notes, tulip"
+
     async def test_signing_in_from_a_browser(self) -> None:
         """A browser with an unknown token is let in, and closed with 4401."""
         app = example_run(*example_blocks("python", EXAMPLE_SIGNING)).app
