@@ -100,7 +100,6 @@ from collections.abc import (
     Coroutine,
     Generator,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -9535,20 +9534,16 @@ def watch_files() -> None:
     for each in STOP_SIGNALS:
         signal.signal(each, signal.default_int_handler)
     changes = watchfiles.watch(".", watch_filter=watchfiles.PythonFilter())
+    command, env = [sys.executable, *sys.orig_argv[1:]], {**os.environ, RELOADED: "1"}
     say(f"a change of a file of Python below {os.getcwd()} starts it anew")
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            run_until_change(changes)
-
-
-def run_until_change(changes: Iterator[object]) -> None:
-    command = [sys.executable, *sys.orig_argv[1:]]
-    child = subprocess.Popen(command, env={**os.environ, RELOADED: "1"})  # noqa: S603
-    try:
-        next(changes)
-    finally:
-        child.terminate()
-        child.wait()
+            child = subprocess.Popen(command, env=env)  # noqa: S603
+            try:
+                next(changes)
+            finally:
+                child.terminate()
+                child.wait()
 
 
 def show_routes(words: argparse.Namespace) -> None:
