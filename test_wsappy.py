@@ -22071,6 +22071,27 @@ class TestCommandCall:
         assert errors == {"cancelled": 1}
 
 
+class TestCommandPrints:
+    """`wsappy asyncapi` and `wsappy js`: what other programs read."""
+
+    def test_document(
+        self, command_folder: pathlib.Path, capfdbinary: pytest.CaptureFixture[bytes]
+    ) -> None:
+        """The document is that of the application, for people to compare."""
+        wsappy.run_command(["asyncapi", "shop"])
+
+        said = capfdbinary.readouterr().out
+        assert json.loads(said) == sys.modules["shop"].app.asyncapi()
+        assert said.startswith(b'{\n  "asyncapi"')
+
+    async def test_script(self, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+        """The browser's client is the one that is served."""
+        wsappy.run_command(["js"])
+
+        said = capfdbinary.readouterr().out
+        assert said == (await fetch(make_app(), "/wsappy.js")).body + b"\n"
+
+
 STORE = """
 import sys
 from wsappy import App
@@ -22805,7 +22826,7 @@ def example_server(folder: pathlib.Path, heading: str) -> Iterator[int]:
     (path,) = [path for path, block in paths.items() if "app.run(" in block]
     with example_process(path) as server:
         assert server.stdout is not None
-        yield int(server.stdout.readline().rpartition(":")[2].partition("/")[0])
+        yield int(server.stdout.readline().split(":")[2].partition("/")[0])
 
 
 async def example_replay(port: int, shown: str) -> str:
@@ -22854,6 +22875,7 @@ EXAMPLE_SERVERS = [
     ("wsappy", "ws://localhost:8008/api\n"),
     ("Two minutes", "ws://localhost:8008/tasks\n"),
     (EXAMPLE_SIGNING, ""),
+    ("From coming to going", ""),
     ("Arguments and results", ""),
     ("Several files", ""),
     ("Start and stop", ""),
@@ -22916,6 +22938,20 @@ class TestReadmePrograms(ExampleNetwork):
             answer = await talk.call("notes.clear")
 
         assert result_of(answer) == "cleared by ada"
+
+    async def test_signing_in_by_subprotocol(self) -> None:
+        """The token may be one of two subprotocols, of which the server picks one."""
+        app, seen = App(), []
+        app.client("/notes")(lambda client: seen.append(client.headers))
+        protocols: list[Any] = ["notes", "tulip"]
+
+        async with talking(
+            app, "/notes", serve={"subprotocols": protocols[:1]}, subprotocols=protocols
+        ) as talk:
+            picked = talk.ws.subprotocol
+
+        assert picked == "notes"
+        assert seen[0]["Sec-WebSocket-Protocol"] == "notes, tulip"
 
     async def test_signing_in_from_a_browser(self) -> None:
         """A browser with an unknown token is let in, and closed with 4401."""

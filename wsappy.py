@@ -44,7 +44,7 @@ of theirs:
     10. The classic API  the class-based server of wsappy 0.1.3
     11. Buses and workers  groups over several processes
     12. For people     AsyncAPI, the page, the browser's client, files
-    14. The command line  `wsappy run`, `routes` and `call`
+    14. The command line  `wsappy run` and `call`, say
 """
 
 from __future__ import annotations
@@ -100,7 +100,6 @@ from collections.abc import (
     Coroutine,
     Generator,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -333,7 +332,7 @@ def run(function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> An
 
 
 def stop_loop(exc: BaseException) -> Failure:
-    """Let *exc* end the loop in its next turn; who raised it is answered meanwhile."""
+    """Let *exc* end the loop in its next turn; the call that raised it is answered."""
 
     def leave() -> None:
         raise exc
@@ -616,7 +615,7 @@ class Codec:
     `encode_all`.
 
     Args:
-        loads: Takes bytes; those that aren't JSON never reach it.
+        loads: Reads bytes; those that aren't JSON never reach it.
         dumps: Returns bytes or str; None is orjson, with numpy and pydantic models.
     """
 
@@ -1069,7 +1068,7 @@ class Method:
         names: Of its module and its own.
         parameters: Those of the handler; the first one is the request.
         required: Those without a default.
-        reserved: Keys of data that Python would take for parameters that aren't theirs.
+        reserved: Keys of data that would end up in `self`, or in the request.
         types: The exact JSON types of each argument; none where pydantic decides.
         module_guards: Those of its module, which every method of that name has.
         guards: What decides whether a call may run, in order.
@@ -1142,7 +1141,7 @@ class Method:
         return ".".join(self.names)
 
     def clashes(self, other: Method) -> bool:
-        """Tell whether some route could have both under one name."""
+        """Tell whether both would have one name at some route."""
         if self.names != other.names:
             return False
         if self.paths is None or other.paths is None:
@@ -1182,7 +1181,7 @@ class Method:
             self.check_rest = checked(made, self.function, name, resolved)
 
     def _accept_keys(self, name: str, kind: Any) -> None:
-        """Take the keys of a TypedDict, which `**kwargs` unpacks, as arguments."""
+        """Accept the keys of a TypedDict, which `**kwargs` unpacks, as arguments."""
         self.rest_types = None
         hints = run(typing.get_type_hints, kind, include_extras=True)
         for key, hint in checked(hints, self.function, name, kind).items():
@@ -1287,7 +1286,7 @@ class Route:
         overrides: What sends for classes that send in their own way.
         kind: The class of its clients.
         methods: The methods by `(module, method)`.
-        elsewhere: Those of other routes only, until somebody was told.
+        elsewhere: Those of other routes only, until the log has named them.
     """
 
     path: Path
@@ -1305,7 +1304,7 @@ class Route:
         (self.methods if is_here else self.elsewhere)[method.names] = method
 
     def note_unknown(self, names: tuple[str, str]) -> None:
-        """Say once that a method which was called is there, but for other routes."""
+        """Log once that a method was called which is there, but for other routes."""
         if method := self.elsewhere.pop(names, None):
             text = "%r was called at %r, but handler %s is for clients=%r"
             who, paths = describe(method.function), [*(method.paths or {}).values()]
@@ -1476,7 +1475,7 @@ class Runtime:
         self.has_pushed = self.is_sharing = False
 
     def call(self, action: Callable[..., object], *arguments: Any) -> None:
-        """Act now; from another thread than the loop's, in the loop, in order."""
+        """Call *action* now; from another thread, in the loop and in order."""
         if threading.get_ident() == self.thread:
             self.catch_up()
             action(*arguments)
@@ -2032,7 +2031,8 @@ def read_request(reader: StreamReader) -> Generator[None, None, Any]:
     """Read the head of a request, as the library does.
 
     Returns:
-        The request, or the answer to what is none, which the library would drop.
+        The request; or the answer to one that can't be read, which the library
+        would drop.
     """
     try:
         line = yield from parse_line(reader.read_line, RequestLineTooLong)
@@ -2068,7 +2068,7 @@ def fault_of(request: websockets.Request, is_upgrade: bool) -> Answer | None:
 
 
 def simplify(request: websockets.Request) -> None:
-    """Rewrite what may be said in several ways, so that all else knows only one."""
+    """Rewrite what has several forms, so that everything after it knows only one."""
     headers = request.headers
     # HTTP/2 splits it (RFC 9113, section 8.2.3).
     cookies = headers.get_all("Cookie")
@@ -2236,7 +2236,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         lane: What reads its bytes.
         is_clear: Whether a frame may be written at once.
         life: The task from the request to the goodbye.
-        due: When the timer looks at what has to have happened by then.
+        due: When the handshake, or a ping's answer, must have come.
     """
 
     def __init__(self, serving: Serving, *given: Any, **options: Any) -> None:
@@ -2650,7 +2650,7 @@ class Calls:
         answers: What sends their answers.
         asked: The calls to the other side.
         is_greeting: Whether `on_connected` runs.
-        is_gated: Whether anything but the plain case may hold; then `dispatch` decides.
+        is_gated: Whether a call may have to wait; then `dispatch` decides.
     """
 
     def __init__(
@@ -3050,7 +3050,7 @@ class Calls:
             self._finish(request)
 
     def cancel(self, is_meant: Callable[[Request], bool]) -> bool:
-        """Cut the unfinished calls that are meant; tell whether there was one."""
+        """Cut the unfinished calls that fit; tell whether there was one."""
         held = list(filter(is_meant, self.held))
         for request in held:
             self.answers.send_error(self._unhold(request), CANCELLED)
@@ -3252,7 +3252,7 @@ class Answers:
         return sent if is_plain else self._await_telling(request, stage, sent)
 
     async def _await_telling(self, request: Request, stage: Stage, sent: Any) -> Any:
-        """Await an event; a terminal one that can't be sent ends nothing."""
+        """Await the sending of an event; the call goes on where a last one fails."""
         try:
             return await sent
         except BaseException:
@@ -3351,7 +3351,7 @@ class Asked:
             self.forget(request_id)
 
     def forget(self, request_id: int) -> None:
-        """Listen no more to a call to the other side, and let it end there."""
+        """Stop waiting for a call to the other side, and cancel it there."""
         if self.handlers.pop(request_id, None) is not None and self.cancels:
             # Only an error would be answered.
             self.send("$", "cancel", data={"request_id": request_id})
@@ -3364,7 +3364,7 @@ class Asked:
 
 
 def unwrap(exc: BaseException) -> BaseException:
-    """Return what failed in a TaskGroup, say, of which one task has failed."""
+    """Return the exception inside an ExceptionGroup of one, as TaskGroups raise it."""
     while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
         exc = exc.exceptions[0]
     return exc
@@ -3380,7 +3380,7 @@ def names_of(request: Request) -> tuple[str | int | None, str, str]:
 
 
 def disarm(request: Request) -> None:
-    """Let a call have all the time that it takes from now on."""
+    """End the time limit of a call."""
     if request._timer is not None:
         request._timer.cancel()
         request._timer = None
@@ -3434,7 +3434,7 @@ def control(name: str) -> Callable[[Function], Function]:
 
 
 def is_control(request: Request) -> bool:
-    """Tell whether nothing holds a call back: all of `$` but what runs a guard."""
+    """Tell whether a call never waits: those of `$`, but for one that runs a guard."""
     return request.module == "$" and request.method != "subscribe"
 
 
@@ -3515,12 +3515,12 @@ class Client:
         """Let the client in, or raise `Refused`; runs inside the handshake.
 
         Args:
-            *args: None come; with them overrides may name the parameters.
+            *args: Always empty; it lets an override name the parameters.
             **params: The path's parameters.
         """
 
     async def on_connected(self) -> None:
-        """Greet the client, which is connected; calls are held until the end."""
+        """Greet the client, which is connected; its calls wait until this returns."""
 
     async def process_message(self, request: Request) -> JSON:
         """Run a call; override it to check rights, and return `await super()...`.
@@ -3681,7 +3681,7 @@ def has_own(client: Client, hook: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """What a page of `@app.http` is asked.
+    """The request that a page of `@app.http` gets.
 
     Attributes:
         path: Without the query.
@@ -3706,7 +3706,7 @@ class Answer:
     Args:
         status: HTTP status.
         body: Text or bytes.
-        headers: What is said beside the server's own headers.
+        headers: Those beside the server's own.
     """
 
     def __init__(
@@ -3818,7 +3818,7 @@ class Session:
         client: The client, once it was made.
         calls: Its calls.
         context: What its hooks set for later ones; calls run in copies of it.
-        refused: Why a browser is let in only to be told.
+        refused: Why a browser that was let in is closed at once.
         at_open: What waits for the opening of the connection, in order.
         hooks: Tasks of `on_connected` and `on_message`.
     """
@@ -3868,7 +3868,7 @@ class Session:
         """Decide who may come in, in the order of the protocol, section 8.
 
         Returns:
-            None to let the client in, be it only to tell a browser why not.
+            None to let the client in, even if only to tell a browser why not.
         """
         opening = self.wire.opening
         found = self.app.table.find(opening.target)
@@ -3978,7 +3978,7 @@ class Session:
         self.wire.shut(code, cut_reason(refused.message))
 
     def when_open(self, action: Callable[[], object]) -> None:
-        """Act now; before the connection is open, at its opening, in order."""
+        """Call *action* now, or when the connection opens, in order."""
         if self.wire.phase is OPENING or self.at_open:
             self.at_open.append(action)
         else:
@@ -4184,7 +4184,7 @@ class Feed:
     members: dict[Client, bool] = field(default_factory=dict)
 
     def is_needed(self) -> bool:
-        """Tell whether it can't be forgotten."""
+        """Tell whether somebody is in it, or a message of it is kept."""
         return bool(self.members or (self.log and self.log.messages))
 
 
@@ -4204,11 +4204,11 @@ class Groups:
         self.counts = counts
 
     async def start(self, runtime: Runtime) -> None:
-        """Live in a loop from now on."""
+        """Remember the loop in which the application is served."""
         self.runtime = runtime
 
     async def stop(self) -> None:
-        """End with what is being served."""
+        """Stop, when the application is no longer served."""
 
     def declare(self, pattern: Pattern) -> None:
         """Add a pattern; raises ValueError for one that can't be told from another."""
@@ -4243,7 +4243,7 @@ class Groups:
         return feed or self.make(name)
 
     def make(self, name: str) -> Feed:
-        """Make a group that isn't there."""
+        """Make a group that isn't there yet."""
         found = self.find(name)
         log = Log(found[0]) if found and found[0].history else None
         feed = self.feeds[name] = Feed(name, log)
@@ -4309,7 +4309,7 @@ class Groups:
         self.close(feed)
 
     def keep(self, feed: Any) -> None:
-        """Keep what a group's log has got, for its time."""
+        """Note that the group's history was added to: it is the last to expire."""
         kept = feed.log.pattern.kept
         kept[feed.name] = feed
         kept.move_to_end(feed.name)
@@ -9534,20 +9534,16 @@ def watch_files() -> None:
     for each in STOP_SIGNALS:
         signal.signal(each, signal.default_int_handler)
     changes = watchfiles.watch(".", watch_filter=watchfiles.PythonFilter())
+    command, env = [sys.executable, *sys.orig_argv[1:]], {**os.environ, RELOADED: "1"}
     say(f"a change of a file of Python below {os.getcwd()} starts it anew")
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            run_until_change(changes)
-
-
-def run_until_change(changes: Iterator[object]) -> None:
-    command = [sys.executable, *sys.orig_argv[1:]]
-    child = subprocess.Popen(command, env={**os.environ, RELOADED: "1"})  # noqa: S603
-    try:
-        next(changes)
-    finally:
-        child.terminate()
-        child.wait()
+            child = subprocess.Popen(command, env=env)  # noqa: S603
+            try:
+                next(changes)
+            finally:
+                child.terminate()
+                child.wait()
 
 
 def show_routes(words: argparse.Namespace) -> None:
@@ -9582,13 +9578,31 @@ async def call_and_print(words: argparse.Namespace) -> None:
         """Print an event; a stream's result has nothing to say."""
         line = value if event in ("item", "result") else {"event": event, "data": value}
         if event != "result" or "item" not in seen:
-            sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
-            sys.stdout.flush()
+            write_line(orjson.dumps(line))
         seen.add(event)
 
     headers = words.header
     async with connect(words.url, reconnect=False, additional_headers=headers) as api:
         await api.ask(module, method, data, words.timeout, note)
+
+
+def write_line(line: bytes) -> None:
+    """Print what is UTF-8, whatever the terminal has."""
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.flush()
+
+
+def print_document(words: argparse.Namespace) -> None:
+    """Print what describes an application to programs."""
+    document = load_app(*words.app).asyncapi()
+    write_line(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+
+def print_script(_: argparse.Namespace) -> None:
+    """Print the browser's client, as every application serves it."""
+    page: Any = App().find_page("/wsappy.js")
+    _, script, _ = page(PageRequest("/wsappy.js", {}, Headers()))
+    write_line(script)
 
 
 def read_value(text: str) -> JSON:
@@ -9647,6 +9661,8 @@ VERBS = {
     "run": (run_app, "serve an application", "app --host --port --reload"),
     "routes": (show_routes, "show every path and method", "app"),
     "call": (call_method, "call a method", "url method data --header --timeout"),
+    "asyncapi": (print_document, "describe an application to programs", "app"),
+    "js": (print_script, "print the browser's client, for bundlers", ""),
 }
 
 
