@@ -15226,6 +15226,16 @@ def dog_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.message for each in records]
 
 
+def dog_warnings_of(caplog: pytest.LogCaptureFixture, *functions: Any) -> list[str]:
+    """Return those that name one of the functions, where the clock is the real one.
+
+    On a busy machine the test itself may hold the loop, and is named, too.
+    """
+    names = [repr(each.__code__.co_qualname) for each in functions]
+    lines = dog_warnings(caplog)
+    return [line for line in lines if any(map(line.startswith, names))]
+
+
 def dog_line(function: Any) -> str:
     """Return the warning that names a function, at its last line."""
     code = function.__code__
@@ -15368,7 +15378,7 @@ class TestWatchdog:
             await talk.call("m.works")
             await talk.receive()
 
-        assert dog_warnings(caplog) == []
+        assert dog_warnings_of(caplog, waits, works) == []
 
     @pytest.mark.parametrize(
         "name", ["on_connecting", "on_connected", "on_message", "on_disconnected"]
@@ -15474,7 +15484,7 @@ class TestWatchdog:
         async with talking(app) as talk:
             await talk.call("m.get", n=1)
 
-        assert dog_warnings(caplog) == [dog_line(dog_check)]
+        assert dog_warnings_of(caplog, dog_check) == [dog_line(dog_check)]
 
     async def test_inside_a_library(self, caplog: pytest.LogCaptureFixture) -> None:
         """Below frames of libraries it is the user's innermost function."""
@@ -15488,7 +15498,7 @@ class TestWatchdog:
         async with talking(app) as talk:
             await talk.call("m.get")
 
-        assert dog_warnings(caplog) == [dog_line(get)]
+        assert dog_warnings_of(caplog, get) == [dog_line(get)]
 
     async def test_user_inside_a_library(
         self, dog: DogClock, caplog: pytest.LogCaptureFixture
@@ -15536,6 +15546,7 @@ class TestWatchdog:
     async def test_huge_result(self, caplog: pytest.LogCaptureFixture) -> None:
         """So is the method whose result orjson takes long to write."""
         app, one, shares = make_app(), DogMember.ONE, list[float]()
+        line = dog_text("handler 'm.get'")
         rows = [one] * dog_count(lambda count: orjson.dumps([one] * count), 10**5)
 
         @app.module("m")
@@ -15554,12 +15565,12 @@ class TestWatchdog:
                 await wire.frame()
                 client: Any = wire.client
                 shares.append(client.share())
-                if dog_warnings(caplog):
+                if line in dog_warnings(caplog):
                     break
 
-        if not dog_warnings(caplog):
+        if line not in dog_warnings(caplog):
             pytest.skip("it was over whenever the thread got to look")
-        assert dog_warnings(caplog) == [dog_text("handler 'm.get'")]
+        assert dog_warnings(caplog).count(line) == 1
 
     async def test_no_frame_of_the_users(
         self, caplog: pytest.LogCaptureFixture
@@ -15615,12 +15626,12 @@ class TestWatchdog:
         async with talking(app) as talk:
             # On a busy machine it looks like a process that was suspended.
             for _ in range(5):
-                if not dog_warnings(caplog):
+                if not dog_warnings_of(caplog, functions[name]):
                     await talk.call("m.get")
 
-        if not dog_warnings(caplog):
+        if not dog_warnings_of(caplog, functions[name]):
             pytest.skip("the machine is too busy")
-        assert dog_warnings(caplog) == [dog_line(functions[name])]
+        assert dog_warnings_of(caplog, functions[name]) == [dog_line(functions[name])]
 
     async def test_each_place_once_a_minute(
         self, dog: DogClock, caplog: pytest.LogCaptureFixture
@@ -15669,7 +15680,7 @@ class TestWatchdog:
             ahead[0] += 100.0
             await asyncio.sleep(0.1)
 
-        assert dog_warnings(caplog) == []
+        assert dog_warnings_of(caplog, get) == []
 
     @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
     @pytest.mark.parametrize("name", ["idle", "busy"])
@@ -15706,7 +15717,7 @@ class TestWatchdog:
         async with talking(app) as talk:
             await talk.call("m.get")
 
-        assert dog_warnings(caplog) == []
+        assert dog_warnings_of(caplog, get, interact) == []
 
     async def test_one_line_for_one_hold(
         self, dog: DogClock, caplog: pytest.LogCaptureFixture
@@ -15746,7 +15757,7 @@ class TestWatchdog:
         async with talking(app) as talk:
             await talk.call("m.get")
 
-        assert dog_warnings(caplog) == [dog_line(get)]
+        assert dog_warnings_of(caplog, get) == [dog_line(get)]
 
     @pytest.mark.parametrize("fails", [False, True])
     async def test_end_of_the_thread(self, fails: bool) -> None:
