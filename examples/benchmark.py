@@ -4,6 +4,7 @@
     python examples/benchmark.py --only wsappy-def websockets    these alone
     python examples/benchmark.py --scaling                       more clients, methods
     python examples/benchmark.py --client                        the Python client
+    python examples/benchmark.py --groups                        groups, with history
 
 `pip install -e '.[bench]'` adds the others. Each server runs in a process of its own on
 one core; what drives it, from another core, sends frames that are prepared once and
