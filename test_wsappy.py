@@ -22888,6 +22888,7 @@ EXAMPLE_SERVERS = [
     (EXAMPLE_SIGNING, ""),
     ("From coming to going", ""),
     ("Arguments and results", ""),
+    ("Groups with history", ""),
     ("Several files", ""),
     ("Start and stop", ""),
 ]
@@ -22925,9 +22926,13 @@ class TestReadmePrograms(ExampleNetwork):
 
         assert (server.returncode, rest) == (0, "")
 
-    async def test_client(self, tmp_path: pathlib.Path) -> None:
+    @pytest.mark.parametrize(
+        ("heading", "address"), [EXAMPLE_SERVERS[1], ("Groups with history", "")]
+    )
+    async def test_client(
+        self, heading: str, address: str, tmp_path: pathlib.Path
+    ) -> None:
         """The client prints what is shown, after the conversation before it."""
-        heading, address = EXAMPLE_SERVERS[1]
         client = example_blocks("python", heading)[-1]
         conversation = address + "".join(example_conversations(heading))
 
@@ -25059,7 +25064,9 @@ class ModelClient:
     def told(self, group: str) -> None:
         """Keep where the peer counts on from, after a gap that it tells of."""
         self.tell(group)
-        if position := self.groups.positions.get(group):
+        position = self.groups.positions.get(group)
+        # None where it was left meanwhile; no epoch if it is being joined anew.
+        if position is not None and position.epoch is not None:
             self.place(group, position)
 
     def place(self, group: str, position: Any) -> None:
