@@ -8569,10 +8569,8 @@ class Document:
         path = route.path.text
         methods = [each for each in route.methods.values() if each in self.keys]
         keys = [key for each in methods for key in self.keys[each]] + SHARED_MESSAGES
-        if (
-            getattr(route.kind, "on_message", Client.on_message)
-            is not Client.on_message
-        ):
+        own = getattr(route.kind, "on_message", Client.on_message)
+        if own is not Client.on_message:
             # Raw messages are of another protocol.
             methods, keys = [], []
         converters = route.path.converters.items()
@@ -9418,7 +9416,7 @@ def pages_of(app: App) -> dict[str, Callable[..., Any]]:
     pages: dict[str, Callable[..., Any]] = {"/wsappy.js": answer_script}
     if app.docs is not None:
         pages["/asyncapi.json"] = functools.partial(answer_document, app)
-        depth = app.docs.removesuffix("/").count("/")
+        depth = place_of("page", app.docs).count(SLASH)
         pages[app.docs] = functools.partial(answer_docs, depth)
     return pages
 
