@@ -21948,7 +21948,7 @@ class TestDocsPage:
             await articles.first.wait_for(state="hidden")
             assert await tab.page.locator("article:not([hidden])").count() == 11
             # By role and label it takes Playwright many seconds.
-            article = tab.page.locator("[aria-labelledby='many.m777']")
+            article = tab.page.locator("[aria-label='many.m777']")
             await article.locator("summary").click()
             await article.locator("input").fill("[1]")
             await article.locator("button").click()
