@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import base64
 import collections
 import concurrent.futures
 import configparser
@@ -16,6 +17,7 @@ import enum
 import errno
 import functools
 import gc
+import hashlib
 import http
 import importlib.util
 import inspect
@@ -45,6 +47,7 @@ import time
 import tracemalloc
 import types
 import typing
+import urllib.parse
 import uuid
 import venv
 import warnings
@@ -21660,6 +21663,463 @@ class TestOracle:
             await client.main(url + path)
 
         assert sum(oracle.verdicts(path).values()) > 2
+
+
+# -- The page -----------------------------------------------------------------
+
+
+class _DocsOrder(pydantic.BaseModel):
+    bread: str
+    pieces: int = pydantic.Field(1, ge=1, le=50)
+
+
+DOCS = Module("shop")
+
+
+@DOCS.method("order")
+def docs_order(
+    request: Any, order: _DocsOrder, paid: bool = False, note: str = ""
+) -> Any:
+    """Order bread."""
+    return [order.pieces, order.bread, paid, note]
+
+
+@DOCS.method("tick")
+async def docs_tick(request: Any, step: int = 1) -> AsyncIterator[int]:
+    """Count until it is cancelled."""
+    try:
+        for number in itertools.count(step, step):
+            yield number
+            await asyncio.sleep(0.01)
+    finally:
+        request.client.app.cancelled.set()
+
+
+@DOCS.method("fail")
+def docs_fail(request: Any) -> None:
+    """Fail with details."""
+    raise Error("not_found", "no bread", details={"shelf": 7})
+
+
+@DOCS.method("sure")
+async def docs_sure(request: Any) -> Any:
+    """Ask whoever calls."""
+    return await request.client.call("ui", "confirm", text="sure?", timeout=LIMIT)
+
+
+@DOCS.method("tell")
+def docs_tell(request: Any, text: str) -> None:
+    """Tell everybody in the shop."""
+    request.client.app.to("shop:main").push("shop", "told", text=text)
+
+
+@DOCS.method("where")
+def docs_where(request: Any) -> Any:
+    """Return where the client came from."""
+    return [request.client.path, request.client.params, request.client.query]
+
+
+class DocsApp(App):
+    """The application that is tried by hand."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.cancelled = asyncio.Event()
+        self.client("/api")(lambda client: None)
+        self.client("/rooms/{room}/{rest:path}")(lambda client: None)
+        self.group("shop:{name}")(lambda client, name: name == "main")
+        self.include(DOCS)
+
+
+class DocsTab:
+    """The page in a tab of Chromium, as somebody sees it who can't see.
+
+    Attributes:
+        page: The page, as Playwright has it.
+    """
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+
+    async def connected(self) -> None:
+        """Wait until it is connected."""
+        await self.page.get_by_text("connected", exact=True).wait_for()
+
+    async def open(self, name: str) -> Any:
+        """Open a method; return its article."""
+        article = self.page.get_by_role("article", name=name, exact=True)
+        await article.locator("summary").click()
+        return article
+
+    async def call(self, name: str, **values: str) -> Any:
+        """Fill the fields of a method, and call it; return its article."""
+        article = await self.open(name)
+        for field, value in values.items():
+            await self.fill(article, field, value)
+        await article.get_by_role("button", name="Call").click()
+        return article
+
+    @staticmethod
+    async def fill(article: Any, field: str, value: str) -> None:
+        """Fill a field, or choose in it."""
+        place = article.get_by_label(field, exact=True)
+        is_choice = await place.evaluate("(node) => node.tagName === 'SELECT'")
+        await (place.select_option(value) if is_choice else place.fill(value))
+
+    async def said(self, article: Any, text: str) -> str:
+        """Wait for a text in the answers of a method; return its whole entry."""
+        entry = article.get_by_role("log").locator(".entry", has_text=text).first
+        await entry.wait_for()
+        texts = await entry.locator("b, pre").all_inner_texts()
+        return " ".join(" ".join(texts).split())
+
+
+@contextlib.asynccontextmanager
+async def docs_tab(
+    app: App, path: str = "/docs", *, port: int | None = None, log: Any = ()
+) -> AsyncIterator[DocsTab]:
+    """Open the page of an app in Chromium; its console says nothing else than *log*."""
+    async with app.serve("127.0.0.1", 0) as serving, chromium() as open_tab:
+        tab = await open_tab(f"http://127.0.0.1:{serving.port}{path}")
+        await tab.page.locator("article").first.wait_for()
+        yield DocsTab(tab.page)
+        assert tab.log == list(log)
+
+
+class TestDocsPage:
+    """The page to try an API, in Chromium."""
+
+    async def test_call(self) -> None:
+        """A call is made from a form, and its answer is shown."""
+        async with docs_tab(DocsApp()) as tab:
+            article = await tab.call("shop.order", paid="true", note="now")
+
+            assert await tab.said(article, "result") == 'result [1,"",true,"now"]'
+            await article.get_by_role("button", name="Call").wait_for()
+
+    async def test_fault(self) -> None:
+        """A fault is told under its field, which has the focus."""
+        async with docs_tab(DocsApp()) as tab:
+            bad = '{"bread": "rye", "pieces": 99}'
+            article = await tab.call("shop.order", order=bad)
+
+            field = article.get_by_label("order", exact=True)
+            await tab.said(article, "bad_data")
+            assert await field.get_attribute("aria-invalid") == "true"
+            fault = await field.get_attribute("aria-describedby")
+            text = await tab.page.locator(f'[id="{fault}"]').inner_text()
+            assert text == "pieces: Input should be less than or equal to 50"
+            assert await field.evaluate("(node) => node === document.activeElement")
+            await tab.fill(article, "order", '{"bread": "rye"}')
+            await article.get_by_role("button", name="Call").click()
+            await tab.said(article, "result")
+            assert await field.get_attribute("aria-invalid") == "false"
+
+    async def test_no_json(self) -> None:
+        """What is no JSON goes as a string: the server says what is wrong with it."""
+        async with docs_tab(DocsApp()) as tab:
+            article = await tab.call("shop.tick", step="many")
+
+            text = 'bad_data "step: expected an integer"'
+            assert await tab.said(article, "bad_data") == text
+
+    async def test_error(self) -> None:
+        """An error is shown with its message and details."""
+        async with docs_tab(DocsApp()) as tab:
+            article = await tab.call("shop.fail")
+
+            said = await tab.said(article, "not_found")
+            assert said == 'not_found {"message":"no bread","details":{"shelf":7}}'
+
+    async def test_stream(self) -> None:
+        """Items are shown as they come, until the stream is cancelled."""
+        app = DocsApp()
+        async with docs_tab(app) as tab:
+            article = await tab.call("shop.tick", step="5")
+            assert await tab.said(article, "item 2") == "item 2 10"
+
+            await article.get_by_role("button", name="Cancel").click()
+
+            await tab.said(article, "cancelled")
+            await happens(app.cancelled)
+            await article.get_by_role("button", name="Call").wait_for()
+
+    async def test_group(self) -> None:
+        """A group is joined, its pushes are shown, and it is left."""
+        async with docs_tab(DocsApp()) as tab:
+            field = tab.page.get_by_label("Group", exact=True)
+            join = tab.page.get_by_role("button", name="Join")
+            await field.fill("shop:other")
+            await join.click()
+            await tab.page.get_by_text("forbidden: not allowed").wait_for()
+            await field.fill("shop:main")
+            await join.click()
+            leave = tab.page.get_by_role("button", name="Leave shop:main")
+            await leave.wait_for()
+
+            await tab.call("shop.tell", text="rye is out")
+
+            pushes = tab.page.get_by_role("log", name="Pushes")
+            entry = pushes.get_by_text('{"text":"rye is out"}')
+            await entry.wait_for()
+            await leave.click()
+            await leave.wait_for(state="detached")
+
+    @pytest.mark.parametrize(
+        ("button", "said"),
+        [("Answer", "result {"), ("Refuse", 'refused "refused by hand"')],
+    )
+    async def test_call_of_the_server(self, button: str, said: str) -> None:
+        """A call of the server is answered by hand."""
+        async with docs_tab(DocsApp()) as tab:
+            article = await tab.call("shop.sure")
+            form = tab.page.get_by_role("form", name="ui.confirm")
+            await form.get_by_label("Answer", exact=True).fill('{"yes": 1}')
+
+            await form.get_by_role("button", name=button).click()
+
+            kind = said.partition(" ")[0]
+            assert (await tab.said(article, kind)).startswith(said)
+            await form.wait_for(state="detached")
+
+    async def test_route(self) -> None:
+        """A route's parameters and the query are filled in before it connects."""
+        async with docs_tab(DocsApp()) as tab:
+            await tab.connected()
+            route = tab.page.get_by_label("Route")
+            await route.select_option("/rooms/{room}/{rest:path}")
+            await tab.page.get_by_label("room", exact=True).fill("a/b \u00fc")
+            await tab.page.get_by_label("rest", exact=True).fill("c/d")
+            await tab.page.get_by_label("Query").fill("token=x&y=%20")
+            await tab.page.get_by_role("button", name="Connect", exact=True).click()
+            await tab.connected()
+
+            article = await tab.call("shop.where")
+
+            path, params, query = json.loads((await tab.said(article, "result"))[7:])
+            assert path == "/rooms/a%2Fb%20%C3%BC/c/d"
+            assert params == {"room": "a/b \u00fc", "rest": "c/d"}
+            assert query == {"token": "x", "y": " "}
+
+    async def test_refusal(self) -> None:
+        """Why nobody is let in is shown, and a call says so too."""
+        app = App()
+        app.include(DOCS)
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            if client.query.get("token") != "tulip":
+                raise Refused(401, "bring a token")
+
+        async with docs_tab(app) as tab:
+            await tab.page.get_by_text("closed 4401 bring a token").wait_for()
+            await tab.page.get_by_label("Query").fill("?token=tulip")
+            await tab.page.get_by_role("button", name="Connect", exact=True).click()
+            await tab.connected()
+            await tab.page.get_by_role("button", name="Disconnect").click()
+            await tab.page.get_by_text("closed 1000").wait_for()
+            article = await tab.call("shop.where")
+            assert await tab.said(article, "result")
+
+    async def test_markup(self) -> None:
+        """Markup in names, docstrings, defaults, enums and results stays text."""
+        html = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+
+        def handler(request: Any, **more: Any) -> Any:
+            request.client.push(html, html, html)
+            return html
+
+        kind: Any = typing.Literal[html, "b"]
+        make: Any = typing.TypedDict
+        annotated = make("annotated", {html: kind}, total=False)
+        handler.__annotations__["more"] = typing.Unpack[annotated]
+        handler.__doc__ = html
+        app = App(title=html, version=html)
+        api = app.client("/<i>")
+        api(type("Api", (Client,), {"__doc__": html}))
+        app.module(html)(app.method(html)(handler))
+
+        async with docs_tab(app) as tab:
+            article = await tab.call(f"{html}.{html}", **{html: html})
+
+            assert html in await tab.said(article, "result")
+            pushes = tab.page.get_by_role("log", name="Pushes")
+            assert await pushes.get_by_text(html).first.is_visible()
+            counts = "document.querySelectorAll('img, script, i').length"
+            assert await tab.page.evaluate(counts) == 1  # Its own script.
+            assert await tab.page.title() == html
+
+    async def test_a_thousand_methods(self) -> None:
+        """Forms are made when they are opened; a filter finds one of a thousand."""
+        app, module = make_app(), Module("many")
+        for number in range(1000):
+            module.method(f"m{number}")(lambda request, value: value)
+        app.include(module)
+
+        async with docs_tab(app) as tab:
+            articles = tab.page.locator("article")
+            assert await articles.count() == 1000
+            assert await articles.locator("form").count() == 0
+            await tab.page.locator("#filter").fill("M77")
+            await articles.first.wait_for(state="hidden")
+            assert await tab.page.locator("article:not([hidden])").count() == 11
+            # By role and label it takes Playwright many seconds.
+            article = tab.page.locator("[aria-label='many.m777']")
+            await article.locator("summary").click()
+            await article.locator("input").fill("[1]")
+            await article.locator("button").click()
+            await article.locator(".entry", has_text="[1]").wait_for()
+
+    async def test_keyboard(self) -> None:
+        """All of it is done by keyboard."""
+        async with docs_tab(DocsApp()) as tab:
+            keyboard = tab.page.keyboard
+            await tab.page.get_by_label("Filter").press("Tab")
+            await tab.page.get_by_label("Filter").fill("shop.order")
+            await tab.page.get_by_label("Filter").press("Tab")
+            for key in ("Enter", "Tab"):
+                await keyboard.press(key)
+            await keyboard.press("Control+A")
+            await keyboard.type('{"bread": "rye"}')
+
+            await keyboard.press("Control+Enter")
+
+            article = tab.page.get_by_role("article", name="shop.order")
+            assert await tab.said(article, "result") == 'result [1,"rye",false,""]'
+
+    @pytest.mark.parametrize("path", ["/docs/", "/docs?x=1", "/v1/docs", "/v1/docs/"])
+    async def test_place(self, path: str) -> None:
+        """It works with a slash more, with a query, and behind a prefix."""
+        async with behind_prefix(DocsApp()) as port, chromium() as open_tab:
+            tab = DocsTab((await open_tab(f"http://127.0.0.1:{port}{path}")).page)
+            await tab.connected()
+
+            article = await tab.call("shop.where")
+
+            assert "/api" in await tab.said(article, "result")
+
+    async def test_other_path(self) -> None:
+        """So it does at another path."""
+        async with docs_tab(
+            DocsApp(docs="/deep/\u00e4/try"), "/deep/%C3%A4/try"
+        ) as tab:
+            await tab.connected()
+
+
+@contextlib.asynccontextmanager
+async def behind_prefix(app: App) -> AsyncIterator[int]:
+    """Serve an app behind a proxy that cuts `/v1` off; yield the port of the proxy."""
+
+    async def pass_on(reader: Any, writer: Any) -> None:
+        while data := await reader.read(2**16):
+            writer.write(data)
+        writer.close()
+
+    async def visit(reader: Any, writer: Any) -> None:
+        server = await asyncio.open_connection("127.0.0.1", serving.port)
+        line = await reader.readline()
+        server[1].write(line.replace(b" /v1/", b" /", 1))
+        ways = pass_on(reader, server[1]), pass_on(server[0], writer)
+        await asyncio.gather(*ways, return_exceptions=True)
+
+    async with (
+        app.serve("127.0.0.1", 0) as serving,
+        await asyncio.start_server(visit, "127.0.0.1", 0) as proxy,
+    ):
+        yield proxy.sockets[0].getsockname()[1]
+
+
+class TestBuiltInPages:
+    """The pages that every application has."""
+
+    @pytest.mark.parametrize(
+        ("request_line", "status"),
+        [
+            ("GET /docs", 200),
+            ("GET /docs/", 200),
+            ("GET /docs?x=1", 200),
+            ("GET /docs/x", 404),
+            ("HEAD /docs", 200),
+            ("POST /docs", 405),
+            ("HEAD /asyncapi.json", 200),
+            ("POST /asyncapi.json", 405),
+            ("GET /asyncapi.json/", 200),
+        ],
+    )
+    async def test_requests(self, request_line: str, status: int) -> None:
+        """They answer GET and HEAD, with a query and with a slash more."""
+        method, path = request_line.split()
+
+        answer = await fetch(make_app(), path, method)
+
+        assert answer.status == status
+        assert bool(answer.body) == (method == "GET" or status == 405)
+
+    async def test_policy(self) -> None:
+        """The page runs its own script, talks to its own server, and is in no frame."""
+        answer = await fetch(make_app(), "/docs")
+
+        policy = answer.headers["Content-Security-Policy"]
+        text = answer.body.decode()
+        style, script = re.findall("<(?:style|script[^>]*)>(.*?)</", text, re.DOTALL)
+        hashes = [
+            base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()
+            for each in (style, script)
+        ]
+        assert policy == (
+            f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'self' "
+            f"'sha256-{hashes[1]}'; connect-src 'self'; img-src data:; base-uri "
+            f"'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert text.count("\n") < 380
+        assert "http:" not in text
+        assert "https:" not in text
+
+    @pytest.mark.parametrize(
+        ("path", "depth"), [("/", 0), ("/docs", 1), ("/a/b/", 2), ("/a b/\u00e4", 2)]
+    )
+    async def test_depth(self, path: str, depth: int) -> None:
+        """The page knows how deep it is, so that it finds the rest."""
+        answer = await fetch(make_app(docs=path), urllib.parse.quote(path))
+
+        assert f'data-depth="{depth}"' in answer.body.decode()
+
+    async def test_off(self) -> None:
+        """`docs=None` turns the page and the document off, not the client."""
+        async with make_app(docs=None).serve("127.0.0.1", 0) as serving:
+            paths = ("/docs", "/asyncapi.json", "/wsappy.js")
+            statuses = [(await fetch(serving, path)).status for path in paths]
+
+        assert statuses == [404, 404, 200]
+
+    @pytest.mark.parametrize("docs", ["docs", "", "/{x}", True])
+    def test_mistakes(self, docs: Any) -> None:
+        """Where the page is can only be a path without parameters."""
+        texts = {
+            "/{x}": "page '/{x}' must have no parameters; use the query",
+        }
+        other = f"path must start with '/': got {docs!r}; write '/api'"
+        with pytest.raises(ValueError, match=re.escape(texts.get(docs, other))):
+            App(docs=docs)
+
+    async def test_order(self, tmp_path: pathlib.Path) -> None:
+        """They win over files and routes; an application's own wins over them."""
+        (tmp_path / "docs").write_text("file", encoding="utf-8")
+        app = make_app()
+        app.client("/{room}")(lambda client: None)
+        app.static("/", tmp_path)
+        async with app.serve("127.0.0.1", 0) as serving:
+            page = await fetch(serving, "/docs")
+            async with ws_connect(serving.url("/docs"), proxy=None) as ws:
+                answer = await Talk(ws).call("$.ping")
+
+        app.http("/docs")(lambda request: "own")
+        own = await fetch(app, "/docs")
+
+        assert page.body.startswith(b"<!doctype html>")
+        assert answer["event"] == "result"
+        assert own.body == b"own"
 
 
 # --- 14. The command line ----------------------------------------------------

@@ -8569,10 +8569,8 @@ class Document:
         path = route.path.text
         methods = [each for each in route.methods.values() if each in self.keys]
         keys = [key for each in methods for key in self.keys[each]] + SHARED_MESSAGES
-        if (
-            getattr(route.kind, "on_message", Client.on_message)
-            is not Client.on_message
-        ):
+        own = getattr(route.kind, "on_message", Client.on_message)
+        if own is not Client.on_message:
             # Raw messages are of another protocol.
             methods, keys = [], []
         converters = route.path.converters.items()
@@ -9095,13 +9093,11 @@ section:not(:has(article:not([hidden]))) { display: none; }
     <output id="state">not connected</output>
   </form>
 </header>
-<div id="layout">
-  <main>
+<div id="layout"><main>
     <input id="filter" type="search" aria-label="Filter" placeholder="Filter methods">
     <p id="about" class="quiet"></p>
     <div id="methods"><noscript>This page needs JavaScript.</noscript></div>
-  </main>
-  <aside>
+  </main><aside>
     <div id="asked" aria-live="polite"></div>
     <form id="join" class="card">
       <h2>Groups</h2>
@@ -9116,8 +9112,7 @@ section:not(:has(article:not([hidden]))) { display: none; }
     <div class="card"><h2>On the wire</h2>
       <div id="wire" role="log" tabindex="0" aria-live="off" aria-label="Wire"></div>
     </div>
-  </aside>
-</div>
+</aside></div>
 <script type="module">
 const $ = (id) => document.getElementById(id);
 /** Make an element. What comes from the server goes in as text, never as markup. */
@@ -9174,7 +9169,8 @@ function example(schema, level = 0) {
   if (known !== undefined || level > 4) return known ?? null;
   if (choicesOf(found)) return example(choicesOf(found)[0], level);
   if (items) return [example(items, level + 1)];
-  const pairs = Object.entries(properties).map(([k, v]) => [k, example(v, level + 1)]);
+  const pairs = Object.entries(properties).map(([key, each]) =>
+    [key, example(each, level + 1)]);
   const object = Object.fromEntries(pairs);
   const all = { string: "", integer: 0, number: 0, boolean: false, array: [], object };
   return all[typesOf(found)[0]] ?? null;
@@ -9185,9 +9181,10 @@ function parse(text) { try { return JSON.parse(text); } catch { return text; } }
 const pretty = (value, text = JSON.stringify(value) ?? "") =>
   (text.length > 60 ? JSON.stringify(value, null, 2) : text);
 
+let lastField = 0;
 /** Make the field of one argument; `read` gives undefined where it is left out. */
-function makeField(id, name, schema, isRequired) {
-  const found = follow(schema), types = typesOf(schema);
+function makeField(name, schema, isRequired) {
+  const found = follow(schema), types = typesOf(schema), id = `field-${++lastField}`;
   const isText = types.every((each) => each === "string" || each === "null");
   const isBig = types.includes("object") || types.includes("array");
   const values = found.enum ?? (types.join() === "boolean" ? [true, false] : null);
@@ -9227,11 +9224,10 @@ function note(log, kind, title, text, remark) {
 /** Make what one method needs to be called; it is made when somebody opens it. */
 function makeForm({ module, method, data, isStream, description, allow, answer }) {
   const { properties, required, additionalProperties: rest } = data;
-  const id = `${module}.${method}.`;
   const fields = Object.entries(properties).map(([name, schema]) =>
-    makeField(id + name, name, schema, required.includes(name)));
+    makeField(name, schema, required.includes(name)));
   const others = { type: "object", description: `any other: ${shape(rest || {})}` };
-  if (rest) fields.push(makeField(`${id}**`, "**", others));
+  if (rest) fields.push(makeField("**", others));
   const button = make("button", { className: "main" }, "Call");
   const log = make("div", { role: "log", tabIndex: 0, "aria-label": "Answers" });
   const form = make("form", null, ...fields.map(({ node }) => node), button);
@@ -9290,19 +9286,18 @@ function makeArticle({ description, messages, reply, ...more }) {
   const [call, ...answers] = [...messages, ...reply.messages].map(
     (each) => follow(each).payload.properties);
   const module = call.module.const, method = call.method.const, { data } = call;
-  const event = isStream ? "item" : "result", id = `${module}.${method}`;
+  const event = isStream ? "item" : "result", name = `${module}.${method}`;
   const said = answers.find((each) => each.event.const === event).data;
-  const takes = Object.entries(data.properties).map(([name, schema]) =>
-    `${name}${data.required.includes(name) ? "" : "?"}: ${shape(schema, 2)}`);
+  const takes = shape(data, 1).slice(1, -1);
   const badge = (text, kind) => make("span", { className: `badge ${kind}` }, text);
-  const summary = make("summary", null, make("h3", { id }, id), " ",
-    make("code", null, `(${takes.join(", ")}) → ${shape(said, 2)}`),
+  const summary = make("summary", null, make("h3", null, name), " ",
+    make("code", null, `(${takes}) → ${shape(said, 2)}`),
     isStream && badge("stream", "stream"), allow && badge(`if ${allow.join(", ")}`));
   const details = make("details", null, summary), answer = `${event}: ${shape(said)}`;
   const all = { module, method, data, isStream, description, allow, answer };
   // On the click, and not on `toggle`, which comes too late for the next Tab.
   summary.onclick = () => void (summary.nextSibling || details.append(makeForm(all)));
-  return make("article", { "aria-labelledby": id }, details);
+  return make("article", { "aria-label": name }, details);
 }
 
 /** Show the methods of a route, by modules. */
@@ -9418,7 +9413,7 @@ def pages_of(app: App) -> dict[str, Callable[..., Any]]:
     pages: dict[str, Callable[..., Any]] = {"/wsappy.js": answer_script}
     if app.docs is not None:
         pages["/asyncapi.json"] = functools.partial(answer_document, app)
-        depth = app.docs.removesuffix("/").count("/")
+        depth = place_of("page", app.docs).count(SLASH)
         pages[app.docs] = functools.partial(answer_docs, depth)
     return pages
 
