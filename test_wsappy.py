@@ -20254,7 +20254,7 @@ class TestFiles:
 
 NODE_MODULES = os.environ.get("WSAPPY_NODE_MODULES", "")
 # Runs what comes in, a line each, as the body of an async function, and writes what it
-# returned or how it failed. Waits before a reconnect are none, beats are quick.
+# returned or how it failed. Waits before a reconnect are none; beats go by `haste`.
 NODE_DRIVER = """
 import { createInterface } from "node:readline";
 import { createRequire } from "node:module";
@@ -20264,7 +20264,7 @@ globalThis.WebSocket = createRequire(pathToFileURL(modules + "/"))("ws");
 Object.assign(globalThis, await import(pathToFileURL(client)));
 Math.random = () => 0;
 const beatOf = setInterval;
-globalThis.setInterval = (run, wait) => beatOf(run, wait / 500);
+globalThis.setInterval = (run, wait) => beatOf(run, wait / (globalThis.haste ?? 1));
 const AsyncFunction = (async () => {}).constructor;
 for await (const line of createInterface({ input: process.stdin })) {
   const { id, code, values } = JSON.parse(line);
@@ -20329,6 +20329,7 @@ class NodeTab:
         return await done(self.answers[number])
 
 
+CHROMIUM_LIMIT = 4 * LIMIT  # It is slow to start.
 CHROMIUM_OPTIONS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -20349,13 +20350,14 @@ class ChromiumTab:
     def __init__(self, page: Any) -> None:
         self.page = page
         self.log: list[str] = []
-        page.set_default_timeout(LIMIT * 1000)
+        page.set_default_timeout(CHROMIUM_LIMIT * 1000)
         page.on("console", lambda message: self.log.append(message.text))
         page.on("pageerror", lambda error: self.log.append(str(error)))
 
     async def run(self, code: str, **values: Any) -> Any:
         """Run the body of an async function, and return what it returned."""
-        return await done(self.page.evaluate(f"async (values) => {{ {code} }}", values))
+        async with asyncio.timeout(CHROMIUM_LIMIT):
+            return await self.page.evaluate(f"async (values) => {{ {code} }}", values)
 
 
 @contextlib.asynccontextmanager
@@ -20368,6 +20370,7 @@ async def chromium() -> AsyncIterator[Callable[[str], Awaitable[ChromiumTab]]]:
 
     async def tab(url: str) -> ChromiumTab:
         context = await browser.new_context()
+        await context.add_init_script("Math.random = () => 0")
         opened = ChromiumTab(await context.new_page())
         await opened.page.goto(url)
         return opened
@@ -20801,14 +20804,828 @@ class TestConversations:
         conversations = {name: self.steps_of(name) for name in CONVERSATIONS}
         outcomes = {}
 
-        async with chromium() as tab_at:
+        async with (
+            ConversationApp().serve("127.0.0.1", 0) as first,
+            chromium() as tab_at,
+        ):
+            tab = await tab_at(f"http://127.0.0.1:{first.port}/")
             for name, (steps, _) in conversations.items():
-                async with ConversationApp().serve("127.0.0.1", 0) as serving:
-                    tab = await tab_at(f"http://127.0.0.1:{serving.port}/")
-                    values = {"url": "/api", "steps": steps}
+                app = ConversationApp(origins="*")
+                async with app.serve("127.0.0.1", 0) as serving:
+                    values = {"url": serving.url("/api"), "steps": steps}
                     outcomes[name] = await tab.run(SPEAKER_SCRIPT, **values)
 
         assert outcomes == {name: each[1] for name, each in conversations.items()}
+
+
+class TestClientScript:
+    """The browser's client at `/wsappy.js`."""
+
+    async def test_answer(self) -> None:
+        """Every application serves it, to pages of any origin."""
+        answer = await fetch(make_app(), "/wsappy.js")
+
+        assert (answer.status, answer.body) == (200, wsappy.CLIENT_SCRIPT.encode())
+        expected = {
+            "Content-Type": "text/javascript; charset=utf-8",
+            "Access-Control-Allow-Origin": "*",
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "no-cache",
+        }
+        assert expected.items() <= answer.headers.items()
+
+    @pytest.mark.parametrize(
+        ("path", "method", "status"),
+        [
+            ("/wsappy.js?v=1", "GET", 200),
+            ("/wsappy.js/", "GET", 200),
+            ("/wsappy.js", "HEAD", 200),
+            ("/wsappy.js", "POST", 405),
+            ("/wsappy.js/x", "GET", 404),
+            ("/Wsappy.js", "GET", 404),
+        ],
+    )
+    async def test_requests(self, path: str, method: str, status: int) -> None:
+        """It is a page like others."""
+        answer = await fetch(make_app(), path, method)
+
+        assert answer.status == status
+
+    async def test_not_modified(self) -> None:
+        """Who has it already is told so."""
+        tag = (await fetch(make_app(), "/wsappy.js")).headers["ETag"]
+
+        answer = await fetch(make_app(), "/wsappy.js", **{"If-None-Match": tag})
+
+        assert (answer.status, answer.body) == (304, b"")
+        assert answer.headers["Access-Control-Allow-Origin"] == "*"
+
+    async def test_beside_files(self, tmp_path: pathlib.Path) -> None:
+        """Files at the root don't hide it."""
+        answer = await fetch(site_app(tmp_path), "/wsappy.js")
+
+        assert answer.status == 200
+
+    async def test_own_page(self) -> None:
+        """The application's own page wins."""
+        app = make_app()
+        app.http("/wsappy.js")(lambda request: "mine")
+
+        answer = await fetch(app, "/wsappy.js")
+
+        assert answer.body == b"mine"
+
+    async def test_own_route(self) -> None:
+        """It hides no route of the application's."""
+        app = App()
+        clients_of(app, "/{name}")
+        app.include(ENTITY)
+
+        async with talking(app, "/wsappy.js") as talk:
+            answer = await talk.call("entity.get", item_id=42)
+
+        assert result_of(answer) == {"id": 42}
+
+    def test_size(self) -> None:
+        """It has less than 210 lines of code, of at most 88 columns."""
+        lines = wsappy.CLIENT_SCRIPT.splitlines()
+        code = [line for line in lines if not re.match(r" *(//|/\*\*|\*|$)", line)]
+
+        assert len(code) < 210
+        assert max(map(len, lines)) <= 88
+
+    def test_syntax(self, tmp_path: pathlib.Path) -> None:
+        """Node finds no fault in it."""
+        need(shutil.which("node"), "Node")
+        file = tmp_path / "wsappy.mjs"
+        file.write_text(wsappy.CLIENT_SCRIPT, encoding="utf-8")
+
+        checked = checked_by("node", "--check", str(file))
+
+        assert checked == (0, "")
+
+    def test_types(self, tmp_path: pathlib.Path) -> None:
+        """TypeScript finds no fault in its types, nor in code that uses them."""
+        compiler = pathlib.Path(NODE_MODULES, ".bin", "tsc")
+        need(NODE_MODULES and compiler.exists(), "TypeScript in WSAPPY_NODE_MODULES")
+        (tmp_path / "wsappy.js").write_text(wsappy.CLIENT_SCRIPT, encoding="utf-8")
+        (tmp_path / "page.ts").write_text(TYPED_PAGE, encoding="utf-8")
+        options = {"strict": False, "target": "es2022", "module": "es2022"}
+        options |= {"noEmit": True, "allowJs": True, "checkJs": True}
+        options["lib"] = ["es2022", "dom", "dom.iterable"]
+        config = json.dumps({"compilerOptions": options, "files": ["page.ts"]})
+        (tmp_path / "tsconfig.json").write_text(config, encoding="utf-8")
+
+        checked = checked_by(str(compiler), "--project", str(tmp_path))
+
+        assert checked == (0, "")
+
+
+# A page in TypeScript.
+TYPED_PAGE = """
+import { connect, ApiError } from "./wsappy.js";
+
+const api = connect(async () => "/api", { token: () => "secret", timeout: 1000 });
+const stop: () => void = api.on("chat", "said", ({ text }) => document.write(text));
+api.on("$", "state", ({ state }) => (document.title = state));
+api.method("ui", "confirm", async ({ text }) => confirm(text));
+
+async function main() {
+  const { signal } = new AbortController();
+  const onEvent = (event: string, data: any) => console.log(event, data);
+  await api.call("entity", "get", { item_id: 42 }, { timeout: 1000, signal, onEvent });
+  await api.module("entity").get({ item_id: 42 });
+  for await (const item of api.stream("entity", "watch", {}, { signal, window: 1 }))
+    console.log(item.id);
+  await api.subscribe("room:42");
+  await api.unsubscribe("room:42");
+  // @ts-expect-error The names are text.
+  await api.call(1, 2);
+  // @ts-expect-error There is no such option.
+  await api.call("entity", "get", {}, { timeouts: 1 });
+  stop();
+  api.close();
+}
+
+main().catch((error: ApiError) => {
+  const code: string = error.code, message: string = error.message;
+  console.log(code, message, error.details, error.retry);
+});
+"""
+
+
+def checked_by(*command: str) -> tuple[int, str]:
+    """Run a command; return its exit code and what it wrote."""
+    process = subprocess.run(  # noqa: S603
+        command, capture_output=True, text=True, check=False, timeout=60
+    )
+    return process.returncode, process.stdout + process.stderr
+
+
+@contextlib.asynccontextmanager
+async def node_pair(folder: pathlib.Path, options: str = "") -> AsyncIterator[Any]:
+    """Give a tab with an `api`, the server's end of its connection, and the server."""
+    async with Fake() as fake, NodeTab(folder) as tab:
+        script = f"""
+            globalThis.seen = [];
+            globalThis.api = connect(values.url, {{ {options} }});
+            const note = (name) => (data) => void seen.push([name, data]);
+            api.on("$", "state", note("state"));
+            api.on("$", "gap", note("gap"));
+            api.on("chat", "message", note("message"));
+            globalThis.outcome = (promise) => promise.then((value) => value ?? null,
+              ({{ name, code, message }}) => [name, code, message]);
+        """
+        await tab.run(script, url=fake.url)
+        yield tab, await fake.accept(), fake
+
+
+class TestScriptCalls:
+    """Calls of the browser's client, message by message."""
+
+    async def test_call(self, tmp_path: pathlib.Path) -> None:
+        """A call is one message."""
+        async with node_pair(tmp_path) as (tab, wire, _):
+            task = start(tab.run('return api.call("entity", "get", { item_id: 42 })'))
+
+            call = await wire.read()
+
+            expected = {"module": "entity", "method": "get", "data": {"item_id": 42}}
+            assert call == {**expected, "request_id": 1}
+            await wire.answer(call, {"id": 42})
+            assert await done(task) == {"id": 42}
+
+    async def test_order(self, tmp_path: pathlib.Path) -> None:
+        """Calls made while there was no connection go out in their order."""
+        async with Fake() as fake, NodeTab(tmp_path) as tab:
+            script = """
+                globalThis.api = connect(values.url);
+                for (const name of "abc") api.call("e", name).catch(() => {});
+            """
+            await tab.run(script, url=fake.url)
+            wire = await fake.accept()
+
+            calls = [await wire.read() for _ in range(3)]
+
+            assert [call["method"] for call in calls] == ["a", "b", "c"]
+
+    async def test_stream(self, tmp_path: pathlib.Path) -> None:
+        """A stream says how many items may come, and asks for more by halves."""
+        async with node_pair(tmp_path) as (tab, wire, _):
+            script = """
+                const items = [];
+                for await (const item of api.stream("e", "s", {}, { window: 4 }))
+                  items.push(item);
+                return items;
+            """
+            task = start(tab.run(script))
+            call = await wire.read()
+            assert call["items"] == 4
+            for item in range(4):
+                await wire.answer(call, item, "item")
+            more = [await wire.read() for _ in range(2)]
+            await wire.answer(call)
+
+            data = {"request_id": call["request_id"], "items": 2}
+            assert more == [{"module": "$", "method": "more", "data": data}] * 2
+            assert await done(task) == [0, 1, 2, 3]
+
+    @pytest.mark.parametrize("verb", ["call", "stream"])
+    async def test_signal(self, tmp_path: pathlib.Path, verb: str) -> None:
+        """A signal cancels, and the server is told."""
+        async with node_pair(tmp_path) as (tab, wire, _):
+            script = """
+                globalThis.stop = new AbortController();
+                const options = { signal: stop.signal };
+                const call = () => api.call("e", "m", {}, options);
+                const stream = async () => {
+                  for await (const _ of api.stream("e", "m", {}, options));
+                };
+                return outcome({ call, stream }[values.verb]());
+            """
+            task = start(tab.run(script, verb=verb))
+            call = await wire.read()
+            await tab.run("stop.abort()")
+
+            cancel = {"request_id": call["request_id"]}
+            expected = {"module": "$", "method": "cancel", "data": cancel}
+            assert await wire.read() == expected
+            aborted = ["AbortError", 20, "This operation was aborted"]
+            assert await done(task) == aborted
+            again = "return outcome(api.call('e', 'm', {}, { signal: stop.signal }))"
+            assert await tab.run(again) == aborted
+
+    async def test_timeout_before_the_connection(self, tmp_path: pathlib.Path) -> None:
+        """A call that had no connection in time says that it wasn't sent."""
+        async with NodeTab(tmp_path) as tab:
+            script = """
+                const api = connect("ws://127.0.0.1:1/");
+                const failed = (call) =>
+                  call.catch(({ code, message }) => [code, message]);
+                const all = [await failed(api.call("e", "m", {}, { timeout: 1 }))];
+                const streams = connect("ws://127.0.0.1:1/", { timeout: 1 });
+                all.push(await failed(streams.stream("e", "m").next()));
+                api.close();
+                streams.close();
+                return all;
+            """
+            message = "no connection: it was not sent"
+
+            assert await tab.run(script) == [["timeout", message]] * 2
+
+    async def test_no_limit(self, tmp_path: pathlib.Path) -> None:
+        """With `timeout: null`, or Infinity, a call waits as long as it takes."""
+        async with node_pair(tmp_path, "timeout: null") as (tab, wire, _):
+            for options in ("{}", "{ timeout: Infinity }", "{ timeout: 1e12 }"):
+                task = start(tab.run(f"return api.call('e', 'm', {{}}, {options})"))
+                await wire.answer(await wire.read(), 1)
+                assert await done(task) == 1
+
+    async def test_late_answer(self, tmp_path: pathlib.Path) -> None:
+        """An answer to a call that is no more is ignored."""
+        async with node_pair(tmp_path) as (tab, wire, _):
+            task = start(
+                tab.run("return outcome(api.call('e', 'm', {}, { timeout: 1 }))")
+            )
+            call = await wire.read()
+            assert await done(task) == ["ApiError", "timeout", "no answer in time"]
+            await wire.answer(call, 1)
+            await wire.answer(call, {"code": "x"}, "error")
+
+            task = start(tab.run("return api.call('e', 'm')"))
+            assert (await wire.read())["method"] == "cancel"
+            await wire.answer(await wire.read(), 2)
+
+            assert await done(task) == 2
+
+    async def test_what_is_no_json(self, tmp_path: pathlib.Path) -> None:
+        """Arguments that can't be written fail the call, and nothing else."""
+        async with node_pair(tmp_path) as (tab, wire, _):
+            name, _, _ = await tab.run("return outcome(api.call('e', 'm', { x: 1n }))")
+            task = start(tab.run("return api.call('e', 'm')"))
+            await wire.answer(await wire.read(), 1)
+
+            assert (name, await done(task)) == ("TypeError", 1)
+
+    async def test_module_is_no_promise(self, tmp_path: pathlib.Path) -> None:
+        """A module may be returned by an async function."""
+        async with node_pair(tmp_path) as (tab, wire, _):
+            script = "return (await (async () => api.module('e'))()).m({ x: 1 })"
+            task = start(tab.run(script))
+            call = await wire.read()
+            await wire.answer(call, 1)
+
+            assert (call["data"], await done(task)) == ({"x": 1}, 1)
+
+    async def test_listeners(self, tmp_path: pathlib.Path) -> None:
+        """A listener gets data and push, until what `on` returned is called."""
+        async with node_pair(tmp_path) as (tab, wire, _):
+            await tab.run("""
+                const hear = (...all) => void seen.push(all);
+                globalThis.stops = [1, 2].map(() => api.on("chat", "other", hear));
+            """)
+            push = {**push_of("a"), "event": "other", "group": "room"}
+            await wire.write(push)
+            task = start(tab.run("await api.call('$', 'ping'); stops[0]()"))
+            await wire.answer(await wire.read())
+            await done(task)
+            await wire.write(push)
+            script = "await api.call('$', 'ping'); return seen.slice(-3)"
+            task = start(tab.run(script))
+            await wire.answer(await wire.read())
+
+            assert await done(task) == [[{"text": "a"}, push]] * 3
+
+    async def test_answer(self, tmp_path: pathlib.Path) -> None:
+        """A handler that fails is an `internal` error, and the console says why."""
+        async with node_pair(tmp_path) as (tab, wire, _):
+            await tab.run("""
+                api.method("ui", "fail", () => { throw new RangeError("secret"); });
+                api.method("ui", "nothing", async (data) => void seen.push(data));
+            """)
+            call = {"module": "ui", "method": "fail", "request_id": 5}
+            await wire.write(call, {**call, "method": "nothing", "data": {"x": 1}})
+
+            error = {"code": "internal", "message": "internal error"}
+            answers = [await wire.read(), await wire.read()]
+            answers.sort(key=operator.itemgetter("event"))
+            assert answers[0] == event_of(call, error, "error")
+            assert answers[1] == event_of({**call, "method": "nothing"})
+
+        assert tab.log[0] == "RangeError: secret\n"
+
+
+class TestScriptConnection:
+    """How the browser's client stays connected."""
+
+    STATES = "return seen.filter(([name]) => name === 'state').map((each) => each[1])"
+
+    async def ended(self, tab: Any, state: str) -> Any:
+        """Wait until the client is in a state; return why."""
+        script = """
+            while (true) {
+              const found = seen.find(([, data]) => data.state === values.state);
+              if (found) return found[1];
+              await new Promise(setImmediate);
+            }
+        """
+        return await tab.run(script, state=state)
+
+    @pytest.mark.parametrize("code", [1001, 1011, 4429, 4503, 4508])
+    async def test_comes_back(self, tmp_path: pathlib.Path, code: int) -> None:
+        """After these codes it connects again; calls wait meanwhile."""
+        async with node_pair(tmp_path) as (tab, wire, fake):
+            lost = start(tab.run("return outcome(api.call('e', 'lost'))"))
+            await wire.read()
+            await wire.ws.close(code, "why")
+            assert await done(lost) == ["ApiError", "closed", "why"]
+            task = start(tab.run("return api.call('e', 'm')"))
+            again = await fake.accept()
+            await again.answer(await again.read(), 1)
+
+            assert await done(task) == 1
+            why = {"state": "waiting", "code": code, "reason": "why"}
+            assert await self.ended(tab, "waiting") == why
+
+    @pytest.mark.parametrize("code", [1000, 1007, 1009, 4400, 4401, 4403, 4404, 4499])
+    async def test_stays_away(self, tmp_path: pathlib.Path, code: int) -> None:
+        """After these codes it doesn't, and all calls fail with the reason."""
+        async with node_pair(tmp_path) as (tab, wire, _):
+            await wire.ws.close(code, "why")
+
+            why = {"code": code, "reason": "why"}
+            assert await self.ended(tab, "closed") == {"state": "closed", **why}
+            script = "return api.call('e', 'm').catch(({ details }) => details)"
+            assert await tab.run(script) == why
+            assert await tab.run("return api.state") == "closed"
+
+    async def test_first_attempt_fails(self, tmp_path: pathlib.Path) -> None:
+        """A server that isn't there yet is tried again."""
+        async with Fake() as fake, NodeTab(tmp_path) as tab:
+            await fake.__aexit__()
+            script = """
+                globalThis.api = connect(values.url);
+                await new Promise((go) => api.on("$", "state", go));
+                return api.state;
+            """
+            assert await tab.run(script, url=fake.url) == "waiting"
+            await fake.start()
+
+            await fake.accept()
+
+    async def test_url_and_token(self, tmp_path: pathlib.Path) -> None:
+        """Both may be functions, that are asked before each attempt."""
+        async with Fake() as fake, NodeTab(tmp_path) as tab:
+            script = """
+                let count = 0;
+                const token = async () => `secret ${++count}&`;
+                const url = () => values.url.replace("ws", "http");
+                globalThis.api = connect(url, { token });
+            """
+            await tab.run(script, url=f"{fake.url}?a=1")
+            wire = await fake.accept()
+            paths = [wire.ws.request.path]
+            await wire.ws.close(4503)
+            paths.append((await fake.accept()).ws.request.path)
+
+        path = "/api?a=1&token=secret+{}%26"
+        assert paths == [path.format(1), path.format(2)]
+
+    async def test_url_that_fails(self, tmp_path: pathlib.Path) -> None:
+        """A function that fails is asked again, and the state says how it failed."""
+        async with NodeTab(tmp_path) as tab:
+            script = """
+                let count = 0;
+                const api = connect(() => { throw new Error(`no ${++count}`); });
+                const seen = [];
+                await new Promise((go) => api.on("$", "state", ({ state, reason }) => {
+                  if (state === "waiting") seen.push(reason);
+                  if (count === 2) go();
+                }));
+                api.close();
+                return seen;
+            """
+
+            assert await tab.run(script) == ["Error: no 1", "Error: no 2"]
+
+    async def test_connected(self, tmp_path: pathlib.Path) -> None:
+        """What runs at each connect may call before the calls that wait."""
+        async with Fake() as fake, NodeTab(tmp_path) as tab:
+            script = """
+                const api = connect(values.url);
+                api.on("$", "connected", (call) => call("user", "login"));
+                api.on("$", "connected", () => { throw new Error("mine"); });
+                return api.call("e", "m");
+            """
+            task = start(tab.run(script, url=fake.url))
+            wire = await fake.accept()
+            await wire.answer(await wire.read())
+            await wire.answer(await wire.read(), 1)
+
+            assert await done(task) == 1
+
+        assert tab.log[0] == "Error: mine\n"
+
+    async def test_close(self, tmp_path: pathlib.Path) -> None:
+        """Closing ends all calls, and doesn't wait for the server."""
+        async with node_pair(tmp_path) as (tab, wire, _):
+            task = start(tab.run("return outcome(api.call('e', 'm'))"))
+            await wire.read()
+            await tab.run("api.close()")
+
+            assert await done(task) == ["ApiError", "closed", "code 1000"]
+            assert await wire.gone() == (1000, "")
+            why = {"state": "closed", "code": 1000, "reason": ""}
+            assert await self.ended(tab, "closed") == why
+
+    async def test_close_while_waiting(self, tmp_path: pathlib.Path) -> None:
+        """Closing ends the wait for a connection, too."""
+        async with NodeTab(tmp_path) as tab:
+            script = """
+                Math.random = () => 1e6; // As long as it takes.
+                const api = connect("ws://127.0.0.1:1/"), states = [];
+                const call = api.call("e", "m", {}, { timeout: null });
+                api.on("$", "state", ({ state }) => {
+                  states.push(state);
+                  if (state === "waiting") api.close();
+                });
+                return [await call.catch(({ code }) => code), ...states];
+            """
+
+            assert await tab.run(script) == ["closed", "waiting", "closed"]
+
+    async def test_silent_server(self, tmp_path: pathlib.Path) -> None:
+        """A server that is silent is asked, and left if it doesn't answer."""
+        async with node_pair(tmp_path) as (tab, _, fake):
+            await tab.run(
+                """
+                globalThis.haste = 500;
+                const other = connect(values.url);
+                other.on("$", "state", (data) => void seen.push(["state", data]));
+            """,
+                url=fake.url,
+            )
+            wire = await fake.accept()
+            ping = await wire.read()
+            await wire.answer(ping)
+            pings = [ping, await wire.read()]
+            await fake.accept()
+
+            names = [(each["module"], each["method"]) for each in pings]
+            assert names == [("$", "ping")] * 2
+            why = {"state": "waiting", "code": 1006, "reason": "no answer"}
+            assert await self.ended(tab, "waiting") == why
+
+
+class TestScriptGroups:
+    """Groups of the browser's client: positions, gaps and what is missing."""
+
+    SUBSCRIBE = "return outcome(api.subscribe('room'))"
+    SEEN = "return seen.filter(([name]) => name !== 'state')"
+
+    @staticmethod
+    def push(offset: int) -> Any:
+        """Make a push of the group."""
+        return push_of(offset, group="room", offset=offset)
+
+    async def join(self, tab: Any, wire: Any, *pushes: Any, **data: Any) -> Any:
+        """Join the group; *data* is its position."""
+        task = start(tab.run(self.SUBSCRIBE))
+        call = await wire.read()
+        await wire.write(event_of(call, {"group": "room", **data}), *pushes)
+        assert await done(task) is None
+        return call["data"]
+
+    async def seen(self, tab: Any, wire: Any) -> Any:
+        """Return what the page has seen of all that was written before."""
+        task = start(tab.run("await api.call('$', 'ping')"))
+        await wire.answer(await wire.read())
+        await done(task)
+        return [
+            [name, data.get("text", data)] for name, data in await tab.run(self.SEEN)
+        ]
+
+    async def test_resume(self, tmp_path: pathlib.Path) -> None:
+        """It joins from its last message, be that in the same read as the answer."""
+        async with node_pair(tmp_path) as (tab, wire, fake):
+            pushes = [self.push(20), self.push(21)]
+            data = await self.join(tab, wire, *pushes, offset=19, epoch="e")
+            await wire.ws.close(4503)
+            again = await fake.accept()
+            call = await again.read()
+            since = {"offset": 21, "epoch": "e"}
+            answer = {"group": "room", "offset": 22, "epoch": "e", "recovered": True}
+            await again.write(self.push(22), event_of(call, answer), self.push(23))
+
+            assert data == {"group": "room"}
+            assert call["data"] == {"group": "room", "since": since}
+            texts = [20, 21, 22, 23]
+            assert await self.seen(tab, again) == [["message", text] for text in texts]
+
+    async def test_repeated(self, tmp_path: pathlib.Path) -> None:
+        """A message that comes again is dropped."""
+        async with node_pair(tmp_path) as (tab, wire, _):
+            pushes = [self.push(20), self.push(20), self.push(19), self.push(21)]
+            await self.join(tab, wire, *pushes, offset=19, epoch="e")
+
+            assert await self.seen(tab, wire) == [["message", 20], ["message", 21]]
+
+    async def test_jump(self, tmp_path: pathlib.Path) -> None:
+        """Where messages are missing it asks for them, once, and again if need be."""
+        async with node_pair(tmp_path) as (tab, wire, _):
+            pushes = [self.push(21), self.push(22)]
+            await self.join(tab, wire, *pushes, offset=19, epoch="e")
+            call = await wire.read()
+            busy = {"code": "overloaded", "message": "", "retry": True}
+            await wire.answer(call, busy, "error")
+            again = await wire.read()
+            answer = {"group": "room", "offset": 22, "epoch": "e", "recovered": True}
+            pushes = [self.push(offset) for offset in (20, 21, 22)]
+            await wire.write(*pushes, event_of(again, answer))
+
+            since = {"group": "room", "since": {"offset": 19, "epoch": "e"}}
+            assert (call["data"], again["data"]) == (since, since)
+            texts = [20, 21, 22]
+            assert await self.seen(tab, wire) == [["message", text] for text in texts]
+
+    async def test_not_recovered(self, tmp_path: pathlib.Path) -> None:
+        """Lost messages are a gap, and the new position counts."""
+        async with node_pair(tmp_path) as (tab, wire, fake):
+            await self.join(tab, wire, offset=19, epoch="e")
+            await wire.ws.close(4503)
+            again = await fake.accept()
+            place = {"group": "room", "offset": 5, "epoch": "f"}
+            answer = {**place, "recovered": False}
+            call = await again.read()
+            await again.write(event_of(call, answer), self.push(6), self.push(5))
+
+            assert await self.seen(tab, again) == [["gap", answer], ["message", 6]]
+
+    async def test_gap_that_nobody_asked_about(self, tmp_path: pathlib.Path) -> None:
+        """A gap that the server tells of counts as well."""
+        async with node_pair(tmp_path) as (tab, wire, fake):
+            place = {"group": "room", "offset": 7, "epoch": "f"}
+            gap = {**push_of(""), "module": "$", "event": "gap", "data": place}
+            other = {**gap, "data": {**place, "group": "other"}}
+            pushes = [gap, other, self.push(8)]
+            await self.join(tab, wire, *pushes, offset=19, epoch="e")
+            seen = await self.seen(tab, wire)
+            await wire.ws.close(4503)
+            call = await (await fake.accept()).read()
+
+            gaps = [["gap", place], ["gap", other["data"]]]
+            assert seen == [*gaps, ["message", 8]]
+            assert call["data"]["since"] == {"offset": 8, "epoch": "f"}
+
+    async def test_without_history(self, tmp_path: pathlib.Path) -> None:
+        """A group without history is joined again, from nowhere."""
+        async with node_pair(tmp_path) as (tab, wire, fake):
+            pushes = [push_of(text, group="room") for text in "ab"]
+            await self.join(tab, wire, *pushes)
+            seen = await self.seen(tab, wire)
+            await wire.ws.close(4503)
+            call = await (await fake.accept()).read()
+
+            assert seen == [["message", "a"], ["message", "b"]]
+            assert call["data"] == {"group": "room"}
+
+    async def test_many(self, tmp_path: pathlib.Path) -> None:
+        """Many groups are joined again fifty at a time, before calls go out."""
+        async with node_pair(tmp_path) as (tab, wire, fake):
+            script = """
+                const names = [...Array(120).keys()].map((number) => `room:${number}`);
+                await Promise.all(names.map((name) => api.subscribe(name)));
+            """
+            task = start(tab.run(script))
+            for _ in range(120):
+                await wire.answer(await wire.read())
+            await done(task)
+            await wire.ws.close(4503)
+            again = await fake.accept()
+            start(tab.run("api.call('e', 'm').catch(() => {})"))
+
+            for size in (50, 50, 20):
+                calls = [await again.read() for _ in range(size)]
+                assert {call["method"] for call in calls} == {"subscribe"}
+                await again.write(*map(event_of, calls))
+            assert (await again.read())["method"] == "m"
+
+    async def test_refused(self, tmp_path: pathlib.Path) -> None:
+        """A group that refuses isn't joined again."""
+        async with node_pair(tmp_path) as (tab, wire, fake):
+            no = {"code": "forbidden", "message": "no"}
+            task = start(tab.run(self.SUBSCRIBE))
+            await wire.answer(await wire.read(), no, "error")
+            assert await done(task) == ["ApiError", "forbidden", "no"]
+            await self.join(tab, wire, offset=1, epoch="e")
+            await wire.ws.close(4503)
+            again = await fake.accept()
+            await again.answer(await again.read(), no, "error")
+            assert await self.seen(tab, again) == []
+            await again.ws.close(4503)
+            last = await fake.accept()
+
+            assert await self.seen(tab, last) == []
+
+        warning = "wsappy: group room can't be joined again: ApiError: no\n"
+        assert tab.log[0] == warning
+
+    async def test_left(self, tmp_path: pathlib.Path) -> None:
+        """A group that was left isn't joined again, whatever the order of answers."""
+        async with node_pair(tmp_path) as (tab, wire, fake):
+            both = "api.subscribe('room'), api.unsubscribe('room')"
+            task = start(tab.run(f"await Promise.all([{both}])"))
+            calls = [await wire.read(), await wire.read()]
+            place = {"group": "room", "offset": 1, "epoch": "e"}
+            await wire.write(event_of(calls[0], place), event_of(calls[1]))
+            await done(task)
+            await wire.ws.close(4503)
+
+            assert await self.seen(tab, await fake.accept()) == []
+
+
+class TestInChromium:
+    """The browser's client in a browser."""
+
+    CONNECT = """
+        globalThis.seen = [];
+        globalThis.api = connect(values.url ?? "/api", { token: "daisy" });
+        for (const event of ["state", "gap"])
+          api.on("$", event, (data) => void seen.push([event, data]));
+        api.on("chat", "said", (data) => void seen.push(["said", data.text]));
+        globalThis.until = async (test) => {
+          while (!seen.some(([event, data]) => test(event, data)))
+            await new Promise((go) => setTimeout(go, 5));
+          return seen;
+        };
+    """
+
+    @staticmethod
+    def page_of(serving: Any) -> str:
+        """Return the address of the page of an app that is served."""
+        return f"http://127.0.0.1:{serving.port}/"
+
+    async def test_server_that_restarts(self) -> None:
+        """A page whose server restarts is connected again, and hears of the gap."""
+        async with contextlib.AsyncExitStack() as stack:
+            tab_at = await stack.enter_async_context(chromium())
+            async with ConversationApp().serve("127.0.0.1", 0) as serving:
+                tab = await tab_at(self.page_of(serving))
+                await tab.run(self.CONNECT)
+                await tab.run("await api.subscribe('room:1')")
+                port = serving.port
+                serving.app.to("room:1").push("chat", "said", text="before")
+                await tab.run("await until((event) => event === 'said')")
+            await tab.run("await until((_, { state }) => state === 'waiting')")
+            again = ConversationApp()
+            async with again.serve("127.0.0.1", port):
+                await tab.run("await until((event) => event === 'gap')")
+                again.to("room:1").push("chat", "said", text="after")
+                seen = await tab.run("return until((_, data) => data === 'after')")
+
+        states = [data["state"] for event, data in seen if event == "state"]
+        others = [(name, data) for name, data in seen if name != "state"]
+        assert (states[0], states[-1]) == ("connected", "connected")
+        assert [each for each in others if each[0] == "said"] == [
+            ("said", "before"),
+            ("said", "after"),
+        ]
+        assert [data["recovered"] for name, data in others if name == "gap"] == [False]
+
+    def open_to(self, home: Any) -> App:
+        """Make an app where pages of another one may connect."""
+        return ConversationApp(origins=[self.page_of(home)[:-1]])
+
+    async def test_foreign_origin(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A page of another origin may import the client; to connect it needs leave."""
+        async with (
+            ConversationApp().serve("127.0.0.1", 0) as home,
+            ConversationApp().serve("127.0.0.1", 0) as closed,
+            self.open_to(home).serve("127.0.0.1", 0) as opened,
+            chromium() as tab_at,
+        ):
+            tab = await tab_at(self.page_of(home))
+            await tab.run(self.CONNECT, url=closed.url("/api"))
+            refused = await tab.run(
+                "return (await until((event) => event === 'state'))[0]"
+            )
+            script = """
+                const { connect } = await import(values.client);
+                const api = connect(values.url);
+                return api.call("entity", "get", { item_id: 42 });
+            """
+            origin = self.page_of(home)[:-1]
+            client = f"{self.page_of(opened)}wsappy.js"
+            answer = await tab.run(script, client=client, url=opened.url("/api"))
+
+        why = {"state": "waiting", "code": 1006, "reason": ""}
+        assert refused == ["state", why]
+        assert any("403" in line for line in tab.log)
+        assert f"refused origin '{origin}'" in caplog.text
+        assert answer == {"id": 42}
+
+    async def test_refusal(self) -> None:
+        """A refusal is readable, and the page stays away; the token is in the query."""
+        app = ConversationApp()
+        tokens = []
+
+        @app.client("/refusing")
+        def refuse(client: Client) -> None:
+            tokens.append(client.query["token"])
+            raise Refused(403, "come later")
+
+        async with app.serve("127.0.0.1", 0) as serving, chromium() as tab_at:
+            tab = await tab_at(self.page_of(serving))
+            await tab.run(self.CONNECT, url="/refusing")
+            seen = await tab.run("return until((_, { state }) => state === 'closed')")
+
+        why = {"state": "closed", "code": 4403, "reason": "come later"}
+        assert (seen[-1], tokens) == (["state", why], ["daisy"])
+
+    async def test_stream_that_is_cancelled(self) -> None:
+        """A signal ends a stream that waits, on the server too; so does closing."""
+        app = ConversationApp()
+        async with app.serve("127.0.0.1", 0) as serving, chromium() as tab_at:
+            tab = await tab_at(self.page_of(serving))
+            await tab.run(self.CONNECT)
+            script = """
+                const stop = new AbortController(), { signal } = stop, items = [];
+                try {
+                  const watch = api.stream("entity", "watch", {}, { signal });
+                  for await (const item of watch)
+                    if (items.push(item)) setTimeout(() => stop.abort());
+                } catch (error) { items.push(error.name); }
+                await api.call("entity", "was_cancelled");
+                return items;
+            """
+            items = await tab.run(script)
+            app.cancelled.clear()
+            await tab.run("for await (const _ of api.stream('entity', 'watch')) break;")
+            await tab.page.close()
+            await done(app.cancelled.wait())
+
+        assert items == [1, "AbortError"]
+
+    async def test_waking_up(self) -> None:
+        """When the network is back the page doesn't wait, and asks for the server."""
+        async with (
+            Fake() as fake,
+            ConversationApp().serve("127.0.0.1", 0) as serving,
+            chromium() as tab_at,
+        ):
+            tab = await tab_at(self.page_of(serving))
+            await tab.run("Math.random = () => 1e6")
+            await tab.run(self.CONNECT, url=fake.url)
+            await (await fake.accept()).ws.close(4503)
+            await tab.run("await until((_, { state }) => state === 'waiting')")
+            await tab.run("dispatchEvent(new Event('online'))")
+            wire = await fake.accept()
+            await tab.run(
+                "while (api.state !== 'connected') await new Promise(setTimeout)"
+            )
+            await tab.run("dispatchEvent(new Event('pageshow'))")
+
+            assert (await wire.read())["method"] == "ping"
 
 
 # -- AsyncAPI -----------------------------------------------------------------
@@ -23140,6 +23957,136 @@ class TestTokensExample(ExampleNetwork):
         return {**call, "request_id": request_id}
 
 
+class Cable:
+    """What connects a port of its own with another one, until it is cut."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.port = 0
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Self:
+        await self.mend()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.cut()
+
+    async def mend(self) -> None:
+        """Listen, on the same port each time."""
+        self.server = await asyncio.start_server(self.join, "127.0.0.1", self.port)
+        self.port = self.server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        """End all connections, and accept no more."""
+        self.server.close()
+        for writer in self.writers:
+            writer.transport.abort()
+        self.writers.clear()
+        await self.server.wait_closed()
+
+    async def join(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Copy in both directions until one ends."""
+        there = await asyncio.open_connection("127.0.0.1", self.target)
+        self.writers += [writer, there[1]]
+        await asyncio.gather(self.copy(reader, there[1]), self.copy(there[0], writer))
+
+    async def copy(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Copy in one direction."""
+        with contextlib.suppress(OSError):
+            while data := await reader.read(2**16):
+                writer.write(data)
+        writer.close()
+
+
+class TestExamplePages:
+    """The pages of examples, each in two windows."""
+
+    async def test_chat(self) -> None:
+        """Both see what is said, as text, and who was away gets what was missed."""
+        app = example_module("chat/server.py").app
+        async with (
+            app.serve("127.0.0.1", 0) as serving,
+            Cable(serving.port) as cable,
+            chromium() as tab_at,
+        ):
+            ada = (await tab_at(f"http://127.0.0.1:{serving.port}/?name=ada")).page
+            await ada.get_by_role("status").get_by_text("connected").wait_for()
+            bob = (await tab_at(f"http://127.0.0.1:{cable.port}/")).page
+            await bob.get_by_placeholder("Your name").fill("bob")
+            await bob.get_by_role("button", name="Enter").click()
+            await ada.get_by_role("log").get_by_text("bob is here").wait_for()
+            await self.say(ada, "<b>tea?</b>")
+            await bob.get_by_role("log").get_by_text("ada: <b>tea?</b>").wait_for()
+            await cable.cut()
+            await bob.get_by_role("status").get_by_text("away").wait_for()
+            await self.say(bob, "yes")
+            await self.say(ada, "or coffee?")
+            await ada.get_by_role("log").get_by_text("ada: or coffee?").wait_for()
+            await cable.mend()
+            await ada.get_by_role("log").get_by_text("bob: yes").wait_for()
+            await bob.get_by_role("log").get_by_text("bob: yes").wait_for()
+            lines = await bob.get_by_role("listitem").all_text_contents()
+            state = await bob.get_by_role("status").text_content()
+
+        said = [line for line in lines if ": " in line]
+        assert said == ["ada: <b>tea?</b>", "ada: or coffee?", "bob: yes"]
+        assert state == "connected"
+
+    @staticmethod
+    async def say(page: Any, text: str) -> None:
+        """Say something in the chat."""
+        await page.get_by_label("Message").fill(text)
+        await page.get_by_role("button", name="Say").click()
+
+    async def test_dashboard(self) -> None:
+        """What an admin sets a viewer sees, who may not set it; a stranger sees why."""
+        app = example_module("dashboard/server.py").app
+        async with app.serve("127.0.0.1", 0) as serving, chromium() as tab_at:
+            url = f"http://127.0.0.1:{serving.port}/"
+            viewer = (await tab_at(f"{url}?token=daisy")).page
+            admin = (await tab_at(url)).page
+            await admin.get_by_label("Come as").select_option("an admin")
+            await admin.get_by_role("button", name="Enter").click()
+            await admin.get_by_label("Target").fill("25")
+            await viewer.locator("output").get_by_text("25°").wait_for()
+            await viewer.get_by_label("Target").fill("50")
+            await viewer.get_by_role("status").get_by_text("not allowed").wait_for()
+            stranger = (await tab_at(f"{url}?token=nettle")).page
+            await stranger.get_by_role("status").get_by_text("unknown token").wait_for()
+
+    async def test_tokens(self) -> None:
+        """Whoever has logged in gets answers word by word, and may stop them."""
+        app = example_module("tokens/server.py").app
+        async with app.serve("127.0.0.1", 0) as serving, chromium() as tab_at:
+            url = f"http://127.0.0.1:{serving.port}/"
+            stranger, ada = [(await tab_at(url)).page for _ in range(2)]
+            for page, password in ((stranger, "daisy"), (ada, "tulip")):
+                await page.get_by_placeholder("Name").fill("ada")
+                await page.get_by_placeholder("Password").fill(password)
+                await page.get_by_role("button", name="Log in").click()
+            wrong = stranger.get_by_role("status").get_by_text("wrong name or password")
+            await wrong.wait_for()
+            log = ada.get_by_role("log")
+            for prompt, answer in (
+                ("<i>good</i> morning", "ada said: <i>good</i> morning ■"),
+                ("a unicorn", "(nothing is known about a unicorn)"),
+                ("la " * 1000, "ada said: la la"),
+            ):
+                await ada.get_by_label("Prompt").fill(prompt)
+                await ada.get_by_role("button", name="Ask").click()
+                await log.get_by_text(answer).wait_for()
+            await ada.get_by_role("button", name="Stop").click()
+            await log.get_by_text("(stopped)").wait_for()
+            await ada.evaluate("sessionStorage.token += 'x'")
+            await ada.reload()
+            await ada.get_by_role("button", name="Log in").wait_for()
+
+
 class TestMetricsExample:
     """`examples/metrics`: what the app counts, for Prometheus."""
 
@@ -23454,6 +24401,20 @@ class TestReadmePrograms(ExampleNetwork):
                 lines += [f"$ curl http://localhost:8008{path}\n", f"{body}\n"]
 
         assert "".join(lines) == shown
+
+    async def test_browser(self, tmp_path: pathlib.Path) -> None:
+        """What is pasted into a browser's console prints what is shown."""
+        script, *_ = example_blocks("js", "The browser")
+        (shown,) = example_blocks("text", "The browser")
+
+        with example_server(tmp_path, "Two minutes") as port:
+            async with chromium() as tab_at:
+                tab = await tab_at(f"http://127.0.0.1:{port}/wsappy.js")
+                await tab.run(script)
+
+        # Browsers ask for an icon.
+        log = [line for line in tab.log if not line.startswith("Failed to load")]
+        assert log == shown.splitlines()
 
     def test_command_line(
         self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch

@@ -8767,8 +8767,8 @@ export class ApiError extends Error {
   }
 }
 
-const closedBy = ({ code, reason }) =>
-  new ApiError({ code: "closed", message: reason, details: { code, reason } });
+const closedBy = (details) => new ApiError(
+  { code: "closed", message: details.reason || `code ${details.code}`, details });
 const isFinal = (code) => /^(1000|1007|1009|44(?!29)\d\d)$/.test(code);
 const valueOf = (value) => (typeof value === "function" ? value() : value);
 const waitOf = (tries) => Math.random() * Math.min(MAX_WAIT, FIRST_WAIT * 2 ** tries);
@@ -8806,7 +8806,7 @@ export function connect(url, { token, timeout: limit = 10000 } = {}) {
     const send = (ws) => (call.via = ws).send(text);
     const call = { put, send, via: null }; // `via` is the socket that it was sent on.
     const abort = () => (events.length = 0, put("fail", signal.reason));
-    const timer = Number.isFinite(timeout) && setTimeout(() => {
+    const timer = timeout && timeout < 2 ** 31 && setTimeout(() => {
       if (window && call.via) return; // A stream may take as long as it likes.
       const message = call.via ? "no answer in time" : "no connection: it was not sent";
       put("fail", new ApiError({ code: "timeout", message, retry: true }));
@@ -8970,8 +8970,10 @@ export function connect(url, { token, timeout: limit = 10000 } = {}) {
   for (const event of ["online", "pageshow", "visibilitychange"])
     globalThis.addEventListener?.(event, () => {
       if (globalThis.document?.hidden) return;
-      silent = Math.max(silent, PING_AT - 1); // The next beat asks.
       if (!socket) goOn(null);
+      if (!ready || silent >= PING_AT) return;
+      silent = PING_AT;
+      control("ping", {}, ++lastId);
     }, { signal: gone.signal });
   live();
   return {
@@ -8992,7 +8994,7 @@ export function connect(url, { token, timeout: limit = 10000 } = {}) {
     subscribe: (group) => join(group, groups.get(group) ?? { tries: 0 }),
     /** @param {string} group */
     unsubscribe: (group) => ask("unsubscribe", { group }, () => groups.delete(group)),
-    close(code = 1000, reason = "") { goOn((end ??= { code, reason })); },
+    close() { goOn((end ??= { code: 1000, reason: "" })); },
     get state() { return state; },
   };
 }

@@ -2,10 +2,12 @@
 
     python examples/chat/server.py [port]
 
-`examples/chat/client.py` holds a conversation in it. A client subscribes to the group
-`room:kitchen`, and then enters the room `kitchen`.
+Open http://localhost:8008/ in two windows; `examples/chat/client.py` holds a
+conversation, too. A client subscribes to the group `room:kitchen`, and then enters the
+room `kitchen`.
 """
 
+import pathlib
 import sys
 from collections.abc import AsyncIterator
 
@@ -77,6 +79,13 @@ def tell(client: Client, room: str, event: str, **more: JSON) -> None:
     """Tell a room what one of its guests does."""
     # To all: a group with history counts its messages, and leaves nobody out.
     app.to(f"room:{room}").push("chat", event, room=room, name=name_of(client), **more)
+
+
+@app.http("/")
+def index(request: object) -> tuple[str, str]:
+    """Answer with the page."""
+    page = pathlib.Path(__file__).with_name("index.html")
+    return page.read_text(encoding="utf-8"), "text/html; charset=utf-8"
 
 
 if __name__ == "__main__":
