@@ -20254,7 +20254,7 @@ class TestFiles:
 
 NODE_MODULES = os.environ.get("WSAPPY_NODE_MODULES", "")
 # Runs what comes in, a line each, as the body of an async function, and writes what it
-# returned or how it failed. Waits before a reconnect are none; beats go by `haste`.
+# returned or how it failed. There are no waits before a reconnect.
 NODE_DRIVER = """
 import { createInterface } from "node:readline";
 import { createRequire } from "node:module";
@@ -20263,8 +20263,6 @@ const [modules, client] = process.argv.slice(2);
 globalThis.WebSocket = createRequire(pathToFileURL(modules + "/"))("ws");
 Object.assign(globalThis, await import(pathToFileURL(client)));
 Math.random = () => 0;
-const beatOf = setInterval;
-globalThis.setInterval = (run, wait) => beatOf(run, wait / (globalThis.haste ?? 1));
 const AsyncFunction = (async () => {}).constructor;
 for await (const line of createInterface({ input: process.stdin })) {
   const { id, code, values } = JSON.parse(line);
@@ -21158,8 +21156,6 @@ class TestScriptCalls:
 class TestScriptConnection:
     """How the browser's client stays connected."""
 
-    STATES = "return seen.filter(([name]) => name === 'state').map((each) => each[1])"
-
     async def ended(self, tab: Any, state: str) -> Any:
         """Wait until the client is in a state; return why."""
         script = """
@@ -21295,24 +21291,28 @@ class TestScriptConnection:
             assert await tab.run(script) == ["closed", "waiting", "closed"]
 
     async def test_silent_server(self, tmp_path: pathlib.Path) -> None:
-        """A server that is silent is asked, and left if it doesn't answer."""
-        async with node_pair(tmp_path) as (tab, _, fake):
-            await tab.run(
-                """
-                globalThis.haste = 500;
-                const other = connect(values.url);
-                other.on("$", "state", (data) => void seen.push(["state", data]));
-            """,
-                url=fake.url,
-            )
+        """A server is asked after four silent beats, and left after two more."""
+        async with Fake() as fake, NodeTab(tmp_path) as tab:
+            script = """
+                globalThis.setInterval = (run) => void (globalThis.beat = run);
+                globalThis.seen = [];
+                globalThis.api = connect(values.url);
+                await new Promise((go) => api.on("$", "connected", go));
+                api.on("$", "state", (data) => void seen.push(["state", data]));
+            """
+            await tab.run(script, url=fake.url)
             wire = await fake.accept()
-            ping = await wire.read()
-            await wire.answer(ping)
-            pings = [ping, await wire.read()]
+            four = "for (let count = 0; count < 4; count++) beat();"
+            answered = start(tab.run(f"{four} await api.call('$', 'ping');"))
+            calls = [await wire.read() for _ in range(2)]
+            await wire.write(*map(event_of, calls))
+            await done(answered)
+            await tab.run(four)
+            calls.append(await wire.read())
+            await tab.run("beat(); beat();")
             await fake.accept()
 
-            names = [(each["module"], each["method"]) for each in pings]
-            assert names == [("$", "ping")] * 2
+            assert [call["method"] for call in calls] == ["ping"] * 3
             why = {"state": "waiting", "code": 1006, "reason": "no answer"}
             assert await self.ended(tab, "waiting") == why
 
