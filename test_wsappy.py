@@ -24327,10 +24327,11 @@ class TestReadmePrograms(ExampleNetwork):
 
         with example_process(*paths) as server:
             assert server.stdout is not None
-            server.stdout.readline()
+            urls = [server.stdout.readline() for _ in range(2)]
             server.send_signal(signal.SIGTERM)
             rest = server.communicate(timeout=LIMIT)[0]
 
+        assert urls[1].endswith("/docs\n")
         assert (server.returncode, rest) == (0, "")
 
     @pytest.mark.parametrize(
@@ -26045,7 +26046,9 @@ async def load_process(
     async with contextlib.AsyncExitStack() as stack:
         process = stack.enter_context(example_process("-c", source, *arguments))
         assert process.stdout is not None
-        port = int(process.stdout.readline().split(":")[2].split("/")[0])
+        # Those of the route and of the page.
+        urls = [process.stdout.readline() for _ in range(2)]
+        port = int(urls[0].split(":")[2].split("/")[0])
         yield process, port, stack.enter_async_context
 
 
