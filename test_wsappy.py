@@ -22357,8 +22357,10 @@ class Oracle:
             ways = (ws, ws.inner, "call"), (ws.inner, ws, "event")
             tasks = [asyncio.create_task(self._pass_on(*each)) for each in ways]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for side in (ws, ws.inner):
-                await side.close()
+            for side, other in ((ws, ws.inner), (ws.inner, ws)):
+                # Or a client that the server sends back to come again would stay away.
+                code = other.close_code
+                await side.close(code if code in wsappy.CLOSE_CODES else 1000)
             await asyncio.gather(*tasks)
 
         async with serve(visit, "127.0.0.1", 0, process_request=knock) as relay:
