@@ -23316,7 +23316,7 @@ class TestCommandCall:
             port = taken.getsockname()[1]
             fault = command_fault("call", f"ws://127.0.0.1:{port}/api", "shop.pack")
 
-        assert re.fullmatch(rf".*Connect call failed \('127.0.0.1', {port}\)", fault)
+        assert fault.startswith(f"[Errno {errno.ECONNREFUSED}] ")
 
     async def test_reader_that_leaves(
         self,
