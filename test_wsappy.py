@@ -40,6 +40,7 @@ import struct
 import subprocess
 import sys
 import sysconfig
+import textwrap
 import threading
 import time
 import tracemalloc
@@ -19868,6 +19869,697 @@ class TestRelay:
             count = await one.to(group).count()
 
         assert (heard, count) == ([[0, 1, 2, 3]] * 2, 2)
+
+
+# What the bus, the processes and the clients of the model do is up to a random schedule.
+
+
+class SimPlace:
+    """Where a group stands in the memory of a simulated bus."""
+
+    def __init__(self, epoch: str, pattern: Any, run: int) -> None:
+        self.epoch, self.pattern, self.run = epoch, pattern, run
+        self.offset, self.newest = 0, 0.0
+        self.messages: list[bytes] = []
+
+    def copy(self) -> SimPlace:
+        """Return what a snapshot keeps."""
+        other = SimPlace(self.epoch, self.pattern, self.run)
+        other.offset, other.newest = self.offset, self.newest
+        other.messages = list(self.messages)
+        return other
+
+
+class SimStore:
+    """The memory of a simulated bus, and what was published in which order.
+
+    Attributes:
+        order: What each group published, in the order in which the bus numbered it.
+    """
+
+    def __init__(self, now: list[float], patterns: list[Any]) -> None:
+        self.now, self.patterns = now, patterns
+        self.places: dict[str, SimPlace] = {}
+        self.snapshot: dict[str, SimPlace] = {}
+        self.order: dict[str, list[Any]] = collections.defaultdict(list)
+        self.links: list[SimLink] = []
+        self.run = self.epochs = 0
+
+    def new_epoch(self) -> str:
+        """Return an epoch that wasn't there before."""
+        self.epochs += 1
+        return f"e{self.epochs}"
+
+    def expire(self) -> None:
+        """Forget the messages whose time is over."""
+        for place in self.places.values():
+            if place.newest + place.pattern.ttl <= self.now[0]:
+                place.messages.clear()
+
+    def publish(self, name: str, payload: bytes, origin: str | None) -> None:
+        """Number a message where anybody follows the history, and send it to all."""
+        self.expire()
+        self.order[name].append(json.loads(payload)["data"])
+        heard = wsappy.Heard(payload, origin=origin)
+        if place := self.places.get(name):
+            if place.run != self.run:
+                place = self.places[name] = SimPlace(
+                    self.new_epoch(), place.pattern, self.run
+                )
+            place.offset += 1
+            payload = payload[:-1] + b',"offset":%d}' % place.offset
+            place.messages = [*place.messages, payload][-place.pattern.history :]
+            place.newest = self.now[0]
+            heard = wsappy.Heard(payload, place.epoch, place.offset)
+        for link in self.links:
+            if name in link.hearing:
+                link.heard.append(("heard", name, heard))
+
+    def read(self, name: str, pattern: Any, since: Any) -> wsappy.Standing:
+        """Tell where a group stands; from now on it counts."""
+        self.expire()
+        place = self.places.get(name)
+        if place is None or place.run != self.run:
+            place = self.places[name] = SimPlace(self.new_epoch(), pattern, self.run)
+        kept, age = len(place.messages), self.now[0] - place.newest
+        missed, is_whole = kept, True
+        if since is not None:
+            missed = place.offset - since.offset
+            is_whole = since.epoch == place.epoch and 0 <= missed <= kept
+            missed = missed if is_whole else kept
+        messages = place.messages[kept - missed :]
+        return wsappy.Standing(place.epoch, place.offset, messages, is_whole, age)
+
+    def restart(self, memory: str) -> None:
+        """Be another process, with the memory of this one, an older one or none."""
+        self.run += 1
+        if memory == "kept":
+            for place in self.places.values():
+                place.run = self.run
+        else:
+            self.places = {"older": self.snapshot, "lost": {}}[memory]
+            self.places = {name: each.copy() for name, each in self.places.items()}
+        for link in self.links:
+            link.cut()
+
+
+class SimLink:
+    """A process's connections to the simulated bus; two for a bus like Redis.
+
+    Attributes:
+        up: What it asks.
+        heard: What it hears.
+        answers: What it is answered; with one connection the same queue.
+        hearing: The groups that it hears.
+    """
+
+    def __init__(self, store: SimStore, *, has_one: bool) -> None:
+        self.store = store
+        self.up: collections.deque[Any] = collections.deque()
+        self.heard: collections.deque[Any] = collections.deque()
+        self.answers = self.heard if has_one else collections.deque[Any]()
+        self.hearing: set[str] = set()
+        self.is_cut = False
+        store.links.append(self)
+
+    def cut(self) -> None:
+        """Lose what is under way, and be deaf from now on."""
+        self.is_cut = True
+        for queue in (self.up, self.heard, self.answers):
+            queue.clear()
+
+    def serve(self) -> None:
+        """Let the bus act on the next thing that was asked."""
+        verb, name, act = self.up.popleft()
+        if verb == "hear":
+            self.hearing.add(name)
+            self.answers.append((verb, name, act))
+        elif verb == "unhear":
+            self.hearing.discard(name)
+        else:
+            self.answers.append((verb, name, functools.partial(act[1], act[0]())))
+
+
+class SimBus(wsappy.Bus):
+    """A bus in memory, which does nothing by itself."""
+
+    def __init__(self, store: SimStore, *, has_one: bool = False) -> None:
+        super().__init__()
+        self.store, self.has_one = store, has_one
+        self.link = SimLink(store, has_one=has_one)
+        self.link.is_cut = True
+        self.waiting: list[Any] = []
+
+    async def start(self) -> None:
+        """Wait for `connect`."""
+
+    async def stop(self) -> None:
+        """Be gone."""
+        self.lose()
+        self.store.links.remove(self.link)
+
+    def connect(self) -> None:
+        """Begin a life."""
+        self.store.links.remove(self.link)
+        self.link = SimLink(self.store, has_one=self.has_one)
+        self.groups.begin()
+
+    def lose(self) -> None:
+        """End a life; who waits is told before or after that."""
+        self.link.cut()
+        waiting, self.waiting = self.waiting, []
+        if self.has_one:
+            self.groups.lose()
+        for each in waiting:
+            each()
+        if not self.has_one:
+            self.groups.lose()
+
+    def settle(self, future: asyncio.Future[Any], value: Any) -> None:
+        """Answer who waits, unless it has given up."""
+        if not future.done():
+            future.set_result(value)
+
+    def fail(self, future: asyncio.Future[Any]) -> None:
+        """Tell who waits that the life has ended."""
+        if not future.done():
+            future.set_exception(ConnectionError("cut"))
+            future.exception()
+
+    def publish(self, pushed: wsappy.Pushed) -> None:
+        """Send a push."""
+        origin = self.id if pushed.is_delivered else None
+        number = functools.partial(
+            self.store.publish, pushed.name, pushed.payload, origin
+        )
+
+        def settle(why: str | None) -> None:
+            if not pushed.outcome.done():
+                pushed.settle(why)
+
+        self.waiting.append(functools.partial(settle, "cut"))
+        self.link.up.append(("publish", pushed.name, (number, settle)))
+
+    async def follow(self, name: str, pattern: Any, since: Any) -> wsappy.Standing:
+        """Hear a group, and then read what was missed."""
+        await self.ask("hear", name, lambda: None)
+        if pattern is None:
+            return wsappy.Standing()
+        read = functools.partial(self.store.read, name, pattern, since)
+        found: wsappy.Standing = await self.ask("read", name, read)
+        return found
+
+    async def ask(self, verb: str, name: str, act: Any) -> Any:
+        """Ask the bus, and wait for its answer."""
+        future = asyncio.get_running_loop().create_future()
+        settle = functools.partial(self.settle, future)
+        self.waiting.append(functools.partial(self.fail, future))
+        queued: Any = (lambda: settle(None)) if verb == "hear" else (act, settle)
+        self.link.up.append((verb, name, queued))
+        return await future
+
+    def unfollow(self, name: str) -> None:
+        """Hear a group no longer."""
+        self.link.up.append(("unhear", name, None))
+
+    async def count(self, name: str) -> int:
+        """Count nobody."""
+        return 0
+
+    def hear(self, *, answers: bool) -> None:
+        """Let the process hear the next thing."""
+        queue = self.link.answers if answers else self.link.heard
+        verb, name, what = queue.popleft()
+        if verb == "heard":
+            self.groups.hear(name, what)
+        else:
+            what()
+
+
+class SimProcess:
+    """A process of the model: an application, its groups and its bus."""
+
+    def __init__(self, store: SimStore, kind: type[Any], *, has_one: bool) -> None:
+        self.app = make_app()
+        for pattern in store.patterns:
+            self.app.group(*pattern[0], **pattern[1])(lambda client: True)
+        self.bus = SimBus(store, has_one=has_one)
+        patterns = self.app.groups.patterns
+        self.groups = self.app.groups = kind(self.app.counts, self.bus)
+        self.groups.patterns = patterns
+        self.clients: set[SimClient] = set()
+
+
+class SimClient:
+    """A client of the model, with the groups of a `Peer`; it checks what it sees.
+
+    Attributes:
+        down: What is on its way to it.
+        seen: How many of a group's messages it has seen or was told to reload.
+    """
+
+    timeout = None
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.wire: Any = None
+        self.process: Any = None
+        self.down: collections.deque[bytes] = collections.deque()
+        self.asks: dict[int, Any] = {}
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.tasks: list[asyncio.Future[Any]] = []
+        self.groups: Any = wsappy.Subscriptions(typing.cast("Peer", self))
+        self.groups.gap_hooks.append(self.reload)
+        self.seen: dict[str, tuple[int, int]] = {}
+        self.plain: list[Any] = []
+        self.gaps = 0
+
+    def spawn(self, work: Any) -> None:
+        """Run something beside, as long as there is a connection."""
+
+        async def run() -> None:
+            with contextlib.suppress(ConnectionClosed):
+                await work
+
+        self.tasks.append(asyncio.ensure_future(run()))
+
+    async def ask(self, module: str, method: str, data: Any, *rest: Any) -> Any:
+        """Call the server."""
+        if self.wire is None:
+            raise ConnectionClosed(None, None)
+        number = len(self.asks) + 1
+        future = asyncio.get_running_loop().create_future()
+        self.asks[number] = future, rest[-1]
+        self.wire.call(f"{module}.{method}", number, **data)
+        return await future
+
+    def connect(self, process: SimProcess) -> None:
+        """Come to a process, and go on where it was."""
+        self.process = process
+        self.wire = GroupsWire(process.app, self.down.append)
+        process.clients.add(self)
+        self.spawn(self.groups.resume())
+
+    async def cut(self) -> None:
+        """Lose the connection, and what is on it."""
+        wire, self.wire = self.wire, None
+        if wire is not None:
+            self.down.clear()
+            self.process.clients.discard(self)
+            wire.phase = wsappy.Phase.CLOSED
+            await wire.session.depart()
+            for future, _ in self.asks.values():
+                if not future.done():
+                    future.set_exception(ConnectionClosed(None, None))
+
+    def join(self, name: str) -> None:
+        """Join a group, if it isn't in it."""
+        if self.wire is not None and name not in self.groups.positions:
+            self.seen.pop(name, None)
+            self.spawn(self.groups.join(name))
+
+    def leave(self, name: str) -> None:
+        """Leave a group."""
+        if self.wire is not None and self.groups.positions.pop(name, None):
+            self.seen.pop(name, None)
+            self.wire.call("$.unsubscribe", 0, group=name)
+
+    def receive(self) -> None:
+        """See the next message."""
+        message = json.loads(self.down.popleft())
+        push = wsappy.push_of(message)
+        if number := message["request_id"]:
+            future, note = self.asks[number]
+            if not future.done():
+                future.set_result(self.answered(message, note))
+        elif push.module == "$":
+            self.groups.hear(push)
+        elif number is None and push.group in self.groups.positions:
+            if self.groups.is_new(push):
+                self.see(push.group or "", push.data)
+
+    def answered(self, message: Any, note: Any) -> None:
+        """Begin to count where a group is joined for the first time."""
+        if message["event"] == "error":
+            # It has left the group again.
+            assert message["data"]["code"] == "cancelled", message
+            return
+        name = message["data"]["group"]
+        note("result", message["data"])
+        if name not in self.seen and name in self.groups.positions:
+            self.seen[name] = -1, len(self.model.store.order[name])
+
+    def reload(self, name: str) -> None:
+        """Reload: what was published by now needn't come any more."""
+        self.gaps += 1
+        last, _ = self.seen.get(name, (-1, 0))
+        self.seen[name] = last, len(self.model.store.order[name])
+
+    def see(self, name: str, what: Any) -> None:
+        """Check that a message is the next one, or that those between are excused."""
+        if name == PLAIN:
+            assert what not in self.plain, f"{what} came twice"
+            self.plain.append(what)
+            return
+        order = self.model.store.order[name]
+        assert name in self.seen, f"{what} came before the answer"
+        last, excused = self.seen[name]
+        place = order.index(what)
+        assert place > last, f"{what} came again, or late"
+        assert place <= max(last + 1, excused), f"{order[last + 1 : place]} missed"
+        self.seen[name] = place, excused
+
+
+PLAIN, KEPT = "plain:a", ["kept:a", "kept:b"]
+
+
+class Model:
+    """Processes on a simulated bus, their clients, and a random schedule.
+
+    Attributes:
+        is_calm: Whether nothing is lost for good: then nobody is told of a gap.
+    """
+
+    def __init__(self, seed: int, kind: type[Any]) -> None:
+        self.random = random.Random(seed)  # noqa: S311
+        self.now, self.kind = [1000.0], kind
+        self.has_one, self.is_calm = seed % 2 == 0, seed % 4 > 1
+        kept = {"history": 500 if self.is_calm else 3, "ttl": 10.0}
+        patterns = [(("plain:{x}",), {}), (("kept:{x}",), kept)]
+        self.store = SimStore(self.now, patterns)
+        self.processes: list[SimProcess] = []
+        self.pushed: list[tuple[int, Any]] = []
+        self.clients = [SimClient(self) for _ in range(3)]
+        self.number = 0
+
+    async def run(self, steps: int = 80) -> Model:
+        """Run a schedule, let all come to rest, and check what was seen."""
+        for _ in range(2):
+            await self.begin_process()
+        for client in self.clients:
+            self.reconnect(client)
+        verbs = [each for each, weight in self.VERBS.items() for _ in range(weight)]
+        for _ in range(steps):
+            verb = self.random.choice(verbs)
+            if verb not in self.HARSH or not self.is_calm:
+                await getattr(self, verb)()
+            await self.turns()
+        await self.rest()
+        await self.probe()
+        for client in self.clients:
+            await client.cut()
+        for process in self.processes:
+            await process.groups.stop()
+        await self.turns()
+        return self
+
+    VERBS: ClassVar = {
+        "push": 12,
+        "burst": 2,
+        "serve": 14,
+        "hear": 14,
+        "receive": 14,
+        "cut_bus": 2,
+        "notice": 3,
+        "connect_bus": 4,
+        "cut_client": 2,
+        "connect_client": 4,
+        "join": 5,
+        "leave": 1,
+        "member": 1,
+        "kill": 1,
+        "wait": 2,
+        "expire": 1,
+        "restart": 1,
+        "save": 1,
+        "forget": 1,
+    }
+    HARSH: ClassVar = {"wait", "restart", "forget"}
+
+    async def turns(self, count: int = 4) -> None:
+        """Let the loop turn."""
+        for _ in range(count):
+            await asyncio.sleep(0)
+
+    def some(self) -> int:
+        """Return how much of what waits goes on."""
+        return self.random.choice([1, 1, 2, 5])
+
+    async def begin_process(self) -> None:
+        """Start a process."""
+        process = SimProcess(self.store, self.kind, has_one=self.has_one)
+        await process.groups.start(wsappy.Runtime(wsappy.Threads(1)))
+        process.bus.connect()
+        self.processes.append(process)
+
+    def reconnect(self, client: SimClient) -> None:
+        """Let a client come to any process."""
+        if client.wire is None:
+            client.connect(self.random.choice(self.processes))
+
+    async def push(self) -> None:
+        """Push to any group from any process."""
+        process = self.random.choice(self.processes)
+        group = self.random.choice([PLAIN, *KEPT])
+        self.number += 1
+        pushed = process.app.to(group).push("m", "n", self.number)
+        self.pushed.append((self.number, pushed))
+
+    async def burst(self) -> None:
+        """Push more than is kept."""
+        for _ in range(5):
+            await self.push()
+
+    async def serve(self) -> None:
+        """Let the bus act on what a process asked."""
+        link = self.random.choice(self.processes).bus.link
+        for _ in range(min(self.some(), len(link.up))):
+            link.serve()
+
+    async def hear(self) -> None:
+        """Let a process hear of the bus."""
+        bus = self.random.choice(self.processes).bus
+        for _ in range(self.some()):
+            answers = self.random.random() < 0.5  # noqa: PLR2004
+            if bus.link.answers if answers else bus.link.heard:
+                bus.hear(answers=answers)
+                await self.turns(self.random.choice([0, 3]))
+
+    async def receive(self) -> None:
+        """Let a client see what is on its way."""
+        client = self.random.choice(self.clients)
+        for _ in range(min(self.some(), len(client.down))):
+            client.receive()
+            await self.turns()
+
+    async def cut_bus(self) -> None:
+        """Cut a process off, which hears a part of what is on its way before."""
+        bus = self.random.choice(self.processes).bus
+        for _ in range(self.random.randrange(len(bus.link.heard) + 1)):
+            bus.hear(answers=False)
+        bus.link.cut()
+
+    async def notice(self) -> None:
+        """Let the processes notice that they are cut off."""
+        for process in self.processes:
+            if process.bus.link.is_cut and process.bus.is_up:
+                process.bus.lose()
+
+    async def connect_bus(self) -> None:
+        """Let a process come back to the bus."""
+        bus = self.random.choice(self.processes).bus
+        if not bus.is_up:
+            bus.connect()
+
+    async def cut_client(self) -> None:
+        """Cut a client off."""
+        await self.random.choice(self.clients).cut()
+
+    async def connect_client(self) -> None:
+        """Let a client come back."""
+        self.reconnect(self.random.choice(self.clients))
+
+    async def join(self) -> None:
+        """Let a client join a group."""
+        group = self.random.choice([PLAIN, *KEPT])
+        self.random.choice(self.clients).join(group)
+
+    async def leave(self) -> None:
+        """Let a client leave a group."""
+        self.random.choice(self.clients).leave(self.random.choice([PLAIN, *KEPT]))
+
+    async def member(self) -> None:
+        """Let the server join a client, that sees nothing of it."""
+        wire = self.random.choice(self.clients).wire
+        if wire is not None:
+            wire.client.join("kept:c")
+
+    async def kill(self) -> None:
+        """Kill a process; another one takes its place."""
+        process = self.processes.pop(self.random.randrange(len(self.processes)))
+        for client in list(process.clients):
+            await client.cut()
+        await process.groups.stop()
+        await self.begin_process()
+
+    async def wait(self) -> None:
+        """Let time go by."""
+        self.now[0] += self.random.choice([1.0, 6.0, 11.0])
+
+    async def expire(self) -> None:
+        """Let a process forget what is too old."""
+        self.random.choice(self.processes).groups.expire()
+
+    async def restart(self) -> None:
+        """Restart the bus, with all its memory, an older one or none."""
+        self.store.restart(self.random.choice(["kept", "older", "lost"]))
+
+    async def save(self) -> None:
+        """Take a snapshot of the bus."""
+        places = self.store.places.items()
+        self.store.snapshot = {name: each.copy() for name, each in places}
+
+    async def forget(self) -> None:
+        """Let the bus forget that a group keeps history."""
+        self.store.places.pop(self.random.choice(KEPT), None)
+
+    async def rest(self) -> None:
+        """Bring all that is cut off back, and let all that waits go on."""
+        await self.notice()
+        for process in self.processes:
+            if not process.bus.is_up:
+                process.bus.connect()
+        for client in self.clients:
+            self.reconnect(client)
+        is_busy = True
+        while is_busy:
+            await self.turns(12)
+            is_busy = False
+            for process in self.processes:
+                while process.bus.link.up:
+                    process.bus.link.serve()
+                    is_busy = True
+                while process.bus.link.heard or process.bus.link.answers:
+                    answers = not process.bus.link.heard
+                    process.bus.hear(answers=answers)
+                    is_busy = True
+            for client in self.clients:
+                while client.down:
+                    client.receive()
+                    await self.turns()
+                    is_busy = True
+
+    async def probe(self) -> None:
+        """Check that all have seen all, and that nobody is deaf."""
+        for client in self.clients:
+            for group in (PLAIN, *KEPT):
+                client.join(group)
+        await self.rest()
+        first = self.number
+        for process in self.processes:
+            for group in (PLAIN, *KEPT):
+                self.number += 1
+                pushed = process.app.to(group).push("m", "n", self.number)
+                self.pushed.append((self.number, pushed))
+        await self.rest()
+        order = self.store.order
+        for client in self.clients:
+            for group in KEPT:
+                last, excused = client.seen[group]
+                assert max(last + 1, excused) == len(order[group]), "missed at the end"
+            probes = [each for each in client.plain if each > first]
+            assert probes == [each for each in order[PLAIN] if each > first], "deaf"
+            assert not client.gaps or not self.is_calm, "a gap that isn't"
+        self.check_pushes()
+
+    def check_pushes(self) -> None:
+        """Check that each push was answered, and that none went out twice."""
+        published = [each for order in self.store.order.values() for each in order]
+        assert len(set(published)) == len(published), "pushed twice"
+        for number, pushed in self.pushed:
+            assert pushed.outcome.done(), f"{number} was not answered"
+            is_sure = pushed.outcome.exception() is None
+            assert number in published or not is_sure, f"{number} was not pushed"
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, type[Any]], Model]:
+    """What makes a model whose clock the schedule sets, and whose clients wait not."""
+
+    async def wait(backoff: wsappy.Backoff) -> None:
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(wsappy.Backoff, "wait", wait)
+
+    def make(seed: int, kind: type[Any] = wsappy.SharedGroups) -> Model:
+        made = Model(seed, kind)
+        monkeypatch.setattr(wsappy, "monotonic", lambda: made.now[0])
+        return made
+
+    return make
+
+
+def with_fault(method: str, right: str, wrong: str) -> type[wsappy.SharedGroups]:
+    """Return `SharedGroups` with a deliberate fault in one method."""
+    source = inspect.getsource(getattr(wsappy.SharedGroups, method))
+    assert right in source, source
+    source = textwrap.dedent(source).replace(right, wrong)
+    found: dict[str, Any] = {}
+    exec(compile(source, "<fault>", "exec"), vars(wsappy), found)  # noqa: S102
+    return type("SharedGroups", (wsappy.SharedGroups,), found)
+
+
+# What the schedules catch: the method, and what stands there instead of what is right.
+FAULTS = {
+    "a jump is ignored": (
+        "hear",
+        "elif heard.epoch != log.epoch or heard.offset > log.offset:",
+        "elif heard.epoch != log.epoch:",
+    ),
+    "a jump is delivered": (
+        "hear",
+        "heard.offset == log.offset + 1",
+        "heard.offset > log.offset",
+    ),
+    "another epoch is accepted": ("hear", "heard.epoch == log.epoch and ", ""),
+    "what came early is dropped": ("_settle", "for heard in early:", "for heard in ():"),
+    "catching up isn't delivered": ("_copy", "missed = standing.messages", "missed = ()"),
+    "lost history is whole": ("_copy", "and standing.is_whole", ""),
+    "the gap isn't told": ("_copy", "self._tell_gap(feed)", "pass"),
+    "the old log is kept": ("_copy", "log.messages.clear()", "pass"),
+    "a client ahead isn't noticed": ("standing", "has_seen_more(since, feed.log)", "0"),
+    "groups aren't followed again": ("begin", "self.follow(feed)", "feed.known.set()"),
+    "unnumbered pushes are fine": ("hear", "if log is not None:\n", "if 0:\n"),
+    "own pushes come again": ("hear", "heard.origin != self.bus.id", "True"),
+    "what is delivered has no mark": ("_send", "pushed.is_delivered = True", "pass"),
+    "what waited stays": ("_settle", "self._release(feed.name)", "pass"),
+    "what waited without a group stays": ("begin", "self._release(name)", "pass"),
+    "what waited goes to nobody's group": ("close", "self._release(feed.name)", "pass"),
+    "a place is known in an outage": ("lose", "feed.unsettle()", "pass"),
+}
+
+
+class TestModel:
+    """What a client saw is what its group published, in order and once, or a gap.
+
+    Random schedules: pushes from everywhere, parts that arrive, cuts, bursts, expiry,
+    restarts with and without memory, processes that die, clients that come and go.
+    """
+
+    @pytest.mark.parametrize("first", range(0, 5000 if IS_THOROUGH else 120, 20))
+    async def test_schedules(self, first: int, model: Any) -> None:
+        """The promise holds over every schedule."""
+        for seed in range(first, first + 20):
+            await model(seed).run()
+
+    @pytest.mark.parametrize("name", FAULTS)
+    async def test_faults(self, name: str, model: Any) -> None:
+        """The schedules find what is wrong."""
+        kind = with_fault(*FAULTS[name])
+
+        with pytest.raises(AssertionError):
+            for seed in range(400):
+                await model(seed, kind).run()
 
 
 # --- 12. For people ----------------------------------------------------------
