@@ -7344,6 +7344,8 @@ class SharedGroups(Groups):
         early, feed.early = feed.early, []
         if feed.log is not None:
             self._copy(feed, feed.log, standing, early)
+            # Those without a number came before the bus knew of a history.
+            early = [each for each in early if each.offset is not None]
         feed.has_place = True
         feed.known.set()
         for heard in early:
