@@ -7357,16 +7357,13 @@ class SharedGroups(Groups):
         self, feed: FollowedFeed, log: Log, standing: Standing, early: list[Heard]
     ) -> None:
         """Let a log stand where its group does; the members get what was missed."""
-        missed: Sequence[bytes] = ()
+        missed: Sequence[bytes] = standing.messages
         is_next = feed.has_place and standing.is_whole
-        if is_next:
-            missed = standing.messages
-        elif feed.has_place:
+        if not is_next:
             log.messages.clear()
-        else:
             # Those whom the server joined get what came since the group is heard.
-            news = [each for each in early if (each.offset or 0) <= standing.offset]
-            missed = [each.payload for each in news]
+            end = 0 if feed.has_place else standing.offset
+            missed = [each.payload for each in early if (each.offset or 0) <= end]
         log.messages.extend(standing.messages)
         log.epoch, log.offset = standing.epoch or "", standing.offset
         log.newest = monotonic() - standing.age
