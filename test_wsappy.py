@@ -19871,7 +19871,7 @@ class TestRelay:
         assert (heard, count) == ([[0, 1, 2, 3]] * 2, 2)
 
 
-# What the bus, the processes and the clients of the model do is up to a random schedule.
+# What bus, processes and clients of the model do is up to a random schedule.
 
 
 class SimPlace:
@@ -20477,24 +20477,27 @@ class Model:
     async def rest(self) -> None:
         """Bring all that is cut off back, and let all that waits go on."""
         await self.notice()
-        for process in self.processes:
-            if not process.bus.is_up:
-                process.bus.connect()
+        for bus in [each.bus for each in self.processes if not each.bus.is_up]:
+            bus.connect()
         for client in self.clients:
             self.reconnect(client)
         await self.turns(12)
         while self.is_busy():
-            for link in [each.bus.link for each in self.processes]:
-                while link.up:
-                    link.serve()
-            for bus in [each.bus for each in self.processes]:
-                while bus.link.is_busy():
-                    bus.hear(answers=not bus.link.heard)
+            self.flow()
             for client in self.clients:
                 while client.down:
                     client.receive()
                     await self.turns()
             await self.turns(12)
+
+    def flow(self) -> None:
+        """Let the bus act on all that was asked, and the processes hear it."""
+        for link in [each.bus.link for each in self.processes]:
+            while link.up:
+                link.serve()
+        for bus in [each.bus for each in self.processes]:
+            while bus.link.is_busy():
+                bus.hear(answers=not bus.link.heard)
 
     def is_busy(self) -> bool:
         """Tell whether anything is on its way."""
@@ -20971,6 +20974,264 @@ class TestModel:
 
         with pytest.raises(AssertionError):
             await run()
+
+
+WORKERS_SCRIPT = """
+import os
+from wsappy import App
+
+app = App({app_options})
+
+@app.client("/api")
+def api(client):
+    client.join("all")
+
+@app.group("kept:{{x}}", history=5)
+def may_join(client):
+    return True
+
+@app.lifespan
+async def life(app):
+    {hook}
+    yield
+
+m = app.module("m")
+
+@m.method
+def who(request):
+    return [app.worker, os.getpid(), os.getppid()]
+
+@m.method(thread=True)
+def say(request, group: str):
+    app.to(group).push("m", "said", app.worker)
+
+@m.method
+async def count(request):
+    return await app.to("all").count()
+
+@m.method
+def die(request):
+    os._exit(3)
+
+app.run({place}, workers=2{options})
+"""
+
+
+@contextlib.contextmanager
+def workers(
+    hook: str = "pass", place: str = "'127.0.0.1', 0", **given: str
+) -> Iterator[tuple[Any, str]]:
+    """Start a server with two workers; yield its process and URL, end both."""
+    given = {"app_options": "", "options": "", **given}
+    script = WORKERS_SCRIPT.format(hook=hook, place=place, **given)
+    process, url = start_server(script=script)
+    try:
+        yield process, url
+    finally:
+        process.terminate()
+        try:
+            process.wait(LIMIT)
+        finally:
+            process.kill()
+            process.communicate(timeout=LIMIT)
+
+
+async def two_workers(stack: contextlib.AsyncExitStack, url: str) -> dict[int, Peer]:
+    """Connect until there is a client in each worker; return one of each."""
+    found: dict[int, Peer] = {}
+    async with asyncio.timeout(LIMIT):
+        while len(found) < 2:
+            api = await stack.enter_async_context(connect(url, proxy=None))
+            number, *_ = typing.cast("list[int]", await api.call("m", "who"))
+            found.setdefault(number, api)
+    return found
+
+
+def is_there(pid: int) -> bool:
+    """Tell whether a process is there, and no zombie."""
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(") ")[2][0] != "Z"
+
+
+def gone(*pids: int) -> bool:
+    """Wait until processes are gone; tell whether they are."""
+    deadline = time.monotonic() + LIMIT
+    while any(map(is_there, pids)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not any(map(is_there, pids))
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the processes that one has started."""
+    text = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(each) for each in text.split()]
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """Where servers put the relay's folder."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
+
+
+class TestWorkers:
+    """`run(workers=2)`: processes that share a port and their groups."""
+
+    @pytest.fixture(autouse=True)
+    def _linux(self) -> None:
+        need(pathlib.Path("/proc/self/stat").exists(), "/proc")
+
+    @pytest.mark.parametrize("group", ["all", "kept:a"])
+    @pytest.mark.parametrize("loop", ["", ", loop_factory=uvloop.new_event_loop"])
+    async def test_push(self, group: str, loop: str) -> None:
+        """A push from a worker's thread reaches the clients of both."""
+        with workers(app_options="); import uvloop; dict(", options=loop) as (_, url):
+            async with contextlib.AsyncExitStack() as stack:
+                apis = await two_workers(stack, url)
+                pushes = [each.pushes() for each in apis.values()]
+                for api in apis.values():
+                    if group != "all":
+                        await api.subscribe(group)
+                for number in (0, 1):
+                    await apis[number].call("m", "say", group=group)
+                heard = [[(await anext(each)).data for _ in "01"] for each in pushes]
+
+        assert sorted(heard[0]) == [0, 1]
+        assert heard[0] == heard[1] or group == "all"
+
+    async def test_count(self) -> None:
+        """`count` counts the members in all workers."""
+        with workers() as (_, url):
+            async with contextlib.AsyncExitStack() as stack:
+                apis = await two_workers(stack, url)
+                others = typing.cast("int", await apis[0].call("m", "count"))
+                async with connect(url, proxy=None) as api:
+                    count = await api.call("m", "count")
+
+        assert (others >= 2, count) == (True, others + 1)
+
+    async def test_replaced(self) -> None:
+        """A worker that dies is replaced, and its clients resume."""
+        with workers() as (process, url):
+            async with contextlib.AsyncExitStack() as stack:
+                apis = await two_workers(stack, url)
+                _, old, parent = typing.cast(
+                    "list[int]", await apis[1].call("m", "who")
+                )
+                with pytest.raises(ConnectionClosed):
+                    await apis[1].call("m", "die")
+                assert await apis[1].call("$", "ping") == {}
+                again = await two_workers(stack, url)
+                _, new, _ = typing.cast("list[int]", await again[1].call("m", "who"))
+            process.terminate()
+            _, errors = process.communicate(timeout=LIMIT)
+
+        assert parent == process.pid
+        assert new != old
+        assert process.returncode == 0
+        assert errors == "worker 1 ended with exit code 3; it is replaced\n"
+
+    async def test_relay_killed(self) -> None:
+        """A relay that dies is replaced, and members hear of the gap."""
+        with workers() as (process, url):
+            async with contextlib.AsyncExitStack() as stack:
+                apis = await two_workers(stack, url)
+                gap = asyncio.Event()
+                apis[1].on_gap(lambda group: gap.set())
+                pushes = apis[1].pushes()
+                await apis[1].subscribe("kept:a")
+                whos = [await each.call("m", "who") for each in apis.values()]
+                pids = {typing.cast("list[int]", who)[1] for who in whos}
+                (relay,) = set(children_of(process.pid)) - pids
+                os.kill(relay, signal.SIGKILL)
+                await done(gap.wait())
+                await apis[0].call("m", "say", group="kept:a")
+                heard = (await anext(pushes)).data
+
+        assert heard == 0
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_stop(self, number: int, folder: pathlib.Path) -> None:
+        """One signal stops all; URLs are printed once; nothing is left."""
+        with workers() as (process, _):
+            pids = children_of(process.pid)
+            process.send_signal(number)
+            said, errors = process.communicate(timeout=LIMIT)
+
+        assert (process.returncode, errors, said.count("/api")) == (0, "", 0)
+        assert len(pids) == 3
+        assert gone(*pids)
+        assert list(folder.iterdir()) == []
+
+    def test_second_signal(self) -> None:
+        """A second signal leaves at once with 130, and takes all with it."""
+        hook = "yield; say('stopping'); await __import__('asyncio').sleep(60); return"
+        options = "); from wsappy import say; dict("
+        with workers(hook, app_options=options) as (process, _):
+            pids = children_of(process.pid)
+            process.send_signal(signal.SIGINT)
+            assert "stopping\n" in iter(process.stdout.readline, "")
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=LIMIT)
+
+        assert process.returncode == 130
+        assert gone(*pids)
+
+    def test_parent_killed(self, folder: pathlib.Path) -> None:
+        """When the parent is killed nothing of it survives."""
+        with workers() as (process, _):
+            pids = children_of(process.pid)
+            process.kill()
+
+            assert gone(*pids)
+        assert list(folder.iterdir()) == []
+
+    def test_second_server(self) -> None:
+        """A port belongs to one server, with workers too."""
+        with workers() as (_, url):
+            port = url.split(":")[2].split("/")[0]
+            with workers(place=f"'127.0.0.1', {port}") as (process, said):
+                _, errors = process.communicate(timeout=LIMIT)
+
+        text = f"cannot listen on 127.0.0.1:{port}: Address already in use\n"
+        assert (said, errors, process.returncode) == ("", text, 1)
+
+    def test_failing_start(self, folder: pathlib.Path) -> None:
+        """A worker that can't begin ends the server with its error."""
+        with workers("1 / 0") as (process, said):
+            _, errors = process.communicate(timeout=LIMIT)
+
+        assert (said, process.returncode) == ("", 1)
+        assert "ZeroDivisionError: division by zero" in errors
+        assert list(folder.iterdir()) == []
+
+    async def test_unix(self, tmp_path: pathlib.Path) -> None:
+        """Workers share a Unix socket, which is removed in the end."""
+        path = tmp_path / "socket"
+        with workers(place=f"unix={str(path)!r}") as (process, url):
+            async with connect(
+                "ws://localhost/api", unix=True, path=str(path), proxy=None
+            ) as api:
+                who = await api.call("m", "who")
+            process.terminate()
+            process.communicate(timeout=LIMIT)
+
+        assert url == f"ws+unix://{path}:/api"
+        assert typing.cast("list[int]", who)[2] == process.pid
+        assert not path.exists()
+
+    def test_no_fork(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where there is no `fork` an error says so."""
+        monkeypatch.delattr(os, "fork")
+        with pytest.raises(RuntimeError) as caught:
+            make_app().run("127.0.0.1", 0, workers=2)
+
+        assert str(caught.value) == (
+            "workers need a system with fork, which this one isn't; write workers=1"
+        )
 
 
 # --- 12. For people ----------------------------------------------------------

@@ -9496,7 +9496,11 @@ def import_place(place: str) -> types.ModuleType:
 
 def run_app(words: argparse.Namespace) -> None:
     """Serve an application until a signal."""
-    load_app(*words.app).run(words.host, words.port, reload=words.reload)
+    app = load_app(*words.app)
+    try:
+        app.run(words.host, words.port, workers=words.workers, reload=words.reload)
+    except (RuntimeError, ValueError) as exc:
+        sys.exit(str(exc))
 
 
 def run_reloading(
@@ -9628,6 +9632,7 @@ WORDS: dict[str, Any] = {
     "app": options_of_word("APP", r"(.+\.py|\w+(?:\.\w+)*)(?::(\w+))?", APP_EXAMPLE),
     "--host": {"default": "localhost", "help": "default: localhost"},
     "--port": PORT,
+    "--workers": {"type": int, "default": 1, "help": "processes; default: 1"},
     "--reload": {"action": "store_true", "help": RELOAD},
     "url": URL,
     "method": options_of_word("MODULE.METHOD", r"(.+)\.([^.]+)", "entity.get"),
@@ -9640,7 +9645,7 @@ WORDS: dict[str, Any] = {
     "--timeout": TIMEOUT_WORD,
 }
 VERBS = {
-    "run": (run_app, "serve an application", "app --host --port --reload"),
+    "run": (run_app, "serve an application", "app --host --port --workers --reload"),
     "routes": (show_routes, "show every path and method", "app"),
     "call": (call_method, "call a method", "url method data --header --timeout"),
 }
