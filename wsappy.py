@@ -7347,6 +7347,8 @@ class SharedGroups(Groups):
         early, feed.early = feed.early, []
         if feed.log is not None:
             self._copy(feed, feed.log, standing, early)
+            # Those without a number came before the bus knew of a history.
+            early = [each for each in early if each.offset is not None]
         feed.has_place = True
         feed.known.set()
         for heard in early:
@@ -7358,16 +7360,13 @@ class SharedGroups(Groups):
         self, feed: FollowedFeed, log: Log, standing: Standing, early: list[Heard]
     ) -> None:
         """Let a log stand where its group does; the members get what was missed."""
-        missed: Sequence[bytes] = ()
+        missed: Sequence[bytes] = standing.messages
         is_next = feed.has_place and standing.is_whole
-        if is_next:
-            missed = standing.messages
-        elif feed.has_place:
+        if not is_next:
             log.messages.clear()
-        else:
             # Those whom the server joined get what came since the group is heard.
-            news = [each for each in early if (each.offset or 0) <= standing.offset]
-            missed = [each.payload for each in news]
+            end = 0 if feed.has_place else standing.offset
+            missed = [each.payload for each in early if (each.offset or 0) <= end]
         log.messages.extend(standing.messages)
         log.epoch, log.offset = standing.epoch or "", standing.offset
         log.newest = monotonic() - standing.age
@@ -9497,7 +9496,11 @@ def import_place(place: str) -> types.ModuleType:
 
 def run_app(words: argparse.Namespace) -> None:
     """Serve an application until a signal."""
-    load_app(*words.app).run(words.host, words.port, reload=words.reload)
+    app = load_app(*words.app)
+    try:
+        app.run(words.host, words.port, workers=words.workers, reload=words.reload)
+    except (RuntimeError, ValueError) as exc:
+        sys.exit(str(exc))
 
 
 def run_reloading(
@@ -9643,6 +9646,7 @@ WORDS: dict[str, Any] = {
     "app": options_of_word("APP", r"(.+\.py|\w+(?:\.\w+)*)(?::(\w+))?", APP_EXAMPLE),
     "--host": {"default": "localhost", "help": "default: localhost"},
     "--port": PORT,
+    "--workers": {"type": int, "default": 1, "help": "processes; default: 1"},
     "--reload": {"action": "store_true", "help": RELOAD},
     "url": URL,
     "method": options_of_word("MODULE.METHOD", r"(.+)\.([^.]+)", "entity.get"),
@@ -9655,7 +9659,7 @@ WORDS: dict[str, Any] = {
     "--timeout": TIMEOUT_WORD,
 }
 VERBS = {
-    "run": (run_app, "serve an application", "app --host --port --reload"),
+    "run": (run_app, "serve an application", "app --host --port --workers --reload"),
     "routes": (show_routes, "show every path and method", "app"),
     "call": (call_method, "call a method", "url method data --header --timeout"),
     "asyncapi": (print_document, "describe an application to programs", "app"),
