@@ -20350,9 +20350,9 @@ class TestRedisFails:
             for member in members:
                 await member.sees(1, 2, 3, 4)
             server.stop()
+            await self.noticed(members)
             server.memory.write_bytes(older)
             server.start()
-            await self.noticed(members)
             await members[1].push(self.GROUP, 5)
 
             for member in members:

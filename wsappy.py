@@ -8276,10 +8276,13 @@ class Publisher:
     async def __aenter__(self) -> Self:
         await self.groups.start(Runtime(Threads(1)))
         try:
-            await asyncio.wait_for(self.groups.bus.up.wait(), STANDING_TIMEOUT)
+            async with asyncio.timeout(STANDING_TIMEOUT):
+                await self.groups.bus.up.wait()
         except TimeoutError as exc:
-            await self.groups.stop()
             raise ConnectionError("the bus is away") from exc
+        finally:
+            if not self.groups.bus.is_up:
+                await self.groups.stop()
         return self
 
     async def __aexit__(self, *_: object) -> None:
