@@ -63,6 +63,8 @@ import numpy as np
 import orjson
 import pydantic
 import pytest
+import redis
+import redis.asyncio
 import typing_extensions
 import websockets
 from hypothesis import given, settings
@@ -20152,7 +20154,7 @@ class SimClient:
 
     timeout = None
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: BusModel) -> None:
         self.model = model
         self.wire: Any = None
         self.process: Any = None
@@ -20287,7 +20289,7 @@ class SimClient:
 PLAIN, KEPT = "plain:a", ["kept:a"]
 
 
-class Model:
+class BusModel:
     """Processes on a simulated bus, their clients, and a random schedule.
 
     Attributes:
@@ -20307,7 +20309,7 @@ class Model:
         self.clients = [SimClient(self) for _ in range(3)]
         self.number = 0
 
-    async def run(self, steps: int = 200) -> Model:
+    async def run(self, steps: int = 200) -> BusModel:
         """Run a schedule, let all come to rest, and check what was seen."""
         for _ in range(2):
             await self.begin_process()
@@ -20910,7 +20912,7 @@ class TestOutages:
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, type[Any]], Model]:
+def model(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, type[Any]], BusModel]:
     """What makes a model whose clock the schedule sets, and whose clients wait not."""
 
     async def wait(backoff: wsappy.Backoff) -> None:
@@ -20918,8 +20920,8 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, type[Any]], Model]:
 
     monkeypatch.setattr(wsappy.Backoff, "wait", wait)
 
-    def make(seed: int, kind: type[Any] = wsappy.SharedGroups) -> Model:
-        made = Model(seed, kind)
+    def make(seed: int, kind: type[Any] = wsappy.SharedGroups) -> BusModel:
+        made = BusModel(seed, kind)
         monkeypatch.setattr(wsappy, "monotonic", lambda: made.now[0])
         return made
 
@@ -20937,7 +20939,7 @@ def with_fault(method: str, right: str, wrong: str) -> type[wsappy.SharedGroups]
 
 
 # What the schedules catch: the method, and what stands there instead of what is right.
-FAULTS = {
+BUS_FAULTS = {
     "a jump is ignored": (
         "hear",
         "elif heard.epoch != log.epoch or heard.offset > log.offset:",
@@ -20983,10 +20985,10 @@ class TestModel:
         for seed in range(first, first + 20):
             await model(seed).run()
 
-    @pytest.mark.parametrize("name", FAULTS)
+    @pytest.mark.parametrize("name", BUS_FAULTS)
     async def test_faults(self, name: str, model: Any) -> None:
         """The schedules find what is wrong."""
-        kind = with_fault(*FAULTS[name])
+        kind = with_fault(*BUS_FAULTS[name])
 
         async def run() -> None:
             for seed in range(250):
@@ -21251,6 +21253,696 @@ class TestWorkers:
 
         assert str(caught.value) == (
             "workers need a system with fork, which this one isn't; write workers=1"
+        )
+
+
+# -- Redis --------------------------------------------------------------------
+
+REDIS = shutil.which("redis-server")
+
+
+class RedisServer:
+    """A Redis of the tests' own, on a Unix socket in a folder.
+
+    Attributes:
+        url: What `App(bus=...)` needs.
+        memory: The file of its snapshots.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self.url = f"unix://{folder}/s"
+        self.memory = folder / "dump.rdb"
+        self.process: subprocess.Popen[str]
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        words = f"--port 0 --unixsocket {self.folder}/s --dir {self.folder} --save"
+        command = [str(REDIS), *words.split(), ""]
+        self.process = subprocess.Popen(  # noqa: S603
+            command, stdout=subprocess.PIPE, text=True
+        )
+        lines = iter(self.process.stdout or ())
+        assert any("eady to accept connections" in line for line in lines)
+
+    def stop(self) -> None:
+        """Kill it, whether it runs or not."""
+        self.process.kill()
+        self.process.communicate()
+
+    def run(self, *words: Any) -> Any:
+        """Return what it answers to a command."""
+        with redis.Redis(unix_socket_path=f"{self.folder}/s") as client:
+            return client.execute_command(*words)
+
+
+@pytest.fixture(scope="class")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis for the tests of a class, which find it running."""
+    need(REDIS, "redis-server")
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+def app_on(bus: Any, namespace: str = "test") -> App:
+    """Make an app on a bus, with groups that keep history and others."""
+    app = make_app(bus=bus, namespace=namespace)
+    app.group("plain:{name}")(lambda client: True)
+    app.group("kept:{name}", history=5)(lambda client: True)
+    return app
+
+
+class Member:
+    """A client that notes the numbers that it hears, and each gap as 0.
+
+    Attributes:
+        app: What it is connected to.
+        api: Its connection.
+        seen: What it has noted.
+    """
+
+    def __init__(self, app: App, api: Peer) -> None:
+        self.app, self.api = app, api
+        self.seen: list[int] = []
+        self.news = asyncio.Event()
+        api.on("m", "n")(self.note)
+        api.on_gap(lambda group: self.note(0))
+
+    def note(self, number: int) -> None:
+        """Note a push."""
+        self.seen.append(number)
+        self.news.set()
+
+    async def sees(self, *numbers: int) -> None:
+        """Wait until it has noted as many; they must be these."""
+        async with asyncio.timeout(LIMIT):
+            while len(self.seen) < len(numbers) or self.seen[-1] != numbers[-1]:
+                self.news.clear()
+                await self.news.wait()
+        assert self.seen == list(numbers)
+
+    async def push(self, group: str, number: int) -> None:
+        """Push from its process, and wait for the bus."""
+        async with asyncio.timeout(LIMIT):
+            await self.app.to(group).push("m", "n", number=number)
+
+
+@contextlib.asynccontextmanager
+async def members_of(group: str, *apps: App) -> AsyncIterator[list[Member]]:
+    """Serve apps; in the group is a client of each."""
+    async with contextlib.AsyncExitStack() as stack:
+        members = []
+        for app in apps:
+            serving = await stack.enter_async_context(app.serve("127.0.0.1", 0))
+            api = connect(serving.url("/api"), proxy=None)
+            members.append(Member(app, await stack.enter_async_context(api)))
+            await api.subscribe(group)
+        yield members
+
+
+async def becomes(condition: Callable[[], object]) -> None:
+    """Wait until something is so that nothing tells."""
+    async with asyncio.timeout(LIMIT):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+class TestRedis:
+    """Pushes reach the members in every process, through Redis."""
+
+    @pytest.mark.parametrize("group", ["plain:a", "kept:a"])
+    async def test_push(self, group: str, server: RedisServer) -> None:
+        """Pushes from all processes reach all members, in one order."""
+        apps = app_on(server.url), app_on(server.url)
+        async with members_of(group, *apps) as members:
+            for number in range(1, 101):
+                apps[number % 2].to(group).push("m", "n", number=number)
+            await becomes(lambda: all(len(each.seen) == 100 for each in members))
+
+        one, other = (each.seen for each in members)
+        assert one == other
+        parts = [[each for each in one if each % 2 == part] for part in (0, 1)]
+        assert parts == [sorted(part) for part in parts]
+
+    async def test_many(self, server: RedisServer) -> None:
+        """Any number of pushes may be awaited at once."""
+        async with members_of("kept:many", app_on(server.url)) as [member]:
+            numbers = range(1, 301)
+            await asyncio.gather(*(member.push("kept:many", each) for each in numbers))
+
+            await member.sees(*numbers)
+
+    async def test_burst(
+        self, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where much has come, other work gets its turns."""
+        monkeypatch.setattr(wsappy, "TURN", 0.0)
+        async with members_of("plain:burst", app_on(server.url)) as [member]:
+            for number in range(1, 101):
+                member.app.to("plain:burst").push("m", "n", number=number)
+
+            await member.sees(*range(1, 101))
+
+    async def test_thread(self, server: RedisServer) -> None:
+        """A thread pushes, too."""
+        apps = app_on(server.url), app_on(server.url)
+        async with members_of("kept:thread", *apps) as [one, other]:
+            push = apps[0].to("kept:thread").push
+            await asyncio.to_thread(push, "m", "n", number=1)
+
+            await one.sees(1)
+            await other.sees(1)
+
+    async def test_without(self, server: RedisServer) -> None:
+        """The one that spoke is left out, wherever the others are."""
+        apps = app_on(server.url), app_on(server.url)
+        async with members_of("plain:without", *apps) as [one, other]:
+            [speaker] = apps[0].to("plain:without").members
+            group = apps[1].to("plain:without")
+            group.without(speaker).push("m", "n", number=1)
+            await other.push("plain:without", 2)
+
+            await other.sees(1, 2)
+            await one.sees(2)
+
+    @pytest.mark.parametrize("group", ["plain:joined", "kept:joined"])
+    async def test_join(self, group: str, server: RedisServer) -> None:
+        """Who joins and then pushes in one handler is told."""
+        app = app_on(server.url)
+
+        @app.module("room").method
+        def enter(request: Request) -> None:
+            request.client.join(group)
+            app.to(group).push("m", "n", number=1)
+
+        async with members_of("plain:other", app) as [member]:
+            await member.api.call("room", "enter")
+
+            await member.sees(1)
+
+    async def test_leave(self, server: RedisServer) -> None:
+        """Who leaves hears no more, and all again once it is back."""
+        async with members_of("plain:left", app_on(server.url)) as [member]:
+            await member.push("plain:left", 1)
+            await member.sees(1)
+            await member.api.unsubscribe("plain:left")
+            await member.push("plain:left", 2)
+            await member.api.subscribe("plain:left")
+            await member.push("plain:left", 3)
+
+            await member.sees(1, 3)
+
+    async def test_in_and_out(self, server: RedisServer) -> None:
+        """A group that the last one leaves before it is followed is followed again."""
+        app = app_on(server.url)
+        async with members_of("plain:hall", app) as [member]:
+            [client] = app.to("plain:hall").members
+            for _ in range(3):
+                client.join("kept:in")
+                client.leave("kept:in")
+            client.join("kept:in")
+            await member.push("kept:in", 1)
+
+            await member.sees(1)
+
+    async def test_resume(self, server: RedisServer) -> None:
+        """A client comes back to another process, and has missed nothing."""
+        apps = app_on(server.url), app_on(server.url)
+        clients: list[Client] = []
+
+        def note(client: Client) -> bool:
+            clients.append(client)
+            return True
+
+        apps[0].groups.patterns[1].guard = note
+        is_pushed = asyncio.Event()
+        async with (
+            apps[0].serve("127.0.0.1", 0) as first,
+            apps[1].serve("127.0.0.1", 0) as second,
+        ):
+            urls = iter([first.url("/api"), second.url("/api")])
+
+            async def url() -> str:
+                place = next(urls)
+                if place == second.url("/api"):
+                    await is_pushed.wait()
+                return place
+
+            async with connect(url, proxy=None) as api:
+                member = Member(apps[0], api)
+                await api.subscribe("kept:move")
+                await member.push("kept:move", 1)
+                await member.sees(1)
+                await clients[0].close(1012)
+                await member.push("kept:move", 2)
+                is_pushed.set()
+                await member.push("kept:move", 3)
+
+                await member.sees(1, 2, 3)
+
+    async def test_count(self, server: RedisServer) -> None:
+        """The members of all processes are counted."""
+        apps = app_on(server.url), app_on(server.url)
+        async with (
+            members_of("plain:count", *apps),
+            apps[0].publisher() as bus,
+        ):
+            counts = [await each.to("plain:count").count() for each in (*apps, bus)]
+
+        assert counts == [2, 2, 2]
+
+    async def test_silent_process(
+        self, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A process that doesn't say how many it has makes counting fail."""
+        monkeypatch.setattr(wsappy, "REDIS_COUNT", 0.05)
+        async with members_of("plain:count", app_on(server.url)) as [member]:
+            with redis.Redis(unix_socket_path=f"{server.folder}/s") as client:
+                pubsub = client.pubsub()
+                pubsub.subscribe("test$count")
+                pubsub.get_message(timeout=LIMIT)
+
+                with pytest.raises(TimeoutError):
+                    await member.app.to("plain:count").count()
+                pubsub.close()
+
+    @pytest.mark.parametrize("group", ["plain:b:c", "kept:b:c"])
+    async def test_namespace(self, group: str, server: RedisServer) -> None:
+        """Applications that have other namespaces hear nothing."""
+        apps = [app_on(server.url, namespace) for namespace in ("a", "a:plain", "ä$}")]
+        for app in apps:
+            app.group("{x}:{y}:{z}", history=0)(lambda client: True)
+        async with members_of(group, *apps) as [one, *others]:
+            await one.push(group, 1)
+            await one.sees(1)
+            for number, each in enumerate(others, 2):
+                await each.api.subscribe("b:c:d")
+                await each.push(group, number)
+                await each.sees(number)
+
+            assert one.seen == [1]
+
+    async def test_renewal(
+        self, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Redis doesn't forget where a group stands while somebody is in it."""
+        async with members_of("kept:renewed", app_on(server.url)) as [member]:
+            await member.push("kept:renewed", 1)
+            monkeypatch.setattr(wsappy, "PLACE_RENEWAL", 0.01)
+            server.run("CLIENT", "KILL", "TYPE", "pubsub")
+            await becomes(lambda: server.run("EXISTS", "{test:kept:renewed}:place"))
+            server.run("DEL", "{test:kept:renewed}:place")
+            await becomes(lambda: server.run("EXISTS", "{test:kept:renewed}:place"))
+
+            await member.sees(1, 0)
+
+    async def test_client_of_ones_own(self, server: RedisServer) -> None:
+        """The bus is a function that returns a client of Redis."""
+
+        async def make() -> Any:
+            return redis.asyncio.from_url(server.url)
+
+        async with members_of("kept:own", app_on(make)) as [member]:
+            await member.push("kept:own", 1)
+
+            await member.sees(1)
+
+
+class TestPublisher:
+    """`app.publisher()` pushes from outside a server."""
+
+    @pytest.mark.parametrize("group", ["plain:a", "kept:a"])
+    async def test_push(self, group: str, server: RedisServer) -> None:
+        """What it pushes reaches the members, also where it isn't awaited."""
+        app = app_on(server.url)
+        async with members_of(group, app) as [member]:
+            async with app_on(server.url).publisher() as bus:
+                await bus.to(group).push("m", "n", number=1)
+                bus.to(group).push("m", "n", number=2)
+
+            await member.sees(1, 2)
+
+    async def test_without_patterns(self, server: RedisServer) -> None:
+        """It numbers what it pushes though its app has no such group."""
+        async with members_of("kept:p", app_on(server.url)) as [member]:
+            async with make_app(bus=server.url, namespace="test").publisher() as bus:
+                await bus.to("kept:p").push("m", "n", number=1)
+
+            await member.sees(1)
+            assert server.run("HGET", "{test:kept:p}:place", "offset") == b"1"
+
+    async def test_away(
+        self, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where no Redis answers in time it raises."""
+        monkeypatch.setattr(wsappy, "STANDING_TIMEOUT", 0.05)
+        publisher = app_on(f"unix://{tmp_path}/none").publisher()
+
+        with pytest.raises(ConnectionError) as caught:
+            await publisher.__aenter__()
+        assert str(caught.value) == "the bus is away"
+
+    async def test_cancelled(self, tmp_path: pathlib.Path) -> None:
+        """It leaves nothing where its start is cancelled."""
+        publisher = app_on(f"unix://{tmp_path}/none").publisher()
+        before = asyncio.all_tasks()
+        starting = asyncio.ensure_future(publisher.__aenter__())
+        await turns()
+        starting.cancel()
+        await asyncio.wait([starting])
+
+        assert asyncio.all_tasks() == before
+
+
+class Proxy:
+    """Stands in front of a Redis, and cuts all connections after so many bytes.
+
+    Attributes:
+        left: Bytes of Redis that it has still to pass.
+    """
+
+    def __init__(self, folder: pathlib.Path, server: RedisServer) -> None:
+        self.path, self.to = f"{folder}/p", f"{server.folder}/s"
+        self.left = math.inf
+        self.writers: list[asyncio.StreamWriter] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self.server = await asyncio.start_unix_server(self.accept, self.path)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+        self.cut()
+        await asyncio.wait(self.tasks)
+
+    async def accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Pass on what comes from either side."""
+        theirs, ours = await asyncio.open_unix_connection(self.to)
+        self.writers += [writer, ours]
+        for job in (self.send(reader, ours), self.answer(theirs, writer)):
+            self.tasks.add(asyncio.ensure_future(job))
+
+    async def send(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Pass on what is sent to Redis."""
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(2**16):
+                writer.write(data)
+        writer.close()
+
+    async def answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Pass on what Redis says, as long as any is left."""
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(2**16):
+                part = data[: int(min(self.left, len(data)))]
+                writer.write(part)
+                self.left -= len(part)
+                if not self.left:
+                    self.left = math.inf
+                    self.cut()
+        writer.close()
+
+    def cut(self) -> None:
+        """Close all connections."""
+        for writer in self.writers:
+            writer.close()
+        self.writers.clear()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails is noticed and tried again at once."""
+    monkeypatch.setattr(wsappy, "REDIS_WAIT", 0.01)
+    monkeypatch.setattr(wsappy, "REDIS_SILENCE", 0.1)
+
+
+@pytest.mark.usefixtures("hasty")
+class TestRedisFails:
+    """After every failure all hear again, and nothing is missed in silence."""
+
+    GROUP = "kept:a"
+
+    @contextlib.asynccontextmanager
+    async def members(
+        self, server: RedisServer, *, empty: bool = True
+    ) -> AsyncIterator[list[Member]]:
+        """Serve two apps; a client of each has heard the first push."""
+        server.run("FLUSHALL")
+        apps = app_on(server.url), app_on(server.url)
+        async with members_of(self.GROUP, *apps) as members:
+            await members[0].push(self.GROUP, 1)
+            for member in members:
+                await member.sees(1)
+            yield members
+
+    async def noticed(self, members: list[Member]) -> None:
+        """Wait until all know that Redis is away; calls go on meanwhile."""
+        for member in members:
+            await becomes(lambda each=member: not each.app.groups.bus.is_up)  # type: ignore[misc]
+            await member.api.call("$", "ping")
+
+    @pytest.mark.parametrize("memory", ["SAVE", "NOSAVE"])
+    async def test_restart(self, memory: str, server: RedisServer) -> None:
+        """After a restart, with its memory or without, there is a new history."""
+        async with self.members(server) as members:
+            with contextlib.suppress(redis.ConnectionError):
+                server.run("SHUTDOWN", memory)
+            server.stop()
+            await self.noticed(members)
+            pushed = asyncio.ensure_future(members[0].push(self.GROUP, 2))
+            server.start()
+            await pushed
+
+            for member in members:
+                await member.sees(1, 0, 2)
+
+    async def test_older_snapshot(self, server: RedisServer) -> None:
+        """After a step back in time nothing is taken for a duplicate."""
+        async with self.members(server) as members:
+            server.run("SAVE")
+            older = server.memory.read_bytes()
+            for number in (2, 3, 4):
+                await members[0].push(self.GROUP, number)
+            for member in members:
+                await member.sees(1, 2, 3, 4)
+            server.stop()
+            await self.noticed(members)
+            server.memory.write_bytes(older)
+            server.start()
+            await members[1].push(self.GROUP, 5)
+
+            for member in members:
+                await member.sees(1, 2, 3, 4, 0, 5)
+
+    async def test_frozen(self, server: RedisServer) -> None:
+        """A Redis that stands still is away, and nothing is missed afterwards."""
+        async with self.members(server) as members:
+            await members[0].api.subscribe("plain:a")
+            server.process.send_signal(signal.SIGSTOP)
+            try:
+                await self.noticed(members)
+                pushed = asyncio.ensure_future(members[0].push(self.GROUP, 3))
+                members[0].app.to("plain:a").push("m", "n", number=2)
+                await members[0].sees(1, 2)
+            finally:
+                server.process.send_signal(signal.SIGCONT)
+            await pushed
+
+            await members[0].sees(1, 2, 3)
+            await members[1].sees(1, 3)
+
+    async def test_cut(self, server: RedisServer, tmp_path: pathlib.Path) -> None:
+        """Wherever a reply is cut, each push comes once, and no awaited one is lost."""
+        server.run("FLUSHALL")
+        async with Proxy(tmp_path, server) as proxy:
+            apps = app_on(f"unix://{proxy.path}"), app_on(server.url)
+            async with members_of(self.GROUP, *apps) as [member, other]:
+                awaited = []
+                for number in range(1, 301, 4):
+                    proxy.left = number
+                    for each in (number, number + 1):
+                        with contextlib.suppress(ConnectionError):
+                            await member.push(self.GROUP, each)
+                            awaited.append(each)
+                    proxy.left = math.inf
+                    await other.push(self.GROUP, number + 2)
+                    await becomes(lambda end=number + 2: end in member.seen)  # type: ignore[misc]
+
+                assert member.seen == other.seen == sorted({*member.seen})
+                assert {*awaited} <= {*member.seen}
+                assert 0 not in member.seen
+
+    async def test_hearing_cut(self, server: RedisServer) -> None:
+        """Where only the connection that hears is cut, nothing is missed."""
+        async with self.members(server) as members:
+            server.run("CLIENT", "KILL", "TYPE", "pubsub")
+            async with app_on(server.url).publisher() as bus:
+                await bus.to(self.GROUP).push("m", "n", number=2)
+
+            for member in members:
+                await member.sees(1, 2)
+
+    async def test_scripts_lost(self, server: RedisServer) -> None:
+        """Redis may forget the scripts."""
+        async with self.members(server) as members:
+            server.run("SCRIPT", "FLUSH")
+            await members[0].push(self.GROUP, 2)
+
+            for member in members:
+                await member.sees(1, 2)
+
+    @pytest.mark.parametrize(
+        "words", [["FLUSHALL"], ["DEL", "{test:kept:a}:place"]], ids=str
+    )
+    async def test_place_lost(self, words: list[str], server: RedisServer) -> None:
+        """Where Redis forgets where a group stands, its members are told."""
+        async with self.members(server) as members:
+            server.run(*words)
+            await members[0].push(self.GROUP, 2)
+            for member in members:
+                await member.sees(1, 2, 0)
+            await members[0].push(self.GROUP, 3)
+
+            for member in members:
+                await member.sees(1, 2, 0, 3)
+
+    async def test_out_of_memory(self, server: RedisServer) -> None:
+        """A push that Redis has no memory for fails alone."""
+        async with self.members(server) as members:
+            server.run("CONFIG", "SET", "maxmemory", "1")
+            try:
+                with pytest.raises(ConnectionError) as caught:
+                    await members[0].push(self.GROUP, 2)
+                await members[0].api.subscribe("kept:b")
+                await members[0].api.subscribe("plain:b")
+                await members[0].push("plain:b", 3)
+            finally:
+                server.run("CONFIG", "SET", "maxmemory", "0")
+            await members[0].push(self.GROUP, 4)
+
+            await members[0].sees(1, 3, 4)
+            await members[1].sees(1, 4)
+        assert str(caught.value) == (
+            "perhaps not pushed: OOM command not allowed when used memory > "
+            "'maxmemory'."
+        )
+
+    async def test_refusal(self, server: RedisServer) -> None:
+        """Whatever else Redis refuses ends the connections, and all is tried again."""
+        async with self.members(server) as members:
+            server.run("HSET", "{test:kept:a}:place", "history", "many")
+            with pytest.raises(ConnectionError) as caught:
+                await members[0].push(self.GROUP, 2)
+            await becomes(
+                lambda: server.run("HGET", "{test:kept:a}:place", "history") == b"5"
+            )
+            await members[0].push(self.GROUP, 3)
+
+            await members[0].sees(1, 3)
+        assert str(caught.value) == "perhaps not pushed: the bus was lost"
+
+    async def test_count_away(self, server: RedisServer) -> None:
+        """While Redis is away nobody can be counted."""
+        async with self.members(server) as members:
+            server.stop()
+            await self.noticed(members)
+            with pytest.raises(ConnectionError) as caught:
+                await members[0].app.to(self.GROUP).count()
+            server.start()
+        assert str(caught.value) == "the bus is away"
+
+    async def test_slow_client(self, server: RedisServer) -> None:
+        """A client that doesn't read is closed; the others of its group hear all."""
+        async with self.members(server) as members:
+            app = members[0].app
+            app.max_backlog = 2**16
+            url = members[0].api._place
+            async with ws_connect(url, proxy=None, max_queue=1, compression=None) as ws:
+                await Talk(ws).call("$.subscribe", group=self.GROUP)
+                ws.transport.pause_reading()
+                fill = "x" * 2**17
+                number = 1
+                while app.counts["slow_clients_dropped"] == 0:
+                    number += 1
+                    group = app.to(self.GROUP)
+                    await group.push("m", "n", number=number, fill=fill)
+                    seen = members[1].seen
+                    await becomes(functools.partial(operator.contains, seen, number))
+
+            await members[1].sees(*range(1, number + 1))
+
+
+class TestBusOptions:
+    """What `App(bus=...)` takes."""
+
+    @pytest.mark.parametrize(
+        ("options", "kind", "text"),
+        [
+            (
+                {"bus": "redis://localhost"},
+                ValueError,
+                "namespace must be given with a bus, on which all applications that "
+                "have the same one hear each other: got None; write "
+                "namespace='chat-staging'",
+            ),
+            (
+                {"bus": "http://localhost", "namespace": "a"},
+                TypeError,
+                "bus must be the URL of a Redis, or a function: got "
+                "'http://localhost'; write 'redis://localhost:6379'",
+            ),
+            (
+                {"bus": 5, "namespace": "a"},
+                TypeError,
+                "bus must be the URL of a Redis, or a function: got 5; write "
+                "'redis://localhost:6379'",
+            ),
+        ],
+    )
+    def test_mistake(self, options: Any, kind: type[Exception], text: str) -> None:
+        """A bus needs a namespace, and is one of two things."""
+        with pytest.raises(kind) as caught:
+            App(**options)
+        assert str(caught.value) == text
+
+    def test_no_redis(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without `redis` an app on a bus can't be made."""
+        monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+
+        with pytest.raises(ImportError) as caught:
+            app_on("redis://localhost")
+        assert str(caught.value) == (
+            "bus needs redis (import of redis.asyncio halted; None in sys.modules); "
+            "write python -m pip install redis"
+        )
+
+    def test_no_bus(self) -> None:
+        """Without a bus nothing can be pushed from outside the server."""
+        with pytest.raises(RuntimeError) as caught:
+            make_app().publisher()
+        assert str(caught.value) == (
+            "publisher needs a bus that is there without the server; write "
+            "App(bus='redis://localhost:6379')"
+        )
+
+    async def test_text(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A client that gives text is refused, and the log says what to write."""
+        url = "redis://localhost:1"
+        app = app_on(lambda: redis.asyncio.from_url(url, decode_responses=True))
+        async with app.serve("127.0.0.1", 0):
+            await becomes(lambda: caplog.records)
+
+        assert caplog.messages[0] == (
+            "the bus is away: TypeError('bus must be a function whose client gives "
+            "bytes; write decode_responses=False')"
         )
 
 
