@@ -21190,9 +21190,9 @@ class TestWorkers:
 
     def test_second_signal(self) -> None:
         """A second signal leaves at once with 130, and takes all with it."""
-        hook = "yield; say('stopping'); await __import__('asyncio').sleep(60); return"
-        options = "); from wsappy import say; dict("
-        with workers(hook, app_options=options) as (process, _):
+        naps = "await __import__('asyncio').sleep(60); return"
+        hook = f"yield; print('stopping', flush=True); {naps}"
+        with workers(hook) as (process, _):
             pids = children_of(process.pid)
             process.send_signal(signal.SIGINT)
             assert "stopping\n" in iter(process.stdout.readline, "")
@@ -25591,15 +25591,25 @@ class TestReload:
             App, "run", lambda *args, **options: ran.append((args, options))
         )
         words = ["shop", "--host", "127.0.0.1", "--port", "80", "--reload"]
+        many = ["shop", "--workers", "2"]
 
         wsappy.run_command(["run", *words])
         wsappy.run_command(["run", "shop"])
+        wsappy.run_command(["run", *many])
 
         app = sys.modules["shop"].app
         assert ran == [
-            ((app, "127.0.0.1", 80), {"reload": True}),
-            ((app, "localhost", 8008), {"reload": False}),
+            ((app, "127.0.0.1", 80), {"workers": 1, "reload": True}),
+            ((app, "localhost", 8008), {"workers": 1, "reload": False}),
+            ((app, "localhost", 8008), {"workers": 2, "reload": False}),
         ]
+
+    def test_wrong_workers(self, command_folder: pathlib.Path) -> None:
+        """What can't be is told in one line."""
+        with pytest.raises(SystemExit) as caught:
+            wsappy.run_command(["run", "shop", "--workers", "2", "--reload"])
+
+        assert caught.value.code == "reload must have one worker: got 2; write one"
 
     def test_workers(self) -> None:
         """It is for one worker."""
