@@ -21461,6 +21461,7 @@ class TestRedis:
             [client] = app.to("plain:hall").members
             for _ in range(3):
                 client.join("kept:in")
+                await asyncio.sleep(0)
                 client.leave("kept:in")
             client.join("kept:in")
             await member.push("kept:in", 1)
@@ -21527,6 +21528,12 @@ class TestRedis:
                 with pytest.raises(TimeoutError):
                     await member.app.to("plain:count").count()
                 pubsub.close()
+            # An answer that comes too late is ignored.
+            for channel in server.run("PUBSUB", "CHANNELS", "test$*"):
+                if channel != b"test$count":
+                    server.run("PUBLISH", channel, '["late",1]')
+            await member.push("plain:count", 1)
+            await member.sees(1)
 
     @pytest.mark.parametrize("group", ["plain:b:c", "kept:b:c"])
     async def test_namespace(self, group: str, server: RedisServer) -> None:
@@ -21755,8 +21762,12 @@ class TestRedisFails:
         """A Redis that stands still is away, and nothing is missed afterwards."""
         async with self.members(server) as members:
             await members[0].api.subscribe("plain:a")
+            [client] = members[0].app.to(self.GROUP).members
             server.process.send_signal(signal.SIGSTOP)
             try:
+                client.join("kept:left")
+                await turns()
+                client.leave("kept:left")
                 await self.noticed(members)
                 pushed = asyncio.ensure_future(members[0].push(self.GROUP, 3))
                 members[0].app.to("plain:a").push("m", "n", number=2)
