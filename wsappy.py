@@ -1547,11 +1547,11 @@ class Runtime:
         return is_first
 
 
-def hand_over(future: asyncio.Future[None]) -> bool:
+def hand_over(future: asyncio.Future[Any], result: Any = None) -> bool:
     """Let a task go on; tell whether it does, since it may have been cancelled."""
     is_waiting = not future.done()
     if is_waiting:
-        future.set_result(None)
+        future.set_result(result)
     return is_waiting
 
 
@@ -8098,8 +8098,7 @@ class RedisBus(Bus):
         for (future, _), result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
                 raise result
-            if not future.done():
-                future.set_result(result)
+            hand_over(future, result)
 
     async def _renew(self) -> None:
         """Keep the places of groups that nobody pushes to."""
