@@ -1547,11 +1547,11 @@ class Runtime:
         return is_first
 
 
-def hand_over(future: asyncio.Future[None]) -> bool:
+def hand_over(future: asyncio.Future[Any], result: Any = None) -> bool:
     """Let a task go on; tell whether it does, since it may have been cancelled."""
     is_waiting = not future.done()
     if is_waiting:
-        future.set_result(None)
+        future.set_result(result)
     return is_waiting
 
 
@@ -7976,6 +7976,19 @@ return {epoch, offset, redis.call('LRANGE', KEYS[2], first, -1), whole, left}
 """
 
 
+async def end_tasks(tasks: list[asyncio.Task[None]]) -> list[BaseException]:
+    """Cancel tasks until they have ended; return what they raised.
+
+    `redis-py` loses a cancellation where its connection ends at the same time.
+    """
+    while running := [each for each in tasks if not each.done()]:
+        for task in running:
+            task.cancel()
+        await wait_at_most(LAST_GRACE, running)
+    ended = [each.exception() for each in tasks if not each.cancelled()]
+    return [exc for exc in ended if exc is not None]
+
+
 class RedisBus(Bus):
     """The bus of any number of machines: Redis or Valkey, through `redis-py`.
 
@@ -8007,8 +8020,7 @@ class RedisBus(Bus):
     async def stop(self) -> None:
         """Wait until what is on its way has arrived, and disconnect."""
         await wait_at_most(LAST_GRACE, [future for future, _ in self.commands])
-        self.life.cancel()
-        await wait_at_most(CANCEL_GRACE, [self.life])
+        await end_tasks([self.life])
 
     async def _live(self) -> None:
         """Begin one life after the other."""
@@ -8038,10 +8050,13 @@ class RedisBus(Bus):
         async with client, client.pubsub() as pubsub:
             await pubsub.subscribe(self._own("count"), self._own(self.id))
             self.groups.begin()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._listen(pubsub))
-                tasks.create_task(self._send(client, pubsub))
-                tasks.create_task(self._renew())
+            works = self._listen(pubsub), self._send(client, pubsub), self._renew()
+            tasks = [asyncio.ensure_future(each) for each in works]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                failures = await end_tasks(tasks)
+            raise failures[0]
 
     def _die(self) -> None:
         """Tell all who wait that the bus was lost."""
@@ -8083,8 +8098,7 @@ class RedisBus(Bus):
         for (future, _), result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
                 raise result
-            if not future.done():
-                future.set_result(result)
+            hand_over(future, result)
 
     async def _renew(self) -> None:
         """Keep the places of groups that nobody pushes to."""
