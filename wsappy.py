@@ -7371,10 +7371,11 @@ class SharedGroups(Groups):
         log.epoch, log.offset = standing.epoch or "", standing.offset
         log.newest = monotonic() - standing.age
         self.keep(feed)
-        for payload in missed:
-            self.deliver(feed, payload)
+        # First, since what has no number may not be the first of what was missed.
         if feed.has_place and not is_next:
             self._tell_gap(feed)
+        for payload in missed:
+            self.deliver(feed, payload)
 
     def _tell_gap(self, feed: Any) -> None:
         """Tell the members that count that messages are lost (protocol, section 6)."""
