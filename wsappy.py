@@ -7453,6 +7453,10 @@ def position_in(log: Log | None, since: list[Any] | None) -> JSON:
     }
 
 
+# The group of the workers at the relay; none of an application's is called so.
+ALL_WORKERS = "\0workers"
+
+
 def relay_of(app: App) -> App:
     """Make the application that relays the pushes between the workers of another one.
 
@@ -7467,6 +7471,7 @@ def relay_of(app: App) -> App:
     @relay.client("/")
     def worker(client: Client) -> None:
         """Every worker may come in: the socket is in a folder of the user's own."""
+        client.join(ALL_WORKERS)
 
     @bus.method
     def publish(
@@ -7493,8 +7498,9 @@ def relay_of(app: App) -> App:
 
     @bus.method
     async def count(request: Request, group: str) -> int:
-        members = relay.to(group).members
-        calls = [each.call("bus", "count", group=group) for each in members]
+        # Of all, since one that follows the group only now has members already.
+        workers = relay.to(ALL_WORKERS).members
+        calls = [each.call("bus", "count", group=group) for each in workers]
         counts = await asyncio.gather(*calls, return_exceptions=True)
         return sum(each for each in counts if isinstance(each, int))
 
