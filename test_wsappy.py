@@ -19873,6 +19873,24 @@ async def shared_apps(
         yield pairs
 
 
+class SteppingBus(wsappy.Bus):
+    """A bus that carries nothing, and notes when it starts and stops."""
+
+    publish = follow = unfollow = count = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[str] = []
+
+    async def start(self) -> None:
+        """Note it."""
+        self.steps.append("start")
+
+    async def stop(self) -> None:
+        """Note it."""
+        self.steps.append("stop")
+
+
 class TestRelay:
     """Pushes reach the members in every process."""
 
@@ -19891,6 +19909,30 @@ class TestRelay:
             count = await one.to(group).count()
 
         assert (heard, count) == ([[0, 1, 2, 3]] * 2, 2)
+
+    async def test_lost_while_it_asks(self, tmp_path: pathlib.Path) -> None:
+        """Who asks where a group stands hears that the relay is lost."""
+        async with shared_apps(tmp_path, 1) as [(app, _)]:
+            groups: Any = app.groups
+            asking = asyncio.ensure_future(groups.bus.follow("plain:a", None, None))
+            await asyncio.sleep(0)
+            groups.bus.wire.transport.abort()
+
+            with pytest.raises(ConnectionError):
+                await asking
+
+    async def test_served_twice(self) -> None:
+        """The bus is there as long as anybody needs it."""
+        bus: Any = SteppingBus()
+        groups = wsappy.SharedGroups(collections.Counter(), bus)
+        runtime = wsappy.Runtime(wsappy.Threads(1))
+
+        for _ in range(2):
+            await groups.start(runtime)
+        for _ in range(2):
+            await groups.stop()
+
+        assert bus.steps == ["start", "stop"]
 
 
 # What bus, processes and clients of the model do is up to a random schedule.

@@ -7264,16 +7264,21 @@ class SharedGroups(Groups):
                 self.counts["pushes_lost"] += 1
                 pushed.settle("too many pushes wait for the bus")
                 return
-        if self.bus.is_up and (feed is None or feed.known.is_set()):
+        if self._may_send(pushed.name):
             self.bus.publish(pushed)
         else:
             self.held.setdefault(pushed.name, []).append(pushed)
             self.held_count += 1
             self.held_size += len(pushed.payload)
 
+    def _may_send(self, name: str) -> bool:
+        """Tell whether pushes to a group need not wait."""
+        feed = self.feeds.get(name)
+        return self.bus.is_up and (feed is None or feed.known.is_set())
+
     def _release(self, name: str) -> None:
         """Send what waited for a group, now that it may."""
-        if self.bus.is_up:
+        if self._may_send(name):
             for pushed in self.held.pop(name, ()):
                 self.held_count -= 1
                 self.held_size -= len(pushed.payload)
@@ -7353,8 +7358,7 @@ class SharedGroups(Groups):
         feed.known.set()
         for heard in early:
             self.hear(feed.name, heard)
-        if feed.known.is_set():
-            self._release(feed.name)
+        self._release(feed.name)
 
     def _copy(
         self, feed: FollowedFeed, log: Log, standing: Standing, early: list[Heard]
@@ -7537,8 +7541,7 @@ class RelayBus(Bus):
         """Send a push; the relay's answer settles it."""
 
         def settle(event: str, value: Any) -> None:
-            if event in TERMINAL:
-                pushed.settle(str(value) if event == "error" else None)
+            pushed.settle(str(value) if event == "error" else None)
 
         data = {
             "group": pushed.name,
