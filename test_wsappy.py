@@ -191,6 +191,46 @@ async def talking(
         yield Talk(ws)
 
 
+class Hosting:
+    """An app in uvicorn; it has what tests ask of `App.serve`."""
+
+    def __init__(self, app: App, host: str, port: int, **options: Any) -> None:
+        # What uvicorn calls an option of `websockets.serve`.
+        names = {"max_size": "ws_max_size", "ping_interval": "ws_ping_interval"}
+        options = {names[name]: value for name, value in options.items()}
+        uvicorn: Any = importlib.import_module("uvicorn")
+        self.config = uvicorn.Config(
+            app.asgi(), host, port, log_config=None, ws="websockets-sansio", **options
+        )
+        self.server = uvicorn.Server(self.config)
+
+    async def __aenter__(self) -> Self:
+        self.config.load()
+        self.server.lifespan = self.config.lifespan_class(self.config)
+        await self.server.startup()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.server.shutdown()
+
+    @property
+    def port(self) -> int:
+        """The port that is open."""
+        return int(self.server.servers[0].sockets[0].getsockname()[1])
+
+    def url(self, path: str = "/") -> str:
+        """Return the URL of a path."""
+        return f"ws://127.0.0.1:{self.port}{path}"
+
+
+@pytest.fixture(params=["wsappy", "uvicorn"])
+def each_server(request: pytest.FixtureRequest, monkeypatch: Any) -> None:
+    """Let `App.serve` be wsappy's own server, and then another one, by ASGI."""
+    if request.param == "uvicorn":
+        need(importlib.util.find_spec("uvicorn"), "uvicorn")
+        monkeypatch.setattr(App, "serve", Hosting)
+
+
 def result_of(message: Any) -> Any:
     """Return the data of a `result`; fail with anything else."""
     assert message["event"] == "result", message

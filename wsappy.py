@@ -44,6 +44,7 @@ of theirs:
     10. The classic API  the class-based server of wsappy 0.1.3
     11. Buses and workers  groups over several processes
     12. For people     files
+    13. ASGI           in another server, beside FastAPI, Starlette or Django
 """
 
 from __future__ import annotations
@@ -113,8 +114,20 @@ try:
     import websockets
     from websockets import ConnectionClosed, Headers
     from websockets.asyncio.connection import Connection as LibraryConnection
-    from websockets.exceptions import RequestLineTooLong, SecurityError
-    from websockets.frames import CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
+    from websockets.exceptions import (
+        ConnectionClosedError,
+        ConnectionClosedOK,
+        RequestLineTooLong,
+        SecurityError,
+    )
+    from websockets.frames import (  # type: ignore[attr-defined]
+        OK_CLOSE_CODES,
+        Close,
+        CloseCode,
+        Frame,
+        Opcode,
+        apply_mask,
+    )
     from websockets.http11 import SERVER, parse_headers, parse_line
     from websockets.protocol import Event, Protocol, Side, State
     from websockets.streams import StreamReader
@@ -1571,12 +1584,14 @@ class Opening(NamedTuple):
         headers: Of the request.
         remote: `(host, port)` of the peer, None on a Unix socket.
         id: Distinct for each connection.
+        scope: What a host's server says of it, if there is one.
     """
 
     target: str
     headers: Headers
     remote: tuple[str, int] | None
     id: str
+    scope: dict[str, Any] | None = None
 
 
 class Wire(abc.ABC):
@@ -2188,15 +2203,10 @@ class Backlog:
         aged: Bytes that wait since an earlier turn of the loop, at most.
     """
 
-    def __init__(self, wire: ServerWire) -> None:
+    def __init__(self, wire: ServedWire) -> None:
         self.wire = wire
         self.aged = 0
         self.is_aging = False
-
-    @property
-    def size(self) -> int:
-        """Bytes that wait."""
-        return self.wire.transport.get_write_buffer_size() + self.wire.out_size
 
     def begin(self) -> None:
         """Count from now on: the client has fallen behind."""
@@ -2209,44 +2219,107 @@ class Backlog:
         What waits since an earlier turn counts; of this turn's, more is allowed.
         """
         self._age()
-        limit, size = self.wire.serving.app.max_backlog, self.size
+        limit, size = self.wire.serving.app.max_backlog, self.wire.waiting()
         return min(self.aged, size) > limit or size > MAX_BURST * limit
 
     def _age(self) -> None:
         """Find out, in the turns that follow, how much waits since an earlier one."""
         if not self.is_aging:
             self.is_aging = True
-            call_soon = self.wire.loop.call_soon
+            call_soon = self.wire.runtime.loop.call_soon
             # What is pushed in this round of the loop, before or after, is not old yet.
-            call_soon(lambda: call_soon(self._end_age, self.size))
+            call_soon(lambda: call_soon(self._end_age, self.wire.waiting()))
 
     def _end_age(self, size: int) -> None:
         self.aged, self.is_aging = size, False
 
 
-class ServerWire(LibraryWire, websockets.ServerConnection):
-    """The server's wire: a connection of `websockets`, with a lane beside it.
+# Codes that RFC 6455 and IANA's registry name, and 1005 and 1006 for none.
+CLOSE_LABELS = frozenset(range(1000, 1016))
+
+
+def end_of(code: int, by_client: bool | None) -> tuple[str, str]:
+    """Return a label for the end, "other" for what a peer makes up, and a text."""
+    who = {True: "by the client", False: "by the server", None: "by nobody"}
+    is_made_up = by_client and code not in CLOSE_LABELS
+    label = "other" if is_made_up else str(code)
+    return label, f"closed {who[by_client]} with {code}"
+
+
+class ServedWire(Wire):
+    """A wire that a serving looks after, from the request to the goodbye.
 
     Attributes:
         serving: What accepted it.
+        life: The task from the request to the goodbye.
+        response: How the request was answered, None before.
+    """
+
+    response: Any
+
+    def _begin(self, serving: Serving) -> None:
+        self.serving = serving
+        self.life: asyncio.Task[None] | None = None
+        self.bytes_in = self.bytes_out = 0
+        self.backlog = Backlog(self)
+
+    @abc.abstractmethod
+    def waiting(self) -> int:
+        """Return how many bytes wait for the client."""
+
+    def push(self, payload: bytes) -> None:
+        """Send a push, unless the client is too far behind: then close it."""
+        if self.paused and self.backlog.is_too_large():
+            self._drop()
+        else:
+            self.post(payload)
+
+    def _drop(self) -> None:
+        """Close a client that reads too slowly, and abort it a second later."""
+        if self.phase is OPEN:
+            self.serving.app.counts["slow_clients_dropped"] += 1
+            self.shut(4508, "it reads too slowly")
+            self.runtime.loop.call_later(SLOW_GRACE, self.abort)
+
+    def traffic(self) -> dict[str, int]:
+        """Return what this connection counts by itself, because it is cheaper."""
+        calls = self.session.received if self.session is not None else 0
+        return {"calls": calls, "bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
+
+    def give_up(self) -> None:
+        """End a handshake that takes too long."""
+        self.abort()
+        if self.life is not None:
+            cut_task(self.life)
+
+    @abc.abstractmethod
+    def check(self, now: float) -> None:
+        """Look whether what has to happen by now has happened; the timer calls it."""
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """End the connection at once."""
+
+
+class ServerWire(LibraryWire, ServedWire, websockets.ServerConnection):
+    """The server's wire: a connection of `websockets`, with a lane beside it.
+
+    Attributes:
         exchange: The request and its answer.
         lane: What reads its bytes.
         is_clear: Whether a frame may be written at once.
-        life: The task from the request to the goodbye.
         due: When the timer looks at what has to have happened by then.
     """
 
     def __init__(self, serving: Serving, *given: Any, **options: Any) -> None:
         super().__init__(serving.runtime, *given, **options)
-        self.serving = serving
+        self._begin(serving)
         self.lane = Lane(self)
         self.exchange = Exchange(self)
         self.is_clear = False
-        self.bytes_in, self.taken = 0, -1
-        self.life: asyncio.Task[None] | None = None
+        self.taken = -1
         self.due, self.taken_at = math.inf, 0.0
         self.awaited: tuple[int, ...] | None = None
-        self.backlog = Backlog(self)
 
     # From the first byte to the goodbye
 
@@ -2303,20 +2376,11 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.serving.discard(self)
 
     def _end(self) -> tuple[str, str]:
-        """Return a label for the end, "other" for what a peer makes up, and a text."""
+        """Return a label for the end, and a text."""
         protocol = self.protocol
         close = protocol.close_sent or protocol.close_rcvd
         code = int(close.code if close else CloseCode.ABNORMAL_CLOSURE)
-        by_client = protocol.close_rcvd_then_sent
-        who = {True: "by the client", False: "by the server", None: "by nobody"}
-        is_made_up = by_client and code not in CLOSE_LABELS
-        label = "other" if is_made_up else str(code)
-        return label, f"closed {who[by_client]} with {code}"
-
-    def traffic(self) -> dict[str, int]:
-        """Return what this connection counts by itself, because it is cheaper."""
-        calls = self.session.received if self.session is not None else 0
-        return {"calls": calls, "bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
+        return end_of(code, protocol.close_rcvd_then_sent)
 
     # From bytes to messages
 
@@ -2357,14 +2421,9 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
 
     # From messages to bytes
 
-    def push(self, payload: bytes) -> None:
-        """Send a push, unless the client is too far behind: then close it."""
-        if not (self.paused and self.backlog.is_too_large()):
-            self.post(payload)
-        elif self.phase is OPEN:
-            self.serving.app.counts["slow_clients_dropped"] += 1
-            self.shut(4508, "it reads too slowly")
-            self.loop.call_later(SLOW_GRACE, self.transport.abort)
+    def waiting(self) -> int:
+        """Return how many bytes wait for the client."""
+        return self.transport.get_write_buffer_size() + self.out_size
 
     def deliver(self, payload: bytes, frame: bytes | None) -> None:
         """Send a push to a group; where nothing waits its frame is written at once."""
@@ -2441,11 +2500,9 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         elif now >= self.close_deadline:
             self.transport.abort()
 
-    def give_up(self) -> None:
-        """End a handshake that takes too long."""
+    def abort(self) -> None:
+        """End the connection at once."""
         self.transport.abort()
-        if self.life is not None:
-            cut_task(self.life)
 
     def _check_stall(self, now: float, limit: float) -> None:
         """Abort a client that accepts no byte for *limit* seconds.
@@ -2484,10 +2541,6 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             self.pending_pings[data] = pong, self.loop.time()
             self.protocol.send_ping(data)
             self.send_data()
-
-
-# Codes that RFC 6455 and IANA's registry name, and 1005 and 1006 for none.
-CLOSE_LABELS = frozenset(range(1000, 1016))
 
 
 def remote_of(connection: LibraryConnection) -> tuple[str, int] | None:
@@ -3476,6 +3529,7 @@ class Client:
         query: The query, by name; the last value of a repeated name.
         headers: The handshake's headers.
         remote: `(host, port)` of the peer, None on a Unix socket.
+        scope: The ASGI scope in another server, else None.
         groups: Names of the groups it is in; in `on_disconnected`, that it was in.
         connection: That of `websockets`: for attributes, `ping`, and `send` in an
             `on_message` route.
@@ -3500,6 +3554,7 @@ class Client:
         self.params: dict[str, Any] = connection.params
         self.headers = opening.headers
         self.remote = opening.remote
+        self.scope = opening.scope
         self.groups: set[str] = set()
         self.connection = connection
         self.handlers = handlers
@@ -5234,6 +5289,14 @@ class App(Marking):
             **{name: dict(self.labels[name]) for name in LABELLED},
         }
 
+    def asgi(self) -> Asgi:
+        """Return an ASGI application, for another server or to be mounted in one.
+
+        Raises:
+            ValueError: If the app has `proxies`, which the other server knows.
+        """
+        return Asgi(self)
+
     def test_client(self, path: str = "/", **options: Any) -> TestedPeer:
         """Start the app on a free loopback port and connect to it, for a test.
 
@@ -5417,7 +5480,7 @@ class Serving:
         self.server: websockets.Server | None = None
         self.runtime: Runtime
         self.timer: asyncio.TimerHandle
-        self.wires: set[ServerWire] = set()
+        self.wires: set[ServedWire] = set()
         self.sessions: set[Session] = set()
         self.answers: set[Session] = set()
         self.service = Service.NEW
@@ -5520,15 +5583,15 @@ class Serving:
         is_full = len(self.sessions) >= (self.app.max_clients or math.inf)
         return Refused(503, "too many clients") if is_full else None
 
-    def add(self, wire: ServerWire) -> None:
+    def add(self, wire: ServedWire) -> None:
         """Look after a connection from now on, until its end and its goodbye."""
         if self.service is Service.OVER:
             # It was accepted in the last turn.
-            wire.transport.abort()
+            wire.abort()
             return
         self.wires.add(wire)
 
-    def discard(self, wire: ServerWire) -> None:
+    def discard(self, wire: ServedWire) -> None:
         """Look no longer after a connection that is lost, and whose task has ended."""
         if wire.phase is CLOSED and (wire.life is None or wire.life.done()):
             self.wires.discard(wire)
@@ -5587,7 +5650,7 @@ class Serving:
             limit = GOODBYE_GRACE + LAST_GRACE if is_last else CLOSE_GRACE
             await wait_at_most(limit, self._lives())
             for wire in list(self.wires):
-                wire.transport.abort()
+                wire.abort()
                 if wire.life is not None and (is_last or wire.response is None):
                     cut_task(wire.life)
         await wait_at_most(LAST_GRACE, self._lives())
@@ -5599,12 +5662,16 @@ class Serving:
     def _lives(self) -> list[asyncio.Future[Any]]:
         return [wire.life for wire in self.wires if wire.life is not None]
 
-    async def close_sockets(self, server: websockets.Server) -> None:
-        """Close the sockets; what came in meanwhile is aborted."""
+    def finish(self) -> None:
+        """Accept nothing more; what came in meanwhile is aborted."""
         self.service = Service.OVER
         for wire in list(self.wires):
-            wire.transport.abort()
+            wire.abort()
         self.timer.cancel()
+
+    async def close_sockets(self, server: websockets.Server) -> None:
+        """Close the sockets."""
+        self.finish()
         # The library counts the first call only, and waits without a limit.
         server.close(close_connections=False)
         with contextlib.suppress(TimeoutError):
@@ -7953,3 +8020,406 @@ def add_folder(app: App, path: str, folder: str | os.PathLike[str]) -> None:
         raise ValueError(f"folder {path!r} must be the only one there; write another")
     app.trees[made.place] = made.answer
     app.checks.append(made.check)
+
+
+# --- 13. ASGI ----------------------------------------------------------------
+
+# What may stand in a path as it is (RFC 3986, section 3.3).
+IN_PATH = "/:@!$&'()*+,;=~"
+# What hosts call the answer to a handshake that is refused; not all know it.
+DENIAL = "websocket.http.response"
+
+
+def request_of(scope: dict[str, Any]) -> websockets.Request:
+    """Read what a host says of a request; its path begins after that of a mount."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    if f"{path}/".startswith(f"{root}/"):
+        path = path[len(root) :] or "/"
+    target = urllib.parse.quote(path, IN_PATH, errors="replace")
+    if query := scope["query_string"].decode("latin-1"):
+        target = f"{target}?{query}"
+    pairs = ((a.decode("latin-1"), b.decode("latin-1")) for a, b in scope["headers"])
+    return websockets.Request(target, Headers(pairs), scope.get("method", "GET"))
+
+
+class AsgiWire(ServedWire):
+    """A connection of a host's server, which takes and gives one message at a time.
+
+    What is posted waits in `out`, and a task hands it over: `send` of a host may wait
+    while the client is behind. The request of a page has such a wire, too.
+
+    Attributes:
+        scope: What the host says of the connection.
+        request: The same, as `websockets` says it.
+        fault: The answer to a request that can't be understood.
+        out: What the host has yet to take, and how many bytes each message has.
+        unsent: Bytes of all that, and of the message that it is taking.
+        closed: Code and reason of the close, and whether the client closed.
+        due: When the handshake, and later the close, has taken too long.
+    """
+
+    def __init__(
+        self, serving: Serving, scope: dict[str, Any], receive: Any, send: Any
+    ) -> None:
+        super().__init__(serving.runtime)
+        self._begin(serving)
+        self.scope, self.host_receive, self.host_send = scope, receive, send
+        self.request = request_of(scope)
+        self.fault = fault_of(self.request, False)
+        simplify(self.request)
+        remote = tuple(scope.get("client") or ())[:2] or None
+        parts = self.request.path, self.request.headers, remote, uuid.uuid4().hex
+        self.opening = Opening(*parts, scope)
+        self.response: int | None = None
+        self.max_size = None
+        self.write_limit: int = serving.options["write_limit"]
+        self.paused = self.is_held = self.is_halted = False
+        self.out: collections.deque[tuple[dict[str, Any], int]] = collections.deque()
+        self.unsent = 0
+        self.closed: tuple[int, str, bool | None] = 1006, "", None
+        self.ready, self.moved, self.lost = (asyncio.Event() for _ in range(3))
+        self.due = self.runtime.loop.time() + (serving.open_timeout or math.inf)
+
+    # From the request to the goodbye
+
+    async def live(self) -> None:
+        """Answer the request; then be open until the connection ends."""
+        session: Any = self.session
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await self._attempt(self._open)
+            if self.phase is OPEN:
+                work = self._read, self._write
+                tasks += [asyncio.Task(self._attempt(each)) for each in work]
+                session.greet()
+                await self.lost.wait()
+        finally:
+            self.abort()
+            for task in tasks:
+                task.cancel()
+            session.note_end(self.response, end_of(self.closed[0], self.closed[2])[1])
+            try:
+                await session.depart()
+            finally:
+                self.life = None
+                self.serving.discard(self)
+
+    async def _attempt(self, work: Callable[[], Any]) -> None:
+        """Talk to the host; what it raises ends the connection."""
+        outcome = await run_to_end(work)
+        if type(outcome) is Failure:
+            # OSError says that the client is gone.
+            if not isinstance(outcome.exc, OSError):
+                log_failure("the host's server", outcome.exc)
+            self.abort()
+
+    async def _open(self) -> None:
+        answer = self.fault or await self._decide()
+        if answer is not None:
+            self.response = answer.status
+            await self._refuse(answer)
+        else:
+            await self.host_send({"type": "websocket.accept"})
+            self.response, self.phase, self.due = 101, OPEN, math.inf
+
+    async def _decide(self) -> Answer | None:
+        session: Any = self.session
+        if self.scope["type"] == "http":
+            answer: Answer = await session.find_page(self.request.method)
+            return answer
+        await self.host_receive()
+        refusal: Answer | None = await session.enter()
+        return refusal
+
+    async def _refuse(self, answer: Answer) -> None:
+        """Answer; a host that knows no answer to a handshake makes it a 403."""
+        is_page = self.scope["type"] == "http"
+        if not is_page and DENIAL not in (self.scope.get("extensions") or ()):
+            await self._close(4000 + answer.status, cut_reason(answer.body.decode()))
+            return
+        kind = "http.response" if is_page else DENIAL
+        headers = [
+            (name.lower().encode(), value.encode("latin-1"))
+            for name, value in answer.headers.items()
+        ]
+        start = {"type": f"{kind}.start", "status": answer.status, "headers": headers}
+        await self.host_send(start)
+        body = b"" if self.request.method == "HEAD" else answer.body
+        await self.host_send({"type": f"{kind}.body", "body": body})
+
+    async def _close(self, code: int, reason: str) -> None:
+        close = {"type": "websocket.close", "code": code, "reason": reason}
+        await self.host_send(close)
+
+    def check(self, now: float) -> None:
+        """Look whether the handshake or the close takes too long."""
+        if now >= self.due:
+            self.leave()
+
+    def leave(self) -> None:
+        """End the connection, or the handshake."""
+        if self.phase is OPENING:
+            self.give_up()
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """End the connection at once; the host closes it after the goodbye."""
+        if self.phase is CLOSED:
+            return
+        was_open = self.phase is not OPENING
+        self.phase, self.paused = CLOSED, False
+        self.serving.app.counts.update(self.traffic())
+        if was_open:
+            label, _ = end_of(self.closed[0], self.closed[2])
+            self.serving.app.labels["closed"][label] += 1
+        elif self.response is None:
+            self.serving.app.counts["handshakes_dropped"] += 1
+        self.out.clear()
+        self.lost.set()
+        self._wake()
+
+    # From the host
+
+    async def _read(self) -> None:
+        """Hand over what comes, until the connection ends."""
+        while (event := await self.host_receive())["type"] == "websocket.receive":
+            text = event.get("text")
+            payload = (
+                event.get("bytes")
+                if text is None
+                else text.encode(errors="surrogatepass")
+            )
+            self.bytes_in += len(payload)
+            if self.phase is OPEN:
+                self.receive(payload, text is not None)
+            await self._readable()
+        if self.phase is OPEN:
+            code = event.get("code", 1005)
+            by_client = None if code == 1006 else True
+            self.closed = code, event.get("reason") or "", by_client
+        self.abort()
+
+    async def _readable(self) -> None:
+        """Wait until another message may come."""
+        while self.paused or self.is_held:
+            await self.moved.wait()
+        if self.is_halted or self.runtime.is_turn_over():
+            self.is_halted = False
+            await self.runtime.next_turn()
+
+    def halt(self) -> None:
+        """Read no further in this turn of the loop."""
+        self.is_halted = True
+
+    def hold(self) -> None:
+        """Read nothing until `release`."""
+        self.is_held = True
+        self.serving.app.counts["pauses"] += 1
+
+    def release(self) -> None:
+        """Read again what was held."""
+        self.is_held = False
+        self._wake()
+
+    # To the host
+
+    def post(self, payload: bytes) -> None:
+        """Let a message wait until the host takes it."""
+        if self.phase is OPEN:
+            self._add({"text": payload.decode(errors="replace")}, len(payload))
+
+    def _add(self, message: dict[str, Any], size: int) -> None:
+        self.out.append(({"type": "websocket.send", **message}, size))
+        self.unsent += size
+        self.ready.set()
+        if self.unsent > self.write_limit and not self.paused:
+            self.paused = True
+            self.backlog.begin()
+            # The host may take it all in this turn: then nobody is behind.
+            self.runtime.loop.call_soon(self._note_pause)
+
+    def _note_pause(self) -> None:
+        self.serving.app.counts["pauses"] += self.paused
+
+    async def send(self, message: str | bytes) -> None:
+        """Send a message of the application's own, in an `on_message` route."""
+        await self.reachable()
+        if isinstance(message, str):
+            self._add({"text": message}, len(message.encode()))
+        else:
+            self._add({"bytes": message}, len(message))
+        await self.writable()
+
+    async def _write(self) -> None:
+        """Let the host take what waits, and then the close."""
+        while True:
+            await self.ready.wait()
+            self.ready.clear()
+            while self.out:
+                message, size = self.out.popleft()
+                await self.host_send(message)
+                self.unsent -= size
+                self.bytes_out += size
+                if self.paused and 4 * self.unsent <= self.write_limit:
+                    self._go_on()
+                if self.runtime.is_turn_over():
+                    await self.runtime.next_turn()
+            self._wake()
+            if self.phase is CLOSING:
+                await self._close(*self.closed[:2])
+                return
+
+    def _go_on(self) -> None:
+        """Go on with what waited for a client that was behind."""
+        self.paused = False
+        self._wake()
+        if self.phase is OPEN and self.session is not None:
+            self.session.go_on()
+
+    def _wake(self) -> None:
+        """Let those look again who wait for something to have changed."""
+        self.moved.set()
+        self.moved.clear()
+
+    def waiting(self) -> int:
+        """Return how many bytes wait for the client, as far as the host tells."""
+        return self.unsent
+
+    async def writable(self) -> None:
+        """Wait while the other side is behind; return at once when it is gone."""
+        while self.paused:
+            await self.moved.wait()
+
+    async def written(self) -> None:
+        """Wait until the host has taken all that was sent, or the peer is gone."""
+        while self.unsent and self.phase is not CLOSED:
+            await self.moved.wait()
+
+    def shut(self, code: int, reason: str = "") -> None:
+        """Let the host close the connection; what was posted goes out before it."""
+        if self.phase is OPEN:
+            self.phase, self.closed = CLOSING, (code, reason, False)
+            self.due = self.runtime.loop.time() + TIMEOUTS["close_timeout"]
+            self.ready.set()
+
+    def fail(self, code: int, reason: str) -> None:
+        """Let the host close the connection: it knows no other way."""
+        self.shut(code, reason)
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is gone."""
+        await self.lost.wait()
+
+    @property
+    def close_exc(self) -> ConnectionClosed:
+        """How the connection ended, once it is gone."""
+        code, reason, by_client = self.closed
+        if by_client is None:
+            return ConnectionClosedError(None, None)
+        frame = Close(code, reason)
+        kind = ConnectionClosedOK if code in OK_CLOSE_CODES else ConnectionClosedError
+        return kind(frame, frame, by_client)
+
+
+class Hosted(Serving):
+    """An app that a host's server serves: it has no port of its own."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__(app, "", 0, {})
+
+    async def listen(self, attempts: int = 1) -> Any:
+        """Open nothing."""
+
+    async def close_sockets(self, server: Any) -> None:
+        """Accept nothing more."""
+        self.finish()
+
+
+class Asgi:
+    """An app as an ASGI 3 application; `App.asgi` returns it.
+
+    Attributes:
+        serving: What serves it, or did so last.
+    """
+
+    def __init__(self, app: App) -> None:
+        if app.proxies:
+            must = f"proxies must be 0 in another server: got {app.proxies!r}"
+            instead = "uvicorn --forwarded-allow-ips, say"
+            raise ValueError(f"{must}; it knows the client's address, write {instead}")
+        self.app = app
+        self.serving: Hosted | None = None
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Handle a connection, a request or the lifespan of a host's server.
+
+        Raises:
+            RuntimeError: If the app has a lifespan that nobody has started.
+            ValueError: If it is something else.
+        """
+        if scope["type"] == "lifespan":
+            await self._run_lifespan(receive, send)
+        elif scope["type"] in ("websocket", "http"):
+            wire = AsgiWire(await self._start(), scope, receive, send)
+            await self._outlive(wire)
+        else:
+            must = "scope must be of type websocket, http or lifespan"
+            raise ValueError(f"{must}: got {scope['type']!r}; write an if before it")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self) -> typing.AsyncIterator[None]:
+        """Start and stop the app, inside the lifespan of what it is mounted in."""
+        async with Hosted(self.app) as self.serving:
+            yield
+
+    async def _run_lifespan(self, receive: Any, send: Any) -> None:
+        stage = "startup"
+
+        async def live() -> None:
+            nonlocal stage
+            await receive()
+            async with self.lifespan():
+                await send({"type": "lifespan.startup.complete"})
+                stage = "shutdown"
+                await receive()
+
+        outcome = await run_to_end(live)
+        if type(outcome) is Failure:
+            log_failure(f"lifespan {stage}", outcome.exc)
+            text = f"{type(outcome.exc).__name__}: {outcome.exc}"
+            await send({"type": f"lifespan.{stage}.failed", "message": text})
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+
+    async def _start(self) -> Hosted:
+        """Return what serves the app in this loop; start it where nobody has."""
+        loop = asyncio.get_running_loop()
+        if self.serving is None or self.serving.runtime.loop is not loop:
+            if self.app.life is not None:
+                who = f"lifespan {describe(self.app.life)}"
+                must = f"{who} must be started before a client comes"
+                instead = "async with asgi.lifespan(): in that of the other application"
+                raise RuntimeError(f"{must}; write {instead}")
+            # A generator: the loop ends those that are left, and this one stops.
+            self.kept = self.lifespan()
+            await self.kept.__aenter__()
+        return typing.cast(Hosted, self.serving)
+
+    async def _outlive(self, wire: AsgiWire) -> None:
+        """Live; where the host cancels that, the client gets its goodbye."""
+        session = wire.session = Session(wire.serving, wire)
+        life = wire.life = asyncio.Task(wire.live(), context=session.context)
+        wire.serving.add(wire)
+        try:
+            await asyncio.wait([life])
+        except asyncio.CancelledError:
+            wire.leave()
+            # Some hosts cancel again and again, until nobody waits.
+            end = monotonic() + CANCEL_GRACE + GOODBYE_GRACE
+            while not life.done() and (left := end - monotonic()) > 0:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await wait_at_most(left, [life])
+            raise
+        if not life.cancelled():
+            life.result()
