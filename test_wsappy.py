@@ -1917,6 +1917,7 @@ class TestKind:
         assert (method.kind, repr(method)) == (kind, "entity.get")
 
 
+@pytest.mark.usefixtures("each_server")
 class TestDescribing:
     """How an error text names a function."""
 
@@ -7994,6 +7995,7 @@ class TestForkedProcess:
 VALUE: contextvars.ContextVar[str] = contextvars.ContextVar("VALUE", default="none")
 
 
+@pytest.mark.usefixtures("each_server")
 class TestContextOfCalls:
     """Each call runs in a copy of its connection's context."""
 
@@ -8634,6 +8636,7 @@ class TestNginx:
         assert clients[0].remote == ("127.0.0.1", 0)
 
 
+@pytest.mark.usefixtures("each_server")
 class TestHandshakeOrder:
     """The order in which the handshake decides."""
 
@@ -8960,6 +8963,7 @@ class TestBytesBeforeTheOpening:
         assert (closing, rest, called) == ((4403, "no"), b"", [])
 
 
+@pytest.mark.usefixtures("each_server")
 class TestOrigins:
     """Which pages' scripts may connect."""
 
@@ -9219,6 +9223,7 @@ class TestProxies:
         assert str(caught.value) == f"{must}: got {proxies!r}"
 
 
+@pytest.mark.usefixtures("each_server")
 class TestPages:
     """Pages of `@app.http`."""
 
@@ -9570,6 +9575,7 @@ GONE = ("disconnected", ["all"], 0)
 WAIT = b'{"module": "entity", "method": "wait", "request_id": 1}'
 
 
+@pytest.mark.usefixtures("each_server")
 class TestHooks:
     """The hooks of a client, however its connection ends."""
 
@@ -9772,6 +9778,7 @@ class TestHooks:
         )
 
 
+@pytest.mark.usefixtures("each_server")
 class TestGeneratorForm:
     """Client functions that yield."""
 
@@ -9820,6 +9827,7 @@ class TestGeneratorForm:
         assert told.steps == ["asked", "end"]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestOnConnecting:
     """What can be done before the connection is open."""
 
@@ -9888,6 +9896,7 @@ class TestOnConnecting:
         assert errors == [text]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestOnConnected:
     """The hook that runs when the connection is open."""
 
@@ -9990,6 +9999,7 @@ class TestOnConnected:
         assert caplog.messages == ["on_connected failed"]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestRawMessages:
     """Routes with an on_message of their own."""
 
@@ -10246,6 +10256,7 @@ RAISED_BY_HOOKS = [each for each in RAISED if each != "Refused"]
 RAISED_BY_GOODBYES = [each for each in RAISED_BY_HOOKS if each != "ConnectionClosed"]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestWhatHooksRaise:
     """Whatever a hook raises of its own making is a bug: logged, and no more."""
 
@@ -10476,6 +10487,7 @@ class TestHookThatCancelsItself:
         assert caplog.messages == ["on_disconnected failed"]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestContextOfHooks:
     """What the hooks of a connection set, all that comes later on it sees."""
 
@@ -10671,6 +10683,7 @@ class TestContextOfHooks:
 # -- The client ---------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("each_server")
 class TestLogOfClients:
     """Each client that comes, is refused or goes is a line at INFO."""
 
@@ -10757,6 +10770,7 @@ class TestLogOfClients:
         )
 
 
+@pytest.mark.usefixtures("each_server")
 class TestClientAttributes:
     """What a client knows of its connection."""
 
@@ -10871,6 +10885,7 @@ CANCEL_FIRST = {
 }
 
 
+@pytest.mark.usefixtures("each_server")
 class TestProcessMessage:
     """The hook that wraps every call."""
 
@@ -10981,6 +10996,7 @@ class TestProcessMessage:
             assert result_of(await talk.call("do.fail")) == "caught"
 
 
+@pytest.mark.usefixtures("each_server")
 class TestPush:
     """Pushes to one client."""
 
@@ -11090,6 +11106,7 @@ class TestPush:
             assert result_of(await talk.call("a.b")) is True
 
 
+@pytest.mark.usefixtures("each_server")
 class TestCallToTheClient:
     """Calls that the server makes."""
 
@@ -11232,6 +11249,7 @@ class TestCallToTheClient:
         assert await told.until("closed") == ["closed"]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestConnectionClosedInHooks:
     """A `ConnectionClosed` that leaves a hook of a client."""
 
@@ -11283,6 +11301,7 @@ class TestConnectionClosedInHooks:
         ]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestClose:
     """Closing from the server's side."""
 
@@ -11605,6 +11624,7 @@ class TestWhoCloses:
 # --- 7. Groups ---------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("each_server")
 class TestGroups:
     """Groups in one process."""
 
@@ -12422,6 +12442,7 @@ class TestOriginOptions:
         assert await status_of(origin, host, origins) == 403
 
 
+@pytest.mark.usefixtures("each_server")
 class TestClientForms:
     """A route is a class, a function or an async generator function."""
 
@@ -18655,6 +18676,7 @@ async def fetch(source: Any, path: str, method: str = "GET", **headers: Any) -> 
         return Fetched(*await wire.head(), await wire.ended())
 
 
+@pytest.mark.usefixtures("each_server")
 class TestFiles:
     """Files of `App.static`."""
 
@@ -19774,7 +19796,7 @@ LAYOUT_BANNER = r"^# --- (?:(\d+)\. )?(.+?) -+$"
 # The last section of the story, and the appendix that the others may use.
 STORY_END, SHARED_APPENDIX = 8, 9
 # Public methods of the story that hand over to an appendix, in three statements.
-HANDS_OVER = {"App.static", "App.test_client"}
+HANDS_OVER = {"App.asgi", "App.static", "App.test_client"}
 # What users import beside `__all__`, or get.
 LAYOUT_USERS = {
     *("connect", "Peer", "Push", "RemoteModule", "TestedPeer"),

@@ -114,20 +114,8 @@ try:
     import websockets
     from websockets import ConnectionClosed, Headers
     from websockets.asyncio.connection import Connection as LibraryConnection
-    from websockets.exceptions import (
-        ConnectionClosedError,
-        ConnectionClosedOK,
-        RequestLineTooLong,
-        SecurityError,
-    )
-    from websockets.frames import (  # type: ignore[attr-defined]
-        OK_CLOSE_CODES,
-        Close,
-        CloseCode,
-        Frame,
-        Opcode,
-        apply_mask,
-    )
+    from websockets.exceptions import RequestLineTooLong, SecurityError
+    from websockets.frames import Close, CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
     from websockets.http11 import SERVER, parse_headers, parse_line
     from websockets.protocol import Event, Protocol, Side, State
     from websockets.streams import StreamReader
@@ -2154,7 +2142,7 @@ class Exchange:
             self._refuse(fault, request.method)
             return
         simplify(request)
-        self.wire.begin(request)
+        self.wire.heed(request)
 
     async def decide(self, session: Session) -> websockets.Response:
         """Return the response, in the order of the protocol, section 8."""
@@ -2179,7 +2167,8 @@ class Exchange:
         wire, protocol = self.wire, self.protocol
         if protocol.state is not State.CONNECTING:
             return False
-        wire.response, is_opened = response, response.status_code == 101
+        wire.response, wire.status = response, response.status_code
+        is_opened = wire.status == 101
         if wire.serving.server_header is not None and "Server" not in response.headers:
             response.headers["Server"] = wire.serving.server_header
         protocol.send_response(response)
@@ -2238,30 +2227,79 @@ class Backlog:
 CLOSE_LABELS = frozenset(range(1000, 1016))
 
 
-def end_of(code: int, by_client: bool | None) -> tuple[str, str]:
-    """Return a label for the end, "other" for what a peer makes up, and a text."""
-    who = {True: "by the client", False: "by the server", None: "by nobody"}
-    is_made_up = by_client and code not in CLOSE_LABELS
-    label = "other" if is_made_up else str(code)
-    return label, f"closed {who[by_client]} with {code}"
-
-
 class ServedWire(Wire):
     """A wire that a serving looks after, from the request to the goodbye.
 
     Attributes:
         serving: What accepted it.
+        backlog: What waits for its client.
         life: The task from the request to the goodbye.
-        response: How the request was answered, None before.
+        status: The HTTP status that the request was answered with.
     """
 
-    response: Any
-
-    def _begin(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving) -> None:
+        Wire.__init__(self, serving.runtime)
         self.serving = serving
-        self.life: asyncio.Task[None] | None = None
         self.bytes_in = self.bytes_out = 0
         self.backlog = Backlog(self)
+        self.life: asyncio.Task[None] | None = None
+        self.status: int | None = None
+
+    # From the request to the goodbye
+
+    def begin(self, opening: Opening) -> None:
+        """Answer the request, in a task that lives until the goodbye."""
+        self.opening = opening
+        self.session = Session(self.serving, self)
+        loop, context = self.runtime.loop, self.session.context
+        self.life = asyncio.Task(self._live(), loop=loop, context=context)
+
+    async def _live(self) -> None:
+        """Answer the request; then be open until the connection ends."""
+        session: Any = self.session
+        try:
+            await self.answer(session)
+            await self.wait_closed()
+        finally:
+            self.abort()
+            session.note_end(self.status, self._describe_end()[1])
+            try:
+                await session.depart()
+            finally:
+                self.life = None
+                self.serving.discard(self)
+
+    @abc.abstractmethod
+    async def answer(self, session: Session) -> None:
+        """Answer the request, and greet the client where it is let in."""
+
+    @abc.abstractmethod
+    def end(self) -> tuple[int, bool | None]:
+        """Return the close code, and whether the client closed; None for a loss."""
+
+    def _describe_end(self) -> tuple[str, str]:
+        """Return a label for the end, "other" for what a peer makes up, and a text."""
+        code, by_client = self.end()
+        who = {True: "by the client", False: "by the server", None: "by nobody"}
+        is_made_up = by_client and code not in CLOSE_LABELS
+        label = "other" if is_made_up else str(code)
+        return label, f"closed {who[by_client]} with {code}"
+
+    def count_end(self, *, was_open: bool) -> None:
+        """Count how it ended, in the step in which it is closed."""
+        counts, labels = self.serving.app.counts, self.serving.app.labels
+        counts.update(self.traffic())
+        if was_open:
+            labels["closed"][self._describe_end()[0]] += 1
+        elif self.status is None:
+            counts["handshakes_dropped"] += 1
+
+    def traffic(self) -> dict[str, int]:
+        """Return what this connection counts by itself, because it is cheaper."""
+        calls = self.session.received if self.session is not None else 0
+        return {"calls": calls, "bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
+
+    # What must not take too long
 
     @abc.abstractmethod
     def waiting(self) -> int:
@@ -2269,28 +2307,12 @@ class ServedWire(Wire):
 
     def push(self, payload: bytes) -> None:
         """Send a push, unless the client is too far behind: then close it."""
-        if self.paused and self.backlog.is_too_large():
-            self._drop()
-        else:
+        if not (self.paused and self.backlog.is_too_large()):
             self.post(payload)
-
-    def _drop(self) -> None:
-        """Close a client that reads too slowly, and abort it a second later."""
-        if self.phase is OPEN:
+        elif self.phase is OPEN:
             self.serving.app.counts["slow_clients_dropped"] += 1
             self.shut(4508, "it reads too slowly")
             self.runtime.loop.call_later(SLOW_GRACE, self.abort)
-
-    def traffic(self) -> dict[str, int]:
-        """Return what this connection counts by itself, because it is cheaper."""
-        calls = self.session.received if self.session is not None else 0
-        return {"calls": calls, "bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
-
-    def give_up(self) -> None:
-        """End a handshake that takes too long."""
-        self.abort()
-        if self.life is not None:
-            cut_task(self.life)
 
     @abc.abstractmethod
     def check(self, now: float) -> None:
@@ -2299,6 +2321,12 @@ class ServedWire(Wire):
     @abc.abstractmethod
     def abort(self) -> None:
         """End the connection at once."""
+
+    def give_up(self) -> None:
+        """End a handshake that takes too long."""
+        self.abort()
+        if self.life is not None:
+            cut_task(self.life)
 
 
 class ServerWire(LibraryWire, ServedWire, websockets.ServerConnection):
@@ -2313,7 +2341,7 @@ class ServerWire(LibraryWire, ServedWire, websockets.ServerConnection):
 
     def __init__(self, serving: Serving, *given: Any, **options: Any) -> None:
         super().__init__(serving.runtime, *given, **options)
-        self._begin(serving)
+        ServedWire.__init__(self, serving)
         self.lane = Lane(self)
         self.exchange = Exchange(self)
         self.is_clear = False
@@ -2330,35 +2358,20 @@ class ServerWire(LibraryWire, ServedWire, websockets.ServerConnection):
         self.due = self.loop.time() + (self.serving.open_timeout or math.inf)
         self.serving.add(self)
 
-    def begin(self, request: websockets.Request) -> None:
+    def heed(self, request: websockets.Request) -> None:
         """Answer the request."""
         headers, self.request = request.headers, request
         remote = forwarded_for(headers, self.serving.app.proxies) or remote_of(self)
-        self.opening = Opening(request.path, headers, remote, self.id.hex)
-        self.session = Session(self.serving, self)
-        context = self.session.context
-        self.life = asyncio.Task(self._live(), loop=self.loop, context=context)
+        self.begin(Opening(request.path, headers, remote, self.id.hex))
 
-    async def _live(self) -> None:
-        """Answer the request; then be open until the connection ends."""
-        session: Any = self.session
-        try:
-            if self.exchange.send(await self.exchange.decide(session)):
-                self.phase = OPEN
-                self.due = self.loop.time() + (self.ping_interval or math.inf)
-                self.follow()
-                session.greet()
-                self.lane.read_rest()
-            await self.wait_closed()
-        finally:
-            self.transport.abort()
-            status = self.response and self.response.status_code
-            session.note_end(status, self._end()[1])
-            try:
-                await session.depart()
-            finally:
-                self.life = None
-                self.serving.discard(self)
+    async def answer(self, session: Session) -> None:
+        """Answer the request, and greet the client where it is let in."""
+        if self.exchange.send(await self.exchange.decide(session)):
+            self.phase = OPEN
+            self.due = self.loop.time() + (self.ping_interval or math.inf)
+            self.follow()
+            session.greet()
+            self.lane.read_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count how it ended, and let its client go."""
@@ -2368,19 +2381,15 @@ class ServerWire(LibraryWire, ServedWire, websockets.ServerConnection):
         self.close_deadline = math.inf
         self.follow()
         self.lane.rest.clear()
-        self.serving.app.counts.update(self.traffic())
-        if was_open:
-            self.serving.app.labels["closed"][self._end()[0]] += 1
-        elif self.response is None:
-            self.serving.app.counts["handshakes_dropped"] += 1
+        self.count_end(was_open=was_open)
         self.serving.discard(self)
 
-    def _end(self) -> tuple[str, str]:
-        """Return a label for the end, and a text."""
+    def end(self) -> tuple[int, bool | None]:
+        """Return the close code, and whether the client closed; None for a loss."""
         protocol = self.protocol
         close = protocol.close_sent or protocol.close_rcvd
-        code = int(close.code if close else CloseCode.ABNORMAL_CLOSURE)
-        return end_of(code, protocol.close_rcvd_then_sent)
+        code = close.code if close else CloseCode.ABNORMAL_CLOSURE
+        return int(code), protocol.close_rcvd_then_sent
 
     # From bytes to messages
 
@@ -5643,7 +5652,7 @@ class Serving:
         for wire in list(self.wires):
             # Half a request; or an `on_connecting` that doesn't know its peer is gone.
             is_vain = wire.life is None or wire.phase is CLOSED
-            if is_vain and wire.response is None:
+            if is_vain and wire.status is None:
                 wire.give_up()
             wire.shut(CloseCode.GOING_AWAY, STOPPING.message)
         for is_last in (False, True):
@@ -5651,7 +5660,7 @@ class Serving:
             await wait_at_most(limit, self._lives())
             for wire in list(self.wires):
                 wire.abort()
-                if wire.life is not None and (is_last or wire.response is None):
+                if wire.life is not None and (is_last or wire.status is None):
                     cut_task(wire.life)
         await wait_at_most(LAST_GRACE, self._lives())
         for wire in [each for each in self.wires if each.life is not None]:
@@ -8034,8 +8043,11 @@ def request_of(scope: dict[str, Any]) -> websockets.Request:
     """Read what a host says of a request; its path begins after that of a mount."""
     path, root = scope["path"], scope.get("root_path", "").rstrip("/")
     if f"{path}/".startswith(f"{root}/"):
-        path = path[len(root) :] or "/"
-    target = urllib.parse.quote(path, IN_PATH, errors="replace")
+        path = path.removeprefix(root)
+    if not scope.get("raw_path", b"/").endswith(b"/"):
+        # Litestar adds one.
+        path = path.removesuffix("/")
+    target = urllib.parse.quote(path or "/", IN_PATH, errors="replace")
     if query := scope["query_string"].decode("latin-1"):
         target = f"{target}?{query}"
     pairs = ((a.decode("latin-1"), b.decode("latin-1")) for a, b in scope["headers"])
@@ -8051,101 +8063,72 @@ class AsgiWire(ServedWire):
     Attributes:
         scope: What the host says of the connection.
         request: The same, as `websockets` says it.
-        fault: The answer to a request that can't be understood.
         out: What the host has yet to take, and how many bytes each message has.
         unsent: Bytes of all that, and of the message that it is taking.
         closed: Code and reason of the close, and whether the client closed.
         due: When the handshake, and later the close, has taken too long.
+        tasks: What reads and what writes.
     """
 
     def __init__(
         self, serving: Serving, scope: dict[str, Any], receive: Any, send: Any
     ) -> None:
-        super().__init__(serving.runtime)
-        self._begin(serving)
+        super().__init__(serving)
         self.scope, self.host_receive, self.host_send = scope, receive, send
         self.request = request_of(scope)
-        self.fault = fault_of(self.request, False)
         simplify(self.request)
-        remote = tuple(scope.get("client") or ())[:2] or None
-        parts = self.request.path, self.request.headers, remote, uuid.uuid4().hex
-        self.opening = Opening(*parts, scope)
-        self.response: int | None = None
-        self.max_size = None
-        self.write_limit: int = serving.options["write_limit"]
+        self.max_size, self.write_limit = None, serving.options["write_limit"]
         self.paused = self.is_held = self.is_halted = False
         self.out: collections.deque[tuple[dict[str, Any], int]] = collections.deque()
         self.unsent = 0
         self.closed: tuple[int, str, bool | None] = 1006, "", None
         self.ready, self.moved, self.lost = (asyncio.Event() for _ in range(3))
         self.due = self.runtime.loop.time() + (serving.open_timeout or math.inf)
+        self.tasks: list[asyncio.Task[None]] = []
 
     # From the request to the goodbye
 
-    async def live(self) -> None:
-        """Answer the request; then be open until the connection ends."""
-        session: Any = self.session
-        tasks: list[asyncio.Task[None]] = []
-        try:
-            await self._attempt(self._open)
-            if self.phase is OPEN:
-                work = self._read, self._write
-                tasks += [asyncio.Task(self._attempt(each)) for each in work]
-                session.greet()
-                await self.lost.wait()
-        finally:
-            self.abort()
-            for task in tasks:
-                task.cancel()
-            session.note_end(self.response, end_of(self.closed[0], self.closed[2])[1])
-            try:
-                await session.depart()
-            finally:
-                self.life = None
-                self.serving.discard(self)
+    async def answer(self, session: Session) -> None:
+        """Answer the request, and greet the client where it is let in."""
+        await self._attempt(self._answer, session)
+        if self.phase is OPEN:
+            for work in (self._read, self._write):
+                self.tasks.append(asyncio.Task(self._attempt(work)))
+            session.greet()
 
-    async def _attempt(self, work: Callable[[], Any]) -> None:
-        """Talk to the host; what it raises ends the connection."""
-        outcome = await run_to_end(work)
-        if type(outcome) is Failure:
-            # OSError says that the client is gone.
-            if not isinstance(outcome.exc, OSError):
-                log_failure("the host's server", outcome.exc)
+    async def _attempt(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Talk to the host; the connection ends with that, or by what it raises."""
+        outcome = await run_to_end(work, *arguments)
+        # OSError says that the client is gone.
+        if type(outcome) is Failure and not isinstance(outcome.exc, OSError):
+            log_failure("the host's server", outcome.exc)
+        if outcome is not OPEN:
             self.abort()
 
-    async def _open(self) -> None:
-        answer = self.fault or await self._decide()
-        if answer is not None:
-            self.response = answer.status
-            await self._refuse(answer)
-        else:
-            await self.host_send({"type": "websocket.accept"})
-            self.response, self.phase, self.due = 101, OPEN, math.inf
-
-    async def _decide(self) -> Answer | None:
-        session: Any = self.session
-        if self.scope["type"] == "http":
-            answer: Answer = await session.find_page(self.request.method)
-            return answer
-        await self.host_receive()
-        refusal: Answer | None = await session.enter()
-        return refusal
-
-    async def _refuse(self, answer: Answer) -> None:
+    async def _answer(self, session: Session) -> Any:
         """Answer; a host that knows no answer to a handshake makes it a 403."""
-        is_page = self.scope["type"] == "http"
-        if not is_page and DENIAL not in (self.scope.get("extensions") or ()):
+        kind, answer = DENIAL, fault_of(self.request, False)
+        if self.scope["type"] == "http":
+            kind = "http.response"
+            answer = answer or await session.find_page(self.request.method)
+        else:
+            await self.host_receive()
+            answer = answer or await session.enter()
+        if answer is None:
+            await self.host_send({"type": "websocket.accept"})
+            self.status, self.phase, self.due = 101, OPEN, math.inf
+            return OPEN
+        self.status = answer.status
+        if kind == DENIAL and DENIAL not in (self.scope.get("extensions") or ()):
             await self._close(4000 + answer.status, cut_reason(answer.body.decode()))
-            return
-        kind = "http.response" if is_page else DENIAL
-        headers = [
-            (name.lower().encode(), value.encode("latin-1"))
-            for name, value in answer.headers.items()
-        ]
+            return None
+        pairs = answer.headers.items()
+        headers = [(a.lower().encode(), b.encode("latin-1")) for a, b in pairs]
         start = {"type": f"{kind}.start", "status": answer.status, "headers": headers}
         await self.host_send(start)
         body = b"" if self.request.method == "HEAD" else answer.body
         await self.host_send({"type": f"{kind}.body", "body": body})
+        return None
 
     async def _close(self, code: int, reason: str) -> None:
         close = {"type": "websocket.close", "code": code, "reason": reason}
@@ -8158,55 +8141,57 @@ class AsgiWire(ServedWire):
 
     def leave(self) -> None:
         """End the connection, or the handshake."""
-        if self.phase is OPENING:
-            self.give_up()
-        else:
-            self.abort()
+        (self.give_up if self.phase is OPENING else self.abort)()
 
     def abort(self) -> None:
         """End the connection at once; the host closes it after the goodbye."""
-        if self.phase is CLOSED:
-            return
-        was_open = self.phase is not OPENING
-        self.phase, self.paused = CLOSED, False
-        self.serving.app.counts.update(self.traffic())
-        if was_open:
-            label, _ = end_of(self.closed[0], self.closed[2])
-            self.serving.app.labels["closed"][label] += 1
-        elif self.response is None:
-            self.serving.app.counts["handshakes_dropped"] += 1
-        self.out.clear()
-        self.lost.set()
-        self._wake()
+        if self.phase is not CLOSED:
+            was_open = self.phase is not OPENING
+            self.phase, self.paused = CLOSED, False
+            self.count_end(was_open=was_open)
+            self.out.clear()
+            for task in self.tasks:
+                task.cancel()
+            self.lost.set()
+            self._wake()
+
+    def end(self) -> tuple[int, bool | None]:
+        """Return the close code, and whether the client closed; None for a loss."""
+        return self.closed[0], self.closed[2]
+
+    @property
+    def close_exc(self) -> ConnectionClosed:
+        """How the connection ended, once it is gone."""
+        code, reason, by_client = self.closed
+        frame = None if by_client is None else Close(code, reason)
+        return ConnectionClosed(frame, frame, by_client)
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is gone."""
+        await self.lost.wait()
 
     # From the host
 
     async def _read(self) -> None:
         """Hand over what comes, until the connection ends."""
         while (event := await self.host_receive())["type"] == "websocket.receive":
-            text = event.get("text")
-            payload = (
-                event.get("bytes")
-                if text is None
-                else text.encode(errors="surrogatepass")
-            )
+            text, payload = event.get("text"), event.get("bytes")
+            payload = payload if text is None else text.encode(errors="surrogatepass")
             self.bytes_in += len(payload)
             if self.phase is OPEN:
                 self.receive(payload, text is not None)
-            await self._readable()
+            while self.paused or self.is_held:
+                await self.moved.wait()
+            if self.is_halted or self.runtime.is_turn_over():
+                self.is_halted = False
+                await self.runtime.next_turn()
         if self.phase is OPEN:
             code = event.get("code", 1005)
-            by_client = None if code == 1006 else True
-            self.closed = code, event.get("reason") or "", by_client
-        self.abort()
-
-    async def _readable(self) -> None:
-        """Wait until another message may come."""
-        while self.paused or self.is_held:
-            await self.moved.wait()
-        if self.is_halted or self.runtime.is_turn_over():
-            self.is_halted = False
-            await self.runtime.next_turn()
+            self.closed = (
+                code,
+                event.get("reason") or "",
+                None if code == 1006 else True,
+            )
 
     def halt(self) -> None:
         """Read no further in this turn of the loop."""
@@ -8227,9 +8212,9 @@ class AsgiWire(ServedWire):
     def post(self, payload: bytes) -> None:
         """Let a message wait until the host takes it."""
         if self.phase is OPEN:
-            self._add({"text": payload.decode(errors="replace")}, len(payload))
+            self._add(len(payload), text=payload.decode(errors="replace"))
 
-    def _add(self, message: dict[str, Any], size: int) -> None:
+    def _add(self, size: int, **message: Any) -> None:
         self.out.append(({"type": "websocket.send", **message}, size))
         self.unsent += size
         self.ready.set()
@@ -8237,23 +8222,21 @@ class AsgiWire(ServedWire):
             self.paused = True
             self.backlog.begin()
             # The host may take it all in this turn: then nobody is behind.
-            self.runtime.loop.call_soon(self._note_pause)
-
-    def _note_pause(self) -> None:
-        self.serving.app.counts["pauses"] += self.paused
+            counts = self.serving.app.counts
+            self.runtime.loop.call_soon(lambda: counts.update(pauses=self.paused))
 
     async def send(self, message: str | bytes) -> None:
         """Send a message of the application's own, in an `on_message` route."""
         await self.reachable()
         if isinstance(message, str):
-            self._add({"text": message}, len(message.encode()))
+            self._add(len(message.encode()), text=message)
         else:
-            self._add({"bytes": message}, len(message))
+            self._add(len(message), bytes=message)
         await self.writable()
 
     async def _write(self) -> None:
         """Let the host take what waits, and then the close."""
-        while True:
+        while self.phase is OPEN:
             await self.ready.wait()
             self.ready.clear()
             while self.out:
@@ -8266,9 +8249,8 @@ class AsgiWire(ServedWire):
                 if self.runtime.is_turn_over():
                     await self.runtime.next_turn()
             self._wake()
-            if self.phase is CLOSING:
-                await self._close(*self.closed[:2])
-                return
+        await self._close(*self.closed[:2])
+        await self.lost.wait()
 
     def _go_on(self) -> None:
         """Go on with what waited for a client that was behind."""
@@ -8278,7 +8260,7 @@ class AsgiWire(ServedWire):
             self.session.go_on()
 
     def _wake(self) -> None:
-        """Let those look again who wait for something to have changed."""
+        """Let those look again who wait for a change."""
         self.moved.set()
         self.moved.clear()
 
@@ -8303,23 +8285,8 @@ class AsgiWire(ServedWire):
             self.due = self.runtime.loop.time() + TIMEOUTS["close_timeout"]
             self.ready.set()
 
-    def fail(self, code: int, reason: str) -> None:
-        """Let the host close the connection: it knows no other way."""
-        self.shut(code, reason)
-
-    async def wait_closed(self) -> None:
-        """Wait until the connection is gone."""
-        await self.lost.wait()
-
-    @property
-    def close_exc(self) -> ConnectionClosed:
-        """How the connection ended, once it is gone."""
-        code, reason, by_client = self.closed
-        if by_client is None:
-            return ConnectionClosedError(None, None)
-        frame = Close(code, reason)
-        kind = ConnectionClosedOK if code in OK_CLOSE_CODES else ConnectionClosedError
-        return kind(frame, frame, by_client)
+    # A host knows no other way.
+    fail = shut
 
 
 class Hosted(Serving):
@@ -8346,10 +8313,16 @@ class Asgi:
     def __init__(self, app: App) -> None:
         if app.proxies:
             must = f"proxies must be 0 in another server: got {app.proxies!r}"
-            instead = "uvicorn --forwarded-allow-ips, say"
-            raise ValueError(f"{must}; it knows the client's address, write {instead}")
+            instead = "uvicorn --forwarded-allow-ips=..., say"
+            raise ValueError(f"{must}; that one knows the client's address, {instead}")
         self.app = app
         self.serving: Hosted | None = None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self) -> typing.AsyncIterator[None]:
+        """Start and stop the app, inside the lifespan of what it is mounted in."""
+        async with Hosted(self.app) as self.serving:
+            yield
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         """Handle a connection, a request or the lifespan of a host's server.
@@ -8362,35 +8335,29 @@ class Asgi:
             await self._run_lifespan(receive, send)
         elif scope["type"] in ("websocket", "http"):
             wire = AsgiWire(await self._start(), scope, receive, send)
+            request, client = wire.request, tuple(scope.get("client") or ())[:2]
+            parts = request.path, request.headers, client or None, uuid.uuid4().hex
+            wire.begin(Opening(*parts, scope))
+            wire.serving.add(wire)
             await self._outlive(wire)
         else:
             must = "scope must be of type websocket, http or lifespan"
             raise ValueError(f"{must}: got {scope['type']!r}; write an if before it")
 
-    @contextlib.asynccontextmanager
-    async def lifespan(self) -> typing.AsyncIterator[None]:
-        """Start and stop the app, inside the lifespan of what it is mounted in."""
-        async with Hosted(self.app) as self.serving:
-            yield
-
     async def _run_lifespan(self, receive: Any, send: Any) -> None:
-        stage = "startup"
-
-        async def live() -> None:
-            nonlocal stage
-            await receive()
-            async with self.lifespan():
-                await send({"type": "lifespan.startup.complete"})
-                stage = "shutdown"
-                await receive()
-
-        outcome = await run_to_end(live)
+        await receive()
+        life = self.lifespan()
+        outcome = await run_to_end(life.__aenter__)
         if type(outcome) is Failure:
-            log_failure(f"lifespan {stage}", outcome.exc)
-            text = f"{type(outcome.exc).__name__}: {outcome.exc}"
-            await send({"type": f"lifespan.{stage}.failed", "message": text})
-        else:
-            await send({"type": "lifespan.shutdown.complete"})
+            log_failure("the start", outcome.exc)
+            await send(
+                {"type": "lifespan.startup.failed", "message": repr(outcome.exc)}
+            )
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await life.__aexit__(None, None, None)
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def _start(self) -> Hosted:
         """Return what serves the app in this loop; start it where nobody has."""
@@ -8398,25 +8365,23 @@ class Asgi:
         if self.serving is None or self.serving.runtime.loop is not loop:
             if self.app.life is not None:
                 who = f"lifespan {describe(self.app.life)}"
-                must = f"{who} must be started before a client comes"
+                must = f"{who} must have started before a client comes"
                 instead = "async with asgi.lifespan(): in that of the other application"
                 raise RuntimeError(f"{must}; write {instead}")
-            # A generator: the loop ends those that are left, and this one stops.
+            # A generator: the loop ends it, as all that are left, and so the serving.
             self.kept = self.lifespan()
             await self.kept.__aenter__()
         return typing.cast(Hosted, self.serving)
 
     async def _outlive(self, wire: AsgiWire) -> None:
-        """Live; where the host cancels that, the client gets its goodbye."""
-        session = wire.session = Session(wire.serving, wire)
-        life = wire.life = asyncio.Task(wire.live(), context=session.context)
-        wire.serving.add(wire)
+        """Wait for the end of a client; it says goodbye whatever the host cancels."""
+        life: Any = wire.life
         try:
             await asyncio.wait([life])
         except asyncio.CancelledError:
             wire.leave()
-            # Some hosts cancel again and again, until nobody waits.
             end = monotonic() + CANCEL_GRACE + GOODBYE_GRACE
+            # Some hosts cancel again and again, until nobody waits.
             while not life.done() and (left := end - monotonic()) > 0:
                 with contextlib.suppress(asyncio.CancelledError):
                     await wait_at_most(left, [life])
