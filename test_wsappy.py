@@ -194,15 +194,25 @@ async def talking(
 class Hosting:
     """An app in uvicorn; it has what tests ask of `App.serve`."""
 
-    def __init__(self, app: App, host: str, port: int, **options: Any) -> None:
+    def __init__(
+        self, app: App, host: str = "127.0.0.1", port: int = 0, **options: Any
+    ) -> None:
         # What uvicorn calls an option of `websockets.serve`.
-        names = {"max_size": "ws_max_size", "ping_interval": "ws_ping_interval"}
+        names = {"max_size": "ws_max_size", "compression": "ws_per_message_deflate"}
         options = {names[name]: value for name, value in options.items()}
         uvicorn: Any = importlib.import_module("uvicorn")
         self.config = uvicorn.Config(
-            app.asgi(), host, port, log_config=None, ws="websockets-sansio", **options
+            *(app.asgi(), host, port),
+            **{"log_config": None, "ws": "websockets-sansio", **options},
+            # Tests read a page until its connection ends.
+            timeout_keep_alive=0,
         )
         self.server = uvicorn.Server(self.config)
+
+    @staticmethod
+    def of(app: App, *given: Any, **options: Any) -> Hosting:
+        """Make one: as a method of `App`, which a class can't be."""
+        return Hosting(app, *given, **options)
 
     async def __aenter__(self) -> Self:
         self.config.load()
@@ -228,7 +238,7 @@ def each_server(request: pytest.FixtureRequest, monkeypatch: Any) -> None:
     """Let `App.serve` be wsappy's own server, and then another one, by ASGI."""
     if request.param == "uvicorn":
         need(importlib.util.find_spec("uvicorn"), "uvicorn")
-        monkeypatch.setattr(App, "serve", Hosting)
+        monkeypatch.setattr(App, "serve", Hosting.of)
 
 
 def result_of(message: Any) -> Any:
@@ -1917,7 +1927,6 @@ class TestKind:
         assert (method.kind, repr(method)) == (kind, "entity.get")
 
 
-@pytest.mark.usefixtures("each_server")
 class TestDescribing:
     """How an error text names a function."""
 
@@ -7995,7 +8004,6 @@ class TestForkedProcess:
 VALUE: contextvars.ContextVar[str] = contextvars.ContextVar("VALUE", default="none")
 
 
-@pytest.mark.usefixtures("each_server")
 class TestContextOfCalls:
     """Each call runs in a copy of its connection's context."""
 
@@ -8636,7 +8644,6 @@ class TestNginx:
         assert clients[0].remote == ("127.0.0.1", 0)
 
 
-@pytest.mark.usefixtures("each_server")
 class TestHandshakeOrder:
     """The order in which the handshake decides."""
 
@@ -9575,7 +9582,6 @@ GONE = ("disconnected", ["all"], 0)
 WAIT = b'{"module": "entity", "method": "wait", "request_id": 1}'
 
 
-@pytest.mark.usefixtures("each_server")
 class TestHooks:
     """The hooks of a client, however its connection ends."""
 
@@ -9999,7 +10005,6 @@ class TestOnConnected:
         assert caplog.messages == ["on_connected failed"]
 
 
-@pytest.mark.usefixtures("each_server")
 class TestRawMessages:
     """Routes with an on_message of their own."""
 
@@ -10256,7 +10261,6 @@ RAISED_BY_HOOKS = [each for each in RAISED if each != "Refused"]
 RAISED_BY_GOODBYES = [each for each in RAISED_BY_HOOKS if each != "ConnectionClosed"]
 
 
-@pytest.mark.usefixtures("each_server")
 class TestWhatHooksRaise:
     """Whatever a hook raises of its own making is a bug: logged, and no more."""
 
@@ -10683,7 +10687,6 @@ class TestContextOfHooks:
 # -- The client ---------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("each_server")
 class TestLogOfClients:
     """Each client that comes, is refused or goes is a line at INFO."""
 
@@ -11249,7 +11252,6 @@ class TestCallToTheClient:
         assert await told.until("closed") == ["closed"]
 
 
-@pytest.mark.usefixtures("each_server")
 class TestConnectionClosedInHooks:
     """A `ConnectionClosed` that leaves a hook of a client."""
 
@@ -12442,7 +12444,6 @@ class TestOriginOptions:
         assert await status_of(origin, host, origins) == 403
 
 
-@pytest.mark.usefixtures("each_server")
 class TestClientForms:
     """A route is a class, a function or an async generator function."""
 
@@ -18676,7 +18677,6 @@ async def fetch(source: Any, path: str, method: str = "GET", **headers: Any) -> 
         return Fetched(*await wire.head(), await wire.ended())
 
 
-@pytest.mark.usefixtures("each_server")
 class TestFiles:
     """Files of `App.static`."""
 
