@@ -43,14 +43,17 @@ of theirs:
     9. connect         the Python client, and the one for tests
     10. The classic API  the class-based server of wsappy 0.1.3
     11. Buses and workers  groups over several processes
-    12. For people     files
+    12. For people     AsyncAPI, the page, the browser's client, files
     13. ASGI           in another server, beside FastAPI, Starlette or Django
+    14. The command line  `wsappy run` and `call`, say
 """
 
 from __future__ import annotations
 
 import abc
+import argparse
 import asyncio
+import base64
 import collections
 import contextlib
 import contextvars
@@ -70,6 +73,7 @@ import itertools
 import json
 import logging
 import math
+import operator
 import os
 import pathlib
 import random
@@ -79,6 +83,7 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -91,7 +96,14 @@ import urllib.parse
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar
@@ -169,6 +181,8 @@ MAX_BODY, BODY_GRACE = 2**20, 1.0
 MAX_ANSWERS = 64
 # Groups of one client, and bytes of a group's name (protocol, section 6).
 MAX_GROUPS, MAX_GROUP_NAME = 128, 255
+# Bytes of a frame that the lane waits for; the library keeps longer ones, uncopied.
+SHORT_FRAME = 2**16
 # Fragments of one message: what `websockets` allows by default.
 MAX_FRAGMENTS = 4096
 # Workers that run `thread=True` handlers: the number that the standard library takes.
@@ -297,13 +311,11 @@ STOPPING = Error("overloaded", "the server is stopping", retry=True)
 STOPS = (SystemExit, KeyboardInterrupt)
 
 
+@dataclass(slots=True)
 class Failure:
     """What `run` and `run_to_end` return for users' code that raised."""
 
-    __slots__ = ("exc",)
-
-    def __init__(self, exc: BaseException) -> None:
-        self.exc = exc
+    exc: BaseException
 
 
 def run(function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
@@ -321,7 +333,7 @@ def run(function: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> An
 
 
 def stop_loop(exc: BaseException) -> Failure:
-    """Let *exc* end the loop in its next turn; who raised it is answered meanwhile."""
+    """Let *exc* end the loop in its next turn; the call that raised it is answered."""
 
     def leave() -> None:
         raise exc
@@ -570,9 +582,8 @@ def parts_of(value: Any) -> Iterable[tuple[Any, Any]]:
     if hasattr(value, "model_dump"):
         return list(vars(value).items())
     if dataclasses.is_dataclass(value):
-        return [
-            (each.name, getattr(value, each.name)) for each in dataclasses.fields(value)
-        ]
+        names = [each.name for each in dataclasses.fields(value)]
+        return [(name, getattr(value, name)) for name in names]
     return enumerate(value if isinstance(value, SEQUENCES) else ())
 
 
@@ -605,7 +616,7 @@ class Codec:
     `encode_all`.
 
     Args:
-        loads: Takes bytes; those that aren't JSON never reach it.
+        loads: Reads bytes; those that aren't JSON never reach it.
         dumps: Returns bytes or str; None is orjson, with numpy and pydantic models.
     """
 
@@ -629,12 +640,11 @@ class Codec:
             level = [message if self.loads is orjson.loads else orjson.loads(payload)]
             # Not by writing it: some versions of orjson end the process over it.
             for _ in range(MAX_DEPTH):
-                level = [
-                    part
-                    for whole in level
-                    for part in (whole.values() if type(whole) is dict else whole)
-                    if type(part) in (dict, list)
+                wholes = [
+                    each.values() if type(each) is dict else each for each in level
                 ]
+                parts = itertools.chain.from_iterable(wholes)
+                level = [part for part in parts if type(part) in (dict, list)]
             if level:
                 raise ValueError("nested too deeply")
 
@@ -724,11 +734,6 @@ def decode_path(path: str) -> str:
     except UnicodeDecodeError:
         # No path has a question mark.
         return "?"
-
-
-def key_of(path: str) -> str:
-    """Return what a literal path becomes when a client asks for it, decoded."""
-    return path.removesuffix("/").replace("/", SLASH)
 
 
 def split_query(target: str) -> tuple[str, dict[str, str]]:
@@ -1064,7 +1069,7 @@ class Method:
         names: Of its module and its own.
         parameters: Those of the handler; the first one is the request.
         required: Those without a default.
-        reserved: Keys of data that Python would take for parameters that aren't theirs.
+        reserved: Keys of data that would end up in `self`, or in the request.
         types: The exact JSON types of each argument; none where pydantic decides.
         module_guards: Those of its module, which every method of that name has.
         guards: What decides whether a call may run, in order.
@@ -1096,6 +1101,8 @@ class Method:
         self.required = {each.name for each in named if each.default is each.empty}
         by_position = map(names_by_position, layers_of(function))
         self.reserved = frozenset[str]().union(*by_position) - self.types.keys()
+        self.hints: dict[str, Any] = {}
+        self.rest_hint: Any = None
         self.validators: dict[str, Validator] = {}
         self.rest_types = ANYTHING if any(map(takes_rest, self.parameters)) else None
         self.check_rest: Validator | None = None
@@ -1135,7 +1142,7 @@ class Method:
         return ".".join(self.names)
 
     def clashes(self, other: Method) -> bool:
-        """Tell whether some route could have both under one name."""
+        """Tell whether both would have one name at some route."""
         if self.names != other.names:
             return False
         if self.paths is None or other.paths is None:
@@ -1160,6 +1167,7 @@ class Method:
                 self._accept_rest(each.name, resolved)
 
     def _accept(self, name: str, resolved: Any) -> None:
+        self.hints[name] = resolved
         self.types[name] = plain_types(resolved)
         if not self.types[name]:
             made = run(validator_of, resolved)
@@ -1167,13 +1175,14 @@ class Method:
 
     def _accept_rest(self, name: str, resolved: Any) -> None:
         """Make the annotation of `**kwargs` a contract for each of its values."""
+        self.rest_hint = resolved
         self.rest_types = plain_types(resolved) or ANYTHING
         if not plain_types(resolved):
             made = run(validator_of, types.GenericAlias(dict, (str, resolved)))
             self.check_rest = checked(made, self.function, name, resolved)
 
     def _accept_keys(self, name: str, kind: Any) -> None:
-        """Take the keys of a TypedDict, which `**kwargs` unpacks, as arguments."""
+        """Accept the keys of a TypedDict, which `**kwargs` unpacks, as arguments."""
         self.rest_types = None
         hints = run(typing.get_type_hints, kind, include_extras=True)
         for key, hint in checked(hints, self.function, name, kind).items():
@@ -1276,7 +1285,9 @@ class Route:
         origins: Which origins browsers may come from; see `App`.
         is_ordered: Whether it runs one call at a time.
         overrides: What sends for classes that send in their own way.
+        kind: The class of its clients.
         methods: The methods by `(module, method)`.
+        elsewhere: Those of other routes only, until the log has named them.
     """
 
     path: Path
@@ -1284,12 +1295,26 @@ class Route:
     origins: str | Sequence[str] | None
     is_ordered: bool = False
     overrides: Overrides | None = None
+    kind: Any = None
     methods: dict[tuple[str, str], Method] = field(default_factory=dict)
+    elsewhere: dict[tuple[str, str], Method] = field(default_factory=dict)
 
     def offer(self, method: Method) -> None:
         """Add a method, unless it is limited to other routes."""
-        if method.paths is None or self.path.shape in method.paths:
-            self.methods[method.names] = method
+        is_here = method.paths is None or self.path.shape in method.paths
+        (self.methods if is_here else self.elsewhere)[method.names] = method
+
+    def note_unknown(self, names: tuple[str, str]) -> None:
+        """Log once that a method was called which is there, but for other routes."""
+        if method := self.elsewhere.pop(names, None):
+            text = "%r was called at %r, but handler %s is for clients=%r"
+            who, paths = describe(method.function), [*(method.paths or {}).values()]
+            LOGGER.info(text, str(method), self.path.text, who, paths)
+
+
+def has_parameters(route: Route) -> bool:
+    """Tell whether the path of a route is a pattern."""
+    return bool(route.path.converters)
 
 
 class Table:
@@ -1297,18 +1322,14 @@ class Table:
 
     Attributes:
         routes: The routes by the shapes of their paths.
-        literals: Those without parameters, by their decoded paths.
         methods: All methods, in the order of registration.
         guards: Those of each module.
-        limited: Those that a call at another route has yet to be told of, by names.
     """
 
     def __init__(self) -> None:
         self.routes: dict[str, Route] = {}
-        self.literals: dict[str, Route] = {}
         self.methods: list[Method] = []
         self.guards: dict[str, Guards] = {}
-        self.limited: dict[tuple[str, str], Method] = {}
 
     def add_route(self, route: Route) -> None:
         """Add a route; raises ValueError for a path that can't be told from another."""
@@ -1316,8 +1337,6 @@ class Table:
         if other is not route:
             texts = f"{route.path.text!r} clashes with {other.path.text!r}"
             raise ValueError(f"path {texts}; write another")
-        if not route.path.converters:
-            self.literals[key_of(route.path.text)] = route
         for method in (*CONTROLS.values(), *self.methods):
             route.offer(method)
 
@@ -1325,39 +1344,25 @@ class Table:
         """Add a method; raises ValueError where a route would have two of its name."""
         for other in self.methods:
             if method.clashes(other):
-                raise ValueError(
-                    f"handler {describe(method.function)} clashes with "
-                    f"{describe(other.function)}: both are {str(method)!r}; write "
-                    f"another name, or clients=[...] for both"
-                )
+                new, old = describe(method.function), describe(other.function)
+                must = f"handler {new} clashes with {old}: both are {str(method)!r}"
+                remedy = "another name, or clients=[...] for both"
+                raise ValueError(f"{must}; write {remedy}")
         name, guards = method.names[0], method.module_guards
         if self.guards.setdefault(name, guards) != guards:
             both = [[*map(describe, each)] for each in (guards, self.guards[name])]
             must = f"module {name!r} must have one allow: got {both[0]} and {both[1]}"
             raise ValueError(f"{must}; write the same for both")
         self.methods.append(method)
-        if method.paths is not None:
-            self.limited[method.names] = method
         for route in self.routes.values():
             route.offer(method)
-
-    def note_unknown(self, route: Route, names: tuple[str, str]) -> None:
-        """Say once that a method which was called is there, but for other routes."""
-        method = self.limited.pop(names, None)
-        if method is not None and method.paths is not None:
-            text = "%r was called at %r, but handler %s is for clients=%r"
-            paths, place = list(method.paths.values()), route.path.text
-            LOGGER.info(text, str(method), place, describe(method.function), paths)
 
     def find(self, path: str) -> tuple[Route, dict[str, Any]] | None:
         """Return the route of a path from outside with its parameters' values."""
         decoded = decode_path(path)
         # A literal path wins; patterns are tried in the order of registration.
-        if literal := self.literals.get(decoded.removesuffix(SLASH)):
-            return literal, {}
-        for route in self.routes.values():
-            params = route.path.match(decoded)
-            if params is not None:
+        for route in sorted(self.routes.values(), key=has_parameters):
+            if (params := route.path.match(decoded)) is not None:
                 return route, params
         return None
 
@@ -1471,7 +1476,7 @@ class Runtime:
         self.has_pushed = self.is_sharing = False
 
     def call(self, action: Callable[..., object], *arguments: Any) -> None:
-        """Act now; from another thread than the loop's, in the loop, in order."""
+        """Call *action* now; from another thread, in the loop and in order."""
         if threading.get_ident() == self.thread:
             self.catch_up()
             action(*arguments)
@@ -1824,23 +1829,22 @@ class Lane:
 
     def _read_other(self, data: bytes, position: int) -> int:
         """Read a frame that needs a closer look, or a part; return where that ends."""
-        size, protocol = len(data), self.wire.protocol
+        size, first, protocol = len(data), data[position], self.wire.protocol
         if not self.owed:
             key, length = measure(data, position)
-            if key > size:
+            start, end = key + 4, key + 4 + length
+            is_masked = key <= size and data[position + 1] >= 128
+            is_fast = first in self.whole_frames and is_masked and length <= self.limit
+            if is_fast and end <= size:
+                payload = apply_mask(data[start:end], data[key:start])
+                self.wire.receive(payload, WHOLE_FRAMES[first])
+                return end
+            if key > size or (is_fast and length <= SHORT_FRAME):
                 self.rest += data[position:]
                 return size
-            start, end = key + 4, key + 4 + length
-            is_text = self.whole_frames.get(data[position])
-            is_whole = end <= size and data[position + 1] >= 128
-            if is_text is not None and is_whole and length <= self.limit:
-                payload = apply_mask(data[start:end], data[key:start])
-                self.wire.receive(payload, is_text)
-                return end
             # What follows a failure, or the client's close, is no frame.
             self.owed = sys.maxsize if protocol.eof_sent else end - position
-            first, is_data = data[position], not data[position] & 0x08
-            if is_data and protocol.extensions and self.wire.phase is not OPEN:
+            if not first & 0x08 and protocol.extensions and self.wire.phase is not OPEN:
                 # As if it weren't compressed: nobody listens, and it could be a bomb.
                 self.wire.give(bytes((first & 0xBF,)))
                 position, self.owed = position + 1, self.owed - 1
@@ -1952,12 +1956,15 @@ class LibraryWire(LibraryConnection, Wire):
 
     def frames_of(self, payloads: list[bytes]) -> bytes:
         """Return messages as text frames."""
-        options: dict[str, Any] = {"extensions": self.protocol.extensions}
-        if not options["extensions"]:
-            return b"".join(map(frame_of, payloads))
-        options["mask"] = self.protocol.side is Side.CLIENT
-        frames = [Frame(Opcode.TEXT, payload) for payload in payloads]
-        return b"".join(frame.serialize(**options) for frame in frames)
+        extensions = self.protocol.extensions
+        if extensions:
+            options: Any = {"mask": self.protocol.side is Side.CLIENT}
+            frames = [Frame(Opcode.TEXT, payload) for payload in payloads]
+            made = [each.serialize(extensions=extensions, **options) for each in frames]
+            return b"".join(made)
+        # One alone, the most frequent case, costs less.
+        is_one = len(payloads) == 1
+        return frame_of(payloads[0]) if is_one else b"".join(map(frame_of, payloads))
 
     def send_data(self) -> None:
         """Write what waits, and then what the library has to say."""
@@ -2019,7 +2026,7 @@ class LibraryWire(LibraryConnection, Wire):
 
 
 # A target that is a whole URL: its authority, and the rest (RFC 9112, section 3.2.2).
-ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([^/?#]+)(.*)")
+ABSOLUTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([^/?#]+)/?(.*)")
 NO_REQUEST, ONLY_HTTP_1 = "this is no HTTP request", "this server speaks HTTP/1.1"
 
 
@@ -2027,7 +2034,8 @@ def read_request(reader: StreamReader) -> Generator[None, None, Any]:
     """Read the head of a request, as the library does.
 
     Returns:
-        The request, or the answer to what is none, which the library would drop.
+        The request; or the answer to one that can't be read, which the library
+        would drop.
     """
     try:
         line = yield from parse_line(reader.read_line, RequestLineTooLong)
@@ -2063,7 +2071,7 @@ def fault_of(request: websockets.Request, is_upgrade: bool) -> Answer | None:
 
 
 def simplify(request: websockets.Request) -> None:
-    """Rewrite what may be said in several ways, so that all else knows only one."""
+    """Rewrite what has several forms, so that everything after it knows only one."""
     headers = request.headers
     # HTTP/2 splits it (RFC 9113, section 8.2.3).
     cookies = headers.get_all("Cookie")
@@ -2074,10 +2082,9 @@ def simplify(request: websockets.Request) -> None:
         if name in headers and not "".join(headers.get_all(name)).strip(", \t"):
             del headers[name]
     if absolute := ABSOLUTE.fullmatch(request.path):
-        authority, rest = absolute.groups()
-        request.path = rest if rest.startswith("/") else f"/{rest}"
+        request.path = f"/{absolute[2]}"
         headers.pop("Host", None)
-        headers["Host"] = authority
+        headers["Host"] = absolute[1]
 
 
 class Exchange:
@@ -2186,7 +2193,7 @@ class Exchange:
 
 
 class Backlog:
-    """What waits for a client that is behind, and how long it has waited.
+    """What waits for a client that has fallen behind, and how long it has waited.
 
     Attributes:
         aged: Bytes that wait since an earlier turn of the loop, at most.
@@ -2196,10 +2203,6 @@ class Backlog:
         self.wire = wire
         self.aged = 0
         self.is_aging = False
-
-    def begin(self) -> None:
-        """Count from now on: the client has fallen behind."""
-        self.aged = 0
         self._age()
 
     def is_too_large(self) -> bool:
@@ -2241,7 +2244,7 @@ class ServedWire(Wire):
         Wire.__init__(self, serving.runtime)
         self.serving = serving
         self.bytes_in = self.bytes_out = 0
-        self.backlog = Backlog(self)
+        self.backlog: Backlog
         self.life: asyncio.Task[None] | None = None
         self.status: int | None = None
 
@@ -2336,7 +2339,7 @@ class ServerWire(LibraryWire, ServedWire, websockets.ServerConnection):
         exchange: The request and its answer.
         lane: What reads its bytes.
         is_clear: Whether a frame may be written at once.
-        due: When the timer looks at what has to have happened by then.
+        due: When the handshake, or a ping's answer, must have come.
     """
 
     def __init__(self, serving: Serving, *given: Any, **options: Any) -> None:
@@ -2457,7 +2460,7 @@ class ServerWire(LibraryWire, ServedWire, websockets.ServerConnection):
         super().pause_writing()
         self.serving.app.counts["pauses"] += 1
         self.lane.stop()
-        self.backlog.begin()
+        self.backlog = Backlog(self)
 
     def resume_writing(self) -> None:
         """Go on with what waited for a client that was behind."""
@@ -2537,12 +2540,10 @@ class ServerWire(LibraryWire, ServedWire, websockets.ServerConnection):
         heard = self.lane.halts, self.bytes_in
         if self.awaited not in (None, heard):
             self.awaited, self.due = None, now + (self.ping_interval or math.inf)
-        if now < self.due:
-            return
-        if self.awaited is not None:
+        elif self.awaited is not None and now >= self.due:
             self.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
             self.loop.call_later(SLOW_GRACE, self.transport.abort)
-        elif self.ping_interval is not None:
+        elif self.ping_interval is not None and now >= self.due:
             self.awaited = () if self.lane.is_halted else heard
             self.due = now + (self.ping_timeout or math.inf)
             # As the library's own pings, whose pongs tell the latency.
@@ -2711,7 +2712,7 @@ class Calls:
         answers: What sends their answers.
         asked: The calls to the other side.
         is_greeting: Whether `on_connected` runs.
-        is_gated: Whether anything but the plain case may hold; then `dispatch` decides.
+        is_gated: Whether a call may have to wait; then `dispatch` decides.
     """
 
     def __init__(
@@ -2919,8 +2920,7 @@ class Calls:
             self._run_inline(request, method)
 
     def _unknown(self, request: Request) -> Error:
-        names = request.module, request.method
-        self.app.table.note_unknown(self.route, names)
+        self.route.note_unknown((request.module, request.method))
         return Error(*UNKNOWN_METHOD.args)
 
     def _run_inline(self, request: Request, method: Method) -> None:
@@ -3112,7 +3112,7 @@ class Calls:
             self._finish(request)
 
     def cancel(self, is_meant: Callable[[Request], bool]) -> bool:
-        """Cut the unfinished calls that are meant; tell whether there was one."""
+        """Cut the unfinished calls that fit; tell whether there was one."""
         held = list(filter(is_meant, self.held))
         for request in held:
             self.answers.send_error(self._unhold(request), CANCELLED)
@@ -3199,9 +3199,7 @@ class Answers:
 
     def error_of(self, request: Request, exc: BaseException) -> Error:
         """Turn what a handler raised into an `Error`; what isn't expected is logged."""
-        while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
-            # That of a TaskGroup, say, of which one task has failed.
-            exc = exc.exceptions[0]
+        exc = unwrap(exc)
         if isinstance(exc, Error):
             return exc
         for kind in type(exc).__mro__:
@@ -3229,11 +3227,13 @@ class Answers:
         Returns:
             The task in which an override sends it; None where it is sent.
         """
-        if self.overrides.emit is not None:
+        # What `$ subscribe` answers goes out in this very step, not in a task.
+        emit = self.overrides.emit
+        if emit is not None and names_of(request)[1:] != ("$", "subscribe"):
             if event in TERMINAL:
                 request._last_word = event
                 request._stage = CUT if request._stage is CUT else ANSWERED
-            return self._spawn(self.overrides.emit(request, event, data))
+            return self._spawn(emit(request, event, data))
         message = {
             "request_id": request.id,
             "module": request.module,
@@ -3314,7 +3314,7 @@ class Answers:
         return sent if is_plain else self._await_telling(request, stage, sent)
 
     async def _await_telling(self, request: Request, stage: Stage, sent: Any) -> Any:
-        """Await an event; a terminal one that can't be sent ends nothing."""
+        """Await the sending of an event; the call goes on where a last one fails."""
         try:
             return await sent
         except BaseException:
@@ -3413,7 +3413,7 @@ class Asked:
             self.forget(request_id)
 
     def forget(self, request_id: int) -> None:
-        """Listen no more to a call to the other side, and let it end there."""
+        """Stop waiting for a call to the other side, and cancel it there."""
         if self.handlers.pop(request_id, None) is not None and self.cancels:
             # Only an error would be answered.
             self.send("$", "cancel", data={"request_id": request_id})
@@ -3423,6 +3423,13 @@ class Asked:
         handlers, self.handlers = self.handlers, {}
         for handle in handlers.values():
             handle("error", self.wire.close_exc)
+
+
+def unwrap(exc: BaseException) -> BaseException:
+    """Return the exception inside an ExceptionGroup of one, as TaskGroups raise it."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
 
 
 # What a handler returns that is its result as it is.
@@ -3435,7 +3442,7 @@ def names_of(request: Request) -> tuple[str | int | None, str, str]:
 
 
 def disarm(request: Request) -> None:
-    """Let a call have all the time that it takes from now on."""
+    """End the time limit of a call."""
     if request._timer is not None:
         request._timer.cancel()
         request._timer = None
@@ -3489,7 +3496,7 @@ def control(name: str) -> Callable[[Function], Function]:
 
 
 def is_control(request: Request) -> bool:
-    """Tell whether nothing holds a call back: all of `$` but what runs a guard."""
+    """Tell whether a call never waits: those of `$`, but for one that runs a guard."""
     return request.module == "$" and request.method != "subscribe"
 
 
@@ -3572,12 +3579,12 @@ class Client:
         """Let the client in, or raise `Refused`; runs inside the handshake.
 
         Args:
-            *args: None come; with them overrides may name the parameters.
+            *args: Always empty; it lets an override name the parameters.
             **params: The path's parameters.
         """
 
     async def on_connected(self) -> None:
-        """Greet the client, which is connected; calls are held until the end."""
+        """Greet the client, which is connected; its calls wait until this returns."""
 
     async def process_message(self, request: Request) -> JSON:
         """Run a call; override it to check rights, and return `await super()...`.
@@ -3738,7 +3745,7 @@ def has_own(client: Client, hook: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """What a page of `@app.http` is asked.
+    """The request that a page of `@app.http` gets.
 
     Attributes:
         path: Without the query.
@@ -3763,7 +3770,7 @@ class Answer:
     Args:
         status: HTTP status.
         body: Text or bytes.
-        headers: What is said beside the server's own headers.
+        headers: Those beside the server's own.
     """
 
     def __init__(
@@ -3875,7 +3882,7 @@ class Session:
         client: The client, once it was made.
         calls: Its calls.
         context: What its hooks set for later ones; calls run in copies of it.
-        refused: Why a browser is let in only to be told.
+        refused: Why a browser that was let in is closed at once.
         at_open: What waits for the opening of the connection, in order.
         hooks: Tasks of `on_connected` and `on_message`.
     """
@@ -3925,7 +3932,7 @@ class Session:
         """Decide who may come in, in the order of the protocol, section 8.
 
         Returns:
-            None to let the client in, be it only to tell a browser why not.
+            None to let the client in, even if only to tell a browser why not.
         """
         opening = self.wire.opening
         found = self.app.table.find(opening.target)
@@ -4035,7 +4042,7 @@ class Session:
         self.wire.shut(code, cut_reason(refused.message))
 
     def when_open(self, action: Callable[[], object]) -> None:
-        """Act now; before the connection is open, at its opening, in order."""
+        """Call *action* now, or when the connection opens, in order."""
         if self.wire.phase is OPENING or self.at_open:
             self.at_open.append(action)
         else:
@@ -4241,7 +4248,7 @@ class Feed:
     members: dict[Client, bool] = field(default_factory=dict)
 
     def is_needed(self) -> bool:
-        """Tell whether it can't be forgotten."""
+        """Tell whether somebody is in it, or a message of it is kept."""
         return bool(self.members or (self.log and self.log.messages))
 
 
@@ -4261,11 +4268,11 @@ class Groups:
         self.counts = counts
 
     async def start(self, runtime: Runtime) -> None:
-        """Live in a loop from now on."""
+        """Remember the loop in which the application is served."""
         self.runtime = runtime
 
     async def stop(self) -> None:
-        """End with what is being served."""
+        """Stop, when the application is no longer served."""
 
     def declare(self, pattern: Pattern) -> None:
         """Add a pattern; raises ValueError for one that can't be told from another."""
@@ -4300,7 +4307,7 @@ class Groups:
         return feed or self.make(name)
 
     def make(self, name: str) -> Feed:
-        """Make a group that isn't there."""
+        """Make a group that isn't there yet."""
         found = self.find(name)
         log = Log(found[0]) if found and found[0].history else None
         feed = self.feeds[name] = Feed(name, log)
@@ -4366,7 +4373,7 @@ class Groups:
         self.close(feed)
 
     def keep(self, feed: Any) -> None:
-        """Keep what a group's log has got, for its time."""
+        """Note that the group's history was added to: it is the last to expire."""
         kept = feed.log.pattern.kept
         kept[feed.name] = feed
         kept.move_to_end(feed.name)
@@ -4382,8 +4389,8 @@ class Groups:
         self.counts["deliveries"] += len(others)
         # The first push of a turn is written at once, which costs less; those that
         # follow it are written together.
-        is_first = self.runtime is not None and self.runtime.is_first_push()
-        frame = frame_of(payload) if is_first and others else None
+        is_first = others and self.runtime and self.runtime.is_first_push()
+        frame = frame_of(payload) if is_first else None
         for client in others:
             client.connection.deliver(payload, frame)
 
@@ -4540,9 +4547,8 @@ class Group:
 # Options of `websockets.serve` that wsappy needs itself, and what to write instead.
 RESERVED_OPTIONS = {
     "handler": "@app.module and @app.method",
-    **dict.fromkeys(
-        ("process_request", "process_response"), "@app.client and @app.http"
-    ),
+    "process_request": "@app.client and @app.http",
+    "process_response": "@app.client and @app.http",
     "create_connection": "a subclass of Client",
     "origins": "App(origins=[...])",
     "max_queue": "App(max_in_flight=...)",
@@ -4670,16 +4676,15 @@ class Marking:
             TypeError: If it isn't a function, or a guard isn't one.
             ValueError: If the name starts with `$`, or the timeout isn't positive.
         """
-        if name is not None and not isinstance(name, str):
-            return self.method(timeout=timeout, thread=thread, allow=allow)(name)
-        guards = guards_of(allow)
+        is_name, guards = name is None or isinstance(name, str), guards_of(allow)
 
         def register(function: Any) -> Any:
             options = {"timeout": timeout, "in_thread": thread, "guards": guards}
-            self._add(function, mark_method(function, name, **options))
+            mark = mark_method(function, name if is_name else None, **options)
+            self._add(function, mark)
             return function
 
-        return register
+        return register if is_name else register(name)
 
     def _add(self, function: Any, mark: Mark) -> None:
         """Note a function that was marked; a `Module` registers it."""
@@ -4797,6 +4802,7 @@ def client_of(path: Path, function: Any) -> type[Client]:
     names = check_parameters(who, path, function, "api")
     base = VisitClient if is_async_generator(function) else FunctionClient
     attributes = {"_function": staticmethod(function), "_names": names}
+    attributes["__doc__"] = function.__doc__
     return type(function.__name__, (base,), attributes)
 
 
@@ -4904,10 +4910,18 @@ class App(Marking):
         loads: Reads JSON from bytes.
         dumps: Writes JSON as bytes or str; None is orjson, with numpy, pydantic models
             and non-string keys. NaN becomes null.
+        docs: Path of the page where people see and try every method. None turns it off,
+            and `/asyncapi.json` too.
+        bus: What carries pushes to the members in other processes: the URL of a Redis,
+            or a function that returns a client of `redis.asyncio`.
+        namespace: What the app's names on the bus begin with; apps that have the same
+            one hear each other.
 
     Raises:
-        TypeError: If *origins* is a string other than "*".
-        ValueError: If a number is out of range.
+        ImportError: If *bus* is a URL and `redis` isn't installed.
+        TypeError: If *origins* is a string other than "*", or *bus* neither of these.
+        ValueError: If a number is out of range, *docs* is no path, or there is a bus
+            without a namespace.
     """
 
     title: str = "wsappy"
@@ -4922,13 +4936,22 @@ class App(Marking):
     grace: float = 10.0
     loads: Callable[[bytes], JSON] = orjson.loads
     dumps: Callable[[JSON], bytes | str] | None = None
+    docs: str | None = "/docs"
+    bus: str | Callable[[], Any] | None = None
+    namespace: str | None = None
 
     # The number of this process, with several workers.
     worker: ClassVar[int] = 0
+    # Makes the groups, and what pushes to them from outside.
+    groups_of: ClassVar[Callable[[Any], Groups]]
+    publisher_of: ClassVar[Callable[[Any], Any]]
     # Serves in several processes.
     run_workers: ClassVar[Callable[..., None]]
+    run_reloading: ClassVar[Callable[..., None]]
     # What sends for a class of clients that sends in its own way.
     overrides_of: ClassVar[Callable[[Any], Overrides | None]]
+    # Pages that every application has, where it has none of its own.
+    pages_of: ClassVar[Callable[[Any], dict[str, Callable[..., Any]]]]
 
     def __post_init__(self) -> None:
         check_origins(self.origins)
@@ -4942,10 +4965,12 @@ class App(Marking):
         self.pages: dict[str, Callable[..., Any]] = {}
         # Pages for all that is below a path.
         self.trees: dict[str, Callable[..., Any]] = {}
+        common = type(self).pages_of(self)
+        self.common_pages = {place_of("page", path): common[path] for path in common}
         self.life: Callable[..., Any] | None = None
         self.counts = collections.Counter(dict.fromkeys(COUNTERS, 0))
         self.labels = {each: collections.Counter[str]() for each in LABELLED}
-        self.groups = Groups(self.counts)
+        self.groups = type(self).groups_of(self)
         self.logged_origins: set[str] = set()
         self.servings: set[Serving] = set()
 
@@ -4967,7 +4992,7 @@ class App(Marking):
                 three arguments, or a method that merely looks like a hook.
             ValueError: If the path is taken, or can't be read.
         """
-        parsed, overrides_of = parse_path(path), type(self).overrides_of
+        parsed = parse_path(path)
         allowed = self.origins if origins is ... else origins
         check_origins(allowed)
 
@@ -4984,7 +5009,8 @@ class App(Marking):
             else:
                 check_class(target)
             route = Route(parsed, lambda wire: factory(self, wire, None), allowed)
-            route.is_ordered, route.overrides = ordered, overrides_of(factory)
+            route.overrides = type(self).overrides_of(factory)
+            route.is_ordered, route.kind = ordered, factory
             self.table.add_route(route)
             return target
 
@@ -5168,6 +5194,16 @@ class App(Marking):
         """Return the group of that name, to push to."""
         return Group(self, name, frozenset())
 
+    def publisher(self) -> Any:
+        """Push from outside a server's process: a cron job, a task queue.
+
+        `async with app.publisher() as bus: await bus.to("room:42").push(...)`
+
+        Raises:
+            RuntimeError: If the app has no bus.
+        """
+        return type(self).publisher_of(self)
+
     @property
     def routes(self) -> dict[tuple[str, str, str], Callable[..., Any]]:
         """The one table: every (path, module, method) with its handler."""
@@ -5209,6 +5245,7 @@ class App(Marking):
         *,
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
         workers: int = 1,
+        reload: bool = False,
         **options: Any,
     ) -> None:
         """Serve until SIGINT or SIGTERM; a second signal leaves at once with 130.
@@ -5220,24 +5257,32 @@ class App(Marking):
             workers: Processes that share the port, each with a loop of its own; pushes
                 to groups reach the members in all of them. A lifespan runs in each;
                 `worker` tells them apart. For POSIX.
+            reload: Whether to start anew when a file of Python changes below the
+                current folder; for development. It needs `watchfiles`.
             **options: Those of `serve`.
 
         Raises:
             RuntimeError: If a loop runs already, or this isn't the main thread.
-            SystemExit: With 1, if the port can't be opened, or a worker can't begin.
+            SystemExit: With 1, if the port can't be opened, a worker can't begin, or
+                `watchfiles` is missing.
             TypeError: If *host* is a port, or an option is unknown, or one that wsappy
                 itself needs.
-            ValueError: If there is no route; if *workers* is no number of at least 1.
+            ValueError: If there is no route; if *workers* is no number of at least 1,
+                or greater than 1 with *reload*.
         """
         check_number("workers", workers)
+        if reload and workers > 1:
+            raise ValueError(f"reload must have one worker: got {workers}; write one")
         is_main = threading.current_thread() is threading.main_thread()
         if asyncio._get_running_loop() is not None or not is_main:
             must = "run must be called in the main thread and outside of a loop"
             raise RuntimeError(f"{must}; write async with app.serve(host, port)")
         make_loop = loop_factory or asyncio.new_event_loop
         serving = self.serve(host, port, **options)
-        if workers == 1:
-            run_serving(serving, make_loop)
+        if reload:
+            self.run_reloading(serving, make_loop)
+        elif workers == 1:
+            run_serving(serving, make_loop())
         else:
             self.run_workers(serving, make_loop, workers)
 
@@ -5253,7 +5298,9 @@ class App(Marking):
     def find_page(self, path: str) -> Callable[..., Any] | None:
         """Return the page at a path from outside, or None; the longest tree wins."""
         decoded = decode_path(path)
-        page = self.pages.get(decoded.removesuffix(SLASH))
+        place = decoded.removesuffix(SLASH)
+        # No route is hidden: a handshake asks for no page.
+        page = self.pages.get(place) or self.common_pages.get(place)
         if page is not None or self.table.find(path) is not None:
             return page
         below = f"{decoded}{SLASH}"
@@ -5298,6 +5345,19 @@ class App(Marking):
             **{name: dict(self.labels[name]) for name in LABELLED},
         }
 
+    def asyncapi(self) -> dict[str, Any]:
+        """Return the AsyncAPI 3.1 document of the table; `/asyncapi.json` is the same.
+
+        What can't be described is {} in it, and one warning in the log.
+
+        Raises:
+            TypeError: If an annotation can't be checked, as at the start.
+            ValueError: If there is no route.
+        """
+        self.prepare()
+        document: dict[str, Any] = json.loads(document_of(self))
+        return document
+
     def asgi(self) -> Asgi:
         """Return an ASGI application, for another server or to be mounted in one.
 
@@ -5323,7 +5383,7 @@ def place_of(what: str, path: str) -> str:
     """Return the decoded path of a page; raises ValueError for one with parameters."""
     if parse_path(path).converters:
         raise ValueError(f"{what} {path!r} must have no parameters; use the query")
-    return key_of(path)
+    return path.removesuffix("/").replace("/", SLASH)
 
 
 def check_free(what: str, place: str, new: object, old: object) -> None:
@@ -5413,8 +5473,10 @@ class Watchdog(threading.Thread):
     def look(self, now: float, is_late: bool, was_suspended: bool) -> None:
         """Ask the loop for an answer, or say who keeps it from answering."""
         frame = sys._current_frames().get(self.runtime.thread)
-        stack = traceback.walk_stack(frame) if frame is not None else ()
-        frames = [each for each, _ in stack]
+        asked_at = math.inf if self.asked_at is None else self.asked_at
+        is_overdue = is_late or now - asked_at >= BLOCKING
+        # All of it only where it matters: the loop goes on while it is walked.
+        frames = list(itertools.islice(stack_of(frame), None if is_overdue else 2))
         modules = [each.f_globals.get("__name__", "") for each in frames]
         if modules[:2] == IDLE or not DEBUGGERS.isdisjoint(modules):
             self.asked_at = None
@@ -5424,9 +5486,10 @@ class Watchdog(threading.Thread):
             if is_late and not was_suspended:
                 self.report(frames, now)
         elif now - self.asked_at >= BLOCKING:
-            self.report(frames, now)
             # One line for one hold: what goes on before the loop turns isn't named.
+            # Set before the line is written: the loop may turn meanwhile.
             self.asked_at = math.inf
+            self.report(frames, now)
 
     def answer(self) -> None:
         """Tell, from the loop, that it turns."""
@@ -5435,16 +5498,24 @@ class Watchdog(threading.Thread):
     def report(self, frames: list[types.FrameType], now: float) -> None:
         """Name who holds the loop, once a minute for each place."""
         requests = [each.f_locals.get("request") for each in frames]
-        names = [repr(each) for each in requests if isinstance(each, Request)]
+        names = [f"handler {each!r}" for each in requests if isinstance(each, Request)]
         users = [each for each in frames if is_users(each.f_code)]
-        where = f"handler {names[0]}" if names else "something"
+        where = next(iter(names), "")
         place: object = where
         if users:
             place, line = users[0].f_code, users[0].f_lineno
             where = f"{place.co_qualname!r} ({place.co_filename}:{line})"
-        if (names or users) and now >= self.silent_until.get(place, 0.0):
+        if where and now >= self.silent_until.get(place, 0.0):
             self.silent_until[place] = now + BLOCKING_SILENCE
             LOGGER.warning(BLOCKED, where, BLOCKING)
+
+
+def stack_of(frame: Any) -> Generator[types.FrameType]:
+    """Walk the stack of another thread, innermost frame first."""
+    # Python 3.11 may give something else for a frame that was left meanwhile.
+    while isinstance(frame, types.FrameType):
+        yield frame
+        frame = frame.f_back
 
 
 BLOCKED = "%s held the loop for over %g s; await what it waits for, or add thread=True"
@@ -5498,9 +5569,8 @@ class Serving:
         self.on_ready: Callable[[], object] = self.say_urls
 
     def __await__(self) -> NoReturn:
-        raise TypeError(
-            "app.serve() must be entered, not awaited; write async with app.serve():"
-        )
+        text = "app.serve() must be entered, not awaited; write async with app.serve():"
+        raise TypeError(text)
 
     async def __aenter__(self) -> Self:
         if self.service is not Service.NEW:
@@ -5562,6 +5632,8 @@ class Serving:
         """Print where clients connect."""
         for route in self.app.table.routes.values():
             say(self.url(route.path.text, self.host))
+        if self.app.docs is not None:
+            say(self.url(self.app.docs, self.host).replace("ws", "http", 1))
 
     async def listen(self, attempts: int = PORT_ATTEMPTS) -> websockets.Server:
         """Open the port, the Unix socket, or the socket that was handed in."""
@@ -5597,8 +5669,8 @@ class Serving:
         if self.service is Service.OVER:
             # It was accepted in the last turn.
             wire.abort()
-            return
-        self.wires.add(wire)
+        else:
+            self.wires.add(wire)
 
     def discard(self, wire: ServedWire) -> None:
         """Look no longer after a connection that is lost, and whose task has ended."""
@@ -5713,10 +5785,11 @@ async def find_free(host: str | list[str], port: int) -> tuple[str | list[str], 
 
 
 def run_serving(
-    serving: Serving, make_loop: Callable[[], asyncio.AbstractEventLoop]
+    serving: Serving,
+    loop: asyncio.AbstractEventLoop,
+    signals: Sequence[signal.Signals] = STOP_SIGNALS,
 ) -> None:
     """Serve in a loop of its own until a signal; tasks that won't end can't hold it."""
-    loop = make_loop()
     # For `asyncio.to_thread`.
     loop.set_default_executor(serving.threads)
     main = loop.create_task(serve_until_cancelled(serving))
@@ -5726,7 +5799,7 @@ def run_serving(
             signal.signal(each, lambda *_: os._exit(130))
         loop.call_soon_threadsafe(main.cancel)
 
-    previous = {each: signal.signal(each, on_signal) for each in STOP_SIGNALS}
+    previous = {each: signal.signal(each, on_signal) for each in signals}
     try:
         run_main(loop, main)
     except ListenError as exc:
@@ -6144,15 +6217,23 @@ class Subscriptions:
         except BaseException:
             position.is_joining = False
             if not position.is_joined:
-                self.positions.pop(group, None)
+                self._forget(group, position)
             raise
+
+    def _forget(self, group: str, position: Position) -> None:
+        """Forget where a group stands, unless it was left and is being joined again."""
+        if self.positions.get(group) is position:
+            del self.positions[group]
 
     def _note(self, group: str, position: Position, event: str, data: JSON) -> None:
         """Keep where a group stands, from the answer to `$ subscribe`."""
         if event == "result":
             position.is_joined, position.is_joining = True, False
-            position.move(data)
-            if isinstance(data, dict) and data.get("recovered") is False:
+            recovered = data.get("recovered") if isinstance(data, dict) else None
+            # The replay has moved it, unless some of it was dropped: then it stays.
+            if recovered is not True:
+                position.move(data)
+            if recovered is False:
                 self._tell_gap(group)
 
     def hear(self, push: Push) -> None:
@@ -6188,21 +6269,24 @@ class Subscriptions:
             await asyncio.gather(*itertools.starmap(self._rejoin, chunk))
 
     async def _rejoin(self, group: str, position: Position) -> None:
+        """Join a group again, unless it was left meanwhile."""
+        if self.positions.get(group) is not position:
+            return
         try:
             await self.join(group)
         except (Error, TimeoutError, ConnectionClosed, Refused) as exc:
             LOGGER.warning("group %r can't be joined again: %r", group, exc)
             if isinstance(exc, Error) and not exc.retry:
-                self.positions.pop(group, None)
+                self._forget(group, position)
             elif isinstance(exc, Error | TimeoutError):
                 self._rejoin_later(group, position)
 
     def _rejoin_later(self, group: str, position: Position) -> None:
-        """Join a group again after a wait, unless it was joined or left meanwhile."""
+        """Join a group again after a wait, unless it was joined meanwhile."""
 
         async def rejoin() -> None:
             await position.backoff.wait()
-            if position.is_joining and self.positions.get(group) is position:
+            if position.is_joining:
                 await self._rejoin(group, position)
 
         position.is_joining = True
@@ -6848,11 +6932,9 @@ def overrides_of(clients: Any, requests: type[Request] = Request) -> Overrides |
     if not tells and requests is Request:
         return None
     is_plain = not tells and responds is Request.response
-    return Overrides(
-        functools.partial(make_request, requests),
-        None if is_plain else emit_by_response,
-        tell_by_override if tells else None,
-    )
+    make, emit = functools.partial(make_request, requests), emit_by_response
+    tell = tell_by_override if tells else None
+    return Overrides(make, None if is_plain else emit, tell)
 
 
 def make_request(kind: type[Request], *parts: Any) -> Request:
@@ -6884,9 +6966,8 @@ async def emit_by_response(request: Request, event: str, data: JSON) -> None:
     if event in TERMINAL:
         request._last_word = None
     if type(outcome) is Failure:
-        request.client.connection.calls.answers.send_internal(
-            request, data, outcome.exc
-        )
+        answers: Answers = request.client.connection.calls.answers
+        answers.send_internal(request, data, outcome.exc)
 
 
 App.overrides_of = staticmethod(overrides_of)
@@ -6959,6 +7040,7 @@ class Server:
         path = parse_path(text)
         route = Route(path, lambda wire: factory(self, wire, handlers), None)
         route.overrides = overrides_of(factory, self.request_factory)
+        route.kind = factory
         self.app.table.add_route(route)
         for name, handler in handlers.items():
             adopt_generators(type(handler))
@@ -7098,7 +7180,7 @@ class Bus(abc.ABC):
 
     Attributes:
         groups: Those of this process.
-        is_up: Whether it lives.
+        up: Set while it lives.
         id: Distinct for each process.
     """
 
@@ -7106,7 +7188,12 @@ class Bus(abc.ABC):
     id: str
 
     def __init__(self) -> None:
-        self.is_up = False
+        self.up = asyncio.Event()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it lives."""
+        return self.up.is_set()
 
     @abc.abstractmethod
     async def start(self) -> None:
@@ -7139,7 +7226,7 @@ class Bus(abc.ABC):
         """Return how many members a group has in all processes."""
 
 
-def is_behind(log: Log | None, since: Since | None) -> bool:
+def has_seen_more(since: Since | None, log: Log | None) -> bool:
     """Tell whether a client has seen more of a group than its process."""
     is_same = log is not None and since is not None and log.epoch == since.epoch
     return is_same and since.offset > log.offset  # type: ignore[union-attr]
@@ -7203,8 +7290,8 @@ class SharedGroups(Groups):
         await super().start(runtime)
         self.users += 1
         if self.users == 1:
-            # Not before: a fork would share it.
-            self.bus.id = uuid.uuid4().hex
+            # Not before: a fork would share the one, another loop couldn't wait.
+            self.bus.id, self.bus.up = uuid.uuid4().hex, asyncio.Event()
             await self.bus.start()
 
     async def stop(self) -> None:
@@ -7279,7 +7366,7 @@ class SharedGroups(Groups):
 
     def begin(self) -> None:
         """Follow all groups again, now that the bus is there."""
-        self.bus.is_up = True
+        self.bus.up.set()
         for feed in list(self.feeds.values()):
             self.follow(feed)
         for name in [each for each in self.held if each not in self.feeds]:
@@ -7287,7 +7374,7 @@ class SharedGroups(Groups):
 
     def lose(self) -> None:
         """Know nothing any more, now that the bus is away."""
-        self.bus.is_up = False
+        self.bus.up.clear()
         for feed in self.feeds.values():
             feed.unsettle()
             feed.early.clear()
@@ -7407,7 +7494,7 @@ class SharedGroups(Groups):
             try:
                 async with asyncio.timeout(STANDING_TIMEOUT):
                     await feed.known.wait()
-                    if is_behind(feed.log, since):
+                    if has_seen_more(since, feed.log):
                         # The client comes from a process that has heard more.
                         self.follow(feed)
                         await feed.known.wait()
@@ -7778,7 +7865,7 @@ class Workers:
         serving = relay_of(self.app).serve(sock=sock, max_size=None)
         serving.options["unix"] = True
         serving.on_ready = tell
-        run_serving(serving, asyncio.new_event_loop)
+        run_serving(serving, asyncio.new_event_loop())
         # The parent, whose folder it is, may be gone.
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -7799,7 +7886,7 @@ class Workers:
                 say_urls()
 
         self.serving.on_ready = on_ready
-        run_serving(self.serving, self.make_loop)
+        run_serving(self.serving, self.make_loop())
 
     # What the parent does
 
@@ -7905,7 +7992,709 @@ def run_workers(
 
 App.run_workers = staticmethod(run_workers)
 
+# Seconds before Redis is tried again, at most; without a word of it before it is asked
+# for one, and then before it counts as dead; that all processes have to tell a count.
+REDIS_WAIT, REDIS_SILENCE, REDIS_COUNT = 2.0, 2.0, 1.0
+# Seconds that a history's place outlives its messages, and between two renewals.
+PLACE_TTL, PLACE_RENEWAL = 86400, 3600.0
+
+# Both number by what Redis remembers; where another process of Redis runs than the one
+# that numbered last, its memory may be older than what members saw: a new epoch.
+PUBLISH_SCRIPT = r"""
+local place = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'history', 'ttl', 'run')
+if not place[1] then
+  redis.call('PUBLISH', ARGV[1], '[null,null,' .. ARGV[3] .. ']\n' .. ARGV[2] .. '}')
+  return
+end
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+local epoch, offset = place[1], tonumber(place[2]) + 1
+if place[5] ~= run then
+  epoch, offset = ARGV[4], 1
+  redis.call('DEL', KEYS[2])
+end
+local number = string.format('%d', offset)
+local message = ARGV[2] .. ',"offset":' .. number .. '}'
+redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', number, 'run', run)
+redis.call('RPUSH', KEYS[2], message)
+redis.call('LTRIM', KEYS[2], -tonumber(place[3]), -1)
+redis.call('PEXPIRE', KEYS[2], place[4])
+redis.call('PEXPIRE', KEYS[1], place[4] + ARGV[5])
+local head = '["' .. epoch .. '",' .. number .. ',' .. ARGV[3] .. ']\n'
+redis.call('PUBLISH', ARGV[1], head .. message)
+"""
+FOLLOW_SCRIPT = r"""
+local place = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run')
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+local epoch, offset = place[1], tonumber(place[2])
+if place[3] ~= run then
+  epoch, offset = ARGV[1], 0
+  redis.call('DEL', KEYS[2])
+end
+redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', string.format('%d', offset),
+  'history', ARGV[2], 'ttl', ARGV[3], 'run', run)
+redis.call('PEXPIRE', KEYS[1], ARGV[3] + ARGV[4])
+local kept, first, whole = redis.call('LLEN', KEYS[2]), 0, 1
+if ARGV[5] then
+  local missed = offset - tonumber(ARGV[6])
+  if ARGV[5] == epoch and missed >= 0 and missed <= kept then
+    first = kept - missed
+  else
+    whole = 0
+  end
+end
+local left = redis.call('PTTL', KEYS[2])
+return {epoch, offset, redis.call('LRANGE', KEYS[2], first, -1), whole, left}
+"""
+
+
+class RedisBus(Bus):
+    """The bus of any number of machines: Redis or Valkey, through `redis-py`.
+
+    Each life has one connection that hears and one for commands, which go out in
+    batches, one after the other. Whatever fails ends it.
+
+    Args:
+        make_client: Makes a client of `redis.asyncio`.
+        namespace: What all its names in Redis begin with.
+    """
+
+    def __init__(self, make_client: Callable[[], Any], namespace: str) -> None:
+        super().__init__()
+        self.make_client = make_client
+        self.namespace = namespace
+        self.life: asyncio.Task[None]
+        # What waits to be sent, and who waits for an answer, or to hear a channel.
+        self.commands: list[tuple[asyncio.Future[Any], tuple[Any, ...]]] = []
+        self.channels: list[tuple[str, str]] = []
+        self.confirmations: dict[str, list[asyncio.Future[None]]] = {}
+        self.answers: dict[str, asyncio.Queue[int]] = {}
+        self.is_wanted = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begin to connect, without waiting for it."""
+        self.life = asyncio.ensure_future(self._live())
+
+    async def stop(self) -> None:
+        """Wait until what is on its way has arrived, and disconnect."""
+        if self.is_up:
+            await wait_at_most(LAST_GRACE, [self._command("PING")])
+        self.life.cancel()
+        await wait_at_most(CANCEL_GRACE, [self.life])
+
+    async def _live(self) -> None:
+        """Begin one life after the other."""
+        backoff, level = Backoff(), logging.WARNING
+        backoff.bound = REDIS_WAIT
+        while True:
+            try:
+                outcome = await run_to_end(self._live_once)
+            finally:
+                # One line for each time that it goes, and not for each try.
+                level = logging.WARNING if self.is_up else level
+                self._die()
+            LOGGER.log(level, "the bus is away: %r", unwrap(outcome.exc))
+            level = logging.INFO
+            await backoff.wait()
+
+    async def _live_once(self) -> None:
+        client = await value_of(self.make_client)
+        pubsub = client.pubsub()
+        try:
+            self.publish_sha = await client.script_load(PUBLISH_SCRIPT)
+            self.follow_sha = await client.script_load(FOLLOW_SCRIPT)
+            await pubsub.subscribe(self._own("count"), self._own(self.id))
+            self.groups.begin()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._listen(pubsub))
+                tasks.create_task(self._send(client, pubsub))
+                tasks.create_task(self._renew())
+        finally:
+            await pubsub.aclose()
+            await client.aclose()
+
+    def _die(self) -> None:
+        """Tell all who wait that the bus was lost."""
+        self.groups.lose()
+        confirmations = itertools.chain(*self.confirmations.values())
+        for future in [*confirmations, *(future for future, _ in self.commands)]:
+            if not future.done():
+                future.set_exception(ConnectionError("the bus was lost"))
+                future.exception()
+        self.commands, self.channels, self.confirmations = [], [], {}
+
+    # What it sends
+
+    def _command(self, *words: Any) -> asyncio.Future[Any]:
+        """Send a command, after all before it; its answer is the future's."""
+        future = self.life.get_loop().create_future()
+        self.commands.append((future, words))
+        self.is_wanted.set()
+        return future
+
+    async def _send(self, client: Any, pubsub: Any) -> None:
+        """Send what waits, in batches."""
+        while True:
+            await self.is_wanted.wait()
+            self.is_wanted.clear()
+            channels, self.channels = self.channels, []
+            for verb, some in itertools.groupby(channels, operator.itemgetter(0)):
+                await getattr(pubsub, verb)(*(channel for _, channel in some))
+            # They stay there until they are answered, in case that this life ends.
+            batch = list(self.commands)
+            if batch:
+                pipe = client.pipeline(transaction=False)
+                for _, words in batch:
+                    pipe.execute_command(*words)
+                self._settle(batch, await pipe.execute(raise_on_error=False))
+                del self.commands[: len(batch)]
+
+    def _settle(self, batch: list[Any], results: list[Any]) -> None:
+        for (future, _), result in zip(batch, results, strict=True):
+            if isinstance(result, Exception):
+                raise result
+            if not future.done():
+                future.set_result(result)
+
+    async def _renew(self) -> None:
+        """Keep the places of groups that nobody pushes to."""
+        while True:
+            await asyncio.sleep(PLACE_RENEWAL)
+            for feed in [each for each in self.groups.feeds.values() if each.log]:
+                self.groups.follow(feed)
+
+    def _own(self, name: str) -> str:
+        return f"{self.namespace}${name}"
+
+    def _names(self, group: str) -> tuple[str, str, str]:
+        """Return the channel of a group, and its two keys, which one node has."""
+        key = f"{{{self.namespace}:{group}}}"
+        return f"{self.namespace}:{group}", f"{key}:place", f"{key}:messages"
+
+    def publish(self, pushed: Pushed) -> None:
+        """Send a push; the answer of Redis settles it."""
+
+        def settle(answer: asyncio.Future[Any]) -> None:
+            exc = answer.exception()
+            pushed.settle(None if exc is None else str(exc))
+
+        channel, *keys = self._names(pushed.name)
+        origin = self.id if pushed.is_delivered else None
+        marks = orjson.dumps([list(pushed.without), origin])[1:-1]
+        # The script writes the brace at the end, after the number.
+        body, epoch = pushed.payload.rstrip()[:-1], secrets.token_urlsafe(6)
+        words = [*keys, channel, body, marks, epoch, PLACE_TTL * 1000]
+        answer = self._command("EVALSHA", self.publish_sha, 2, *words)
+        answer.add_done_callback(settle)
+
+    async def follow(
+        self, name: str, pattern: Pattern | None, since: Since | None
+    ) -> Standing:
+        """Subscribe to a channel, and once that is confirmed read what is kept."""
+        channel, *keys = self._names(name)
+        heard = self.life.get_loop().create_future()
+        self.confirmations.setdefault(channel, []).append(heard)
+        self._want("subscribe", channel)
+        await heard
+        if pattern is None:
+            return Standing()
+        ttl, last = (
+            int(pattern.ttl * 1000),
+            (since.epoch, since.offset) if since else (),
+        )
+        epoch = secrets.token_urlsafe(6)
+        words = [*keys, epoch, pattern.history, ttl, PLACE_TTL * 1000, *last]
+        found = await self._command("EVALSHA", self.follow_sha, 2, *words)
+        epoch, offset, messages, is_whole, left = found
+        age = pattern.ttl - left / 1000 if messages else 0.0
+        return Standing(epoch.decode(), offset, messages, bool(is_whole), age)
+
+    def unfollow(self, name: str) -> None:
+        """Leave a channel."""
+        self._want("unsubscribe", self._names(name)[0])
+
+    def _want(self, verb: str, channel: str) -> None:
+        self.channels.append((verb, channel))
+        self.is_wanted.set()
+
+    async def count(self, name: str) -> int:
+        """Ask all processes, by their common channel.
+
+        Raises:
+            ConnectionError: If the bus is away.
+            TimeoutError: If one of them doesn't answer within a second.
+        """
+        if not self.is_up:
+            raise ConnectionError("the bus is away")
+        number, channel = uuid.uuid4().hex, self._own("count")
+        counts = self.answers[number] = asyncio.Queue()
+        try:
+            found = await self._command("PUBSUB", "NUMSUB", channel)
+            question = orjson.dumps([self.id, number, name])
+            await self._command("PUBLISH", channel, question)
+            async with asyncio.timeout(REDIS_COUNT):
+                return sum([await counts.get() for _ in range(found[1])])
+        finally:
+            del self.answers[number]
+
+    # What it hears
+
+    async def _listen(self, pubsub: Any) -> None:
+        """Hear the channels, until Redis says nothing though it is asked."""
+        is_asked = False
+        while True:
+            message = await pubsub.get_message(timeout=REDIS_SILENCE)
+            if message is not None:
+                self._hear(message["type"], message["channel"], message["data"])
+            elif is_asked:
+                raise ConnectionError("Redis is silent")
+            else:
+                await pubsub.ping()
+            is_asked = message is None
+
+    def _hear(self, kind: str, channel: bytes, data: Any) -> None:
+        if kind == "subscribe":
+            self._confirm(channel.decode())
+        elif kind == "message" and channel.startswith(f"{self.namespace}$".encode()):
+            self._hear_count(*orjson.loads(data))
+        elif kind == "message":
+            head, _, payload = data.partition(b"\n")
+            epoch, offset, without, origin = orjson.loads(head)
+            heard = Heard(payload, epoch, offset, frozenset(without), origin)
+            self.groups.hear(channel.decode()[len(self.namespace) + 1 :], heard)
+
+    def _confirm(self, channel: str) -> None:
+        """Let go on who waits to hear a channel: one for each confirmation."""
+        waiting = self.confirmations.get(channel)
+        if waiting:
+            hand_over(waiting.pop(0))
+            if not waiting:
+                del self.confirmations[channel]
+
+    def _hear_count(self, *parts: Any) -> None:
+        """Answer the question for a count, or note an answer to one's own."""
+        if len(parts) == 3:
+            asker, number, name = parts
+            answer = orjson.dumps([number, self.groups.count_here(name)])
+            self._command("PUBLISH", self._own(asker), answer)
+        elif parts[0] in self.answers:
+            self.answers[parts[0]].put_nowait(parts[1])
+
+
+def redis_client(bus: Any) -> Callable[[], Any]:
+    """Return what makes clients of Redis.
+
+    Raises:
+        ImportError: If `redis` isn't installed.
+        TypeError: If *bus* is neither the URL of a Redis nor a function.
+    """
+    if callable(bus):
+        return typing.cast("Callable[[], Any]", bus)
+    schemes = ("redis://", "rediss://", "unix://")
+    if not isinstance(bus, str) or not bus.startswith(schemes):
+        must = f"bus must be the URL of a Redis, or a function: got {bus!r}"
+        raise TypeError(f"{must}; write 'redis://localhost:6379'")
+    try:
+        from redis.asyncio import from_url  # noqa: PLC0415
+        from redis.asyncio.retry import Retry  # noqa: PLC0415
+        from redis.backoff import NoBackoff  # noqa: PLC0415
+    except ImportError as exc:
+        must = f"bus needs redis ({exc})"
+        raise ImportError(f"{must}; write python -m pip install redis") from exc
+    # Whatever fails begins a new life; a command that is sent again could count twice.
+    return functools.partial(from_url, bus, retry=Retry(NoBackoff(), 0))
+
+
+def groups_of(app: App) -> Groups:
+    """Make the groups of an application, on its bus if it has one.
+
+    Raises:
+        ValueError: If there is a bus and no namespace.
+    """
+    if app.bus is None:
+        return Groups(app.counts)
+    if not app.namespace:
+        must = "namespace must be given with a bus, on which all applications that have"
+        must += " the same one hear each other"
+        raise ValueError(
+            f"{must}: got {app.namespace!r}; write namespace='chat-staging'"
+        )
+    return SharedGroups(app.counts, RedisBus(redis_client(app.bus), app.namespace))
+
+
+App.groups_of = staticmethod(groups_of)
+
+
+class Publisher:
+    """Pushes from outside a server's process; `App.publisher` makes it.
+
+    `async with app.publisher() as bus: await bus.to("room:42").push(...)`.
+    """
+
+    def __init__(self, app: App) -> None:
+        if app.bus is None:
+            must = "publisher needs a bus that is there without the server"
+            raise RuntimeError(f"{must}; write App(bus='redis://localhost:6379')")
+        self.codec = app.codec
+        self.groups: Any = groups_of(app)
+        self.groups.patterns = app.groups.patterns
+
+    async def __aenter__(self) -> Self:
+        await self.groups.start(Runtime(Threads(1)))
+        try:
+            await asyncio.wait_for(self.groups.bus.up.wait(), STANDING_TIMEOUT)
+        except TimeoutError as exc:
+            await self.groups.stop()
+            raise ConnectionError("the bus is away") from exc
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.groups.stop()
+
+    def to(self, name: str) -> Group:
+        """Return the group of that name, to push to."""
+        return Group(self, name, frozenset())
+
+
+App.publisher_of = Publisher
+
+
 # --- 12. For people ----------------------------------------------------------
+
+# What every document has (AsyncAPI 3.1). An event is described by exactly one message:
+# an `error` that has a code, whatever else it says; else a push where it has no method;
+# else the `result`, or the `item`, of one method; or else it is an event of its own.
+DOCUMENT = """{
+  "asyncapi": "3.1.0",
+  "info": {},
+  "defaultContentType": "application/json",
+  "channels": {},
+  "operations": {},
+  "components": {
+    "correlationIds": {
+      "request_id": {
+        "description": "Of the call, unchanged.",
+        "location": "$message.payload#/request_id"
+      }
+    },
+    "schemas": {},
+    "messages": {
+      "error": {
+        "description": "How a call failed.",
+        "correlationId": {"$ref": "#/components/correlationIds/request_id"},
+        "payload": {
+          "type": "object",
+          "required": ["request_id", "module", "method", "event", "data"],
+          "properties": {
+            "event": {"const": "error"},
+            "data": {
+              "type": "object",
+              "required": ["code", "message"],
+              "properties": {
+                "code": {"type": "string"},
+                "message": {"type": "string"},
+                "details": {},
+                "retry": {"const": true}
+              }
+            }
+          }
+        }
+      },
+      "event": {
+        "description": "What a handler says while it runs.",
+        "correlationId": {"$ref": "#/components/correlationIds/request_id"},
+        "payload": {
+          "type": "object",
+          "required": ["request_id", "module", "method", "event", "data"],
+          "properties": {
+            "module": {"type": "string"},
+            "method": {"type": "string"},
+            "event": {"type": "string", "not": {"enum": ["result", "item", "error"]}}
+          }
+        }
+      },
+      "push": {
+        "description": "What the server says unasked, to one client or to a group.",
+        "payload": {
+          "type": "object",
+          "required": ["request_id", "module", "method", "event", "data"],
+          "properties": {
+            "module": {"type": "string"},
+            "method": {"type": "null"},
+            "event": {"type": "string"},
+            "group": {"type": "string"},
+            "offset": {"type": "integer"}
+          },
+          "not": {"$ref": "#/components/messages/error/payload"}
+        }
+      }
+    }
+  }
+}"""
+SHARED_MESSAGES = ["error", "event", "push"]
+SCHEMA_NAMES = ("string", "integer", "number", "boolean", "null", "array", "object")
+SCHEMA_TYPES = dict(zip(TYPE_NAMES, SCHEMA_NAMES, strict=True))
+REQUEST_ID: JSON = {"type": ["string", "integer", "null"]}
+# What None becomes in a result.
+NOTHING: JSON = {"type": "object", "maxProperties": 0}
+UNDESCRIBED = "the AsyncAPI document has {} for what can't be described: %s"
+
+
+def ref(*path: str) -> dict[str, str]:
+    """Return a reference to what is at that path of the document."""
+    parts = (each.replace("~", "~0").replace("/", "~1") for each in path)
+    return {"$ref": "#/" + "/".join(map(urllib.parse.quote, parts))}
+
+
+def unique(taken: Iterable[str], *texts: str) -> str:
+    """Return a key that is free, made of one of the texts, the last one numbered."""
+    keys = [re.sub(r"[^\w.-]", "_", text, flags=re.ASCII) for text in texts]
+    numbered = (f"{keys[-1]}_{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain(keys, numbered) if each not in taken)
+
+
+def documentation_of(documented: object) -> dict[str, str]:
+    """Return a docstring as a description, where there is one."""
+    text = inspect.cleandoc(documented.__doc__ or "")
+    return {"description": text} if text else {}
+
+
+def as_json(value: Any) -> JSON:
+    """Return a value as a client would see it; raises TypeError for what is no JSON."""
+    return orjson.loads(dumps_all(value))
+
+
+def return_of(method: Method) -> Any:
+    """Return the annotation of what a handler returns, or yields.
+
+    Raises:
+        TypeError: If it can't be resolved.
+    """
+    function = method.function
+    annotation = inspect.signature(function, **SIGNATURE_OPTIONS).return_annotation
+    found = resolve(function, "return", annotation)
+    kind, parts = typing.get_origin(found), typing.get_args(found)
+    if method.kind is STREAM:
+        return parts[0] if parts else Any
+    is_awaited = isinstance(kind, type) and hasattr(kind, "__await__")
+    return parts[-1] if is_awaited else found
+
+
+def adapter_of(annotation: Any) -> Any:
+    """Return what pydantic describes a type with; raises whatever where it can't."""
+    from pydantic import TypeAdapter  # noqa: PLC0415
+
+    return TypeAdapter(annotation)
+
+
+def generator_of(unknown: list[str]) -> Any:
+    """Return what makes JSON Schemas of pydantic's; it notes what has none."""
+    from pydantic.json_schema import GenerateJsonSchema  # noqa: PLC0415
+
+    class Generator(GenerateJsonSchema):
+        # A model is read by the aliases of its fields, and written by their names.
+        by_alias: Any = property(lambda me: me.mode == "validation", lambda *_: None)
+
+        def handle_invalid_for_json_schema(self, _: Any, error_info: str) -> Any:
+            unknown.append(error_info)
+            return {}
+
+        def tagged_union_schema(self, schema: Any) -> Any:
+            made = super().tagged_union_schema(schema)
+            # AsyncAPI has another one of that name.
+            made.pop("discriminator", None)
+            return made
+
+        def emit_warning(self, *_: Any) -> None:
+            """Leave out a default that is no JSON."""
+
+    return Generator
+
+
+class Document:
+    """The AsyncAPI document of an application, while it is made.
+
+    Attributes:
+        whole: All of it.
+        messages: Its messages by their keys, once for each method.
+        keys: Those of each method: of the call, then of the answers.
+        adapters: Schemas that pydantic is going to fill, with their modes and types.
+        unknown: What can't be described.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.whole: dict[str, Any] = orjson.loads(DOCUMENT)
+        self.whole["info"] = {"title": app.title, "version": app.version}
+        self.messages: dict[str, Any] = self.whole["components"]["messages"]
+        self.keys: dict[Method, list[str]] = {}
+        self.adapters: list[tuple[dict[str, JSON], str, Any]] = []
+        self.unknown: list[str] = []
+
+    def make(self, app: App) -> dict[str, Any]:
+        """Describe the table; what can't be described is {}, and one warning."""
+        for method in app.table.methods:
+            self._add_messages(method)
+        for route in app.table.routes.values():
+            self._add_channel(route)
+        self.whole["x-wsappy-groups"] = {
+            each.path.text: {"history": each.history, **documentation_of(each.guard)}
+            for each in app.groups.patterns
+        }
+        if self.adapters:
+            self._fill()
+        if self.unknown:
+            LOGGER.warning(UNDESCRIBED, "; ".join(dict.fromkeys(self.unknown)))
+        return self.whole
+
+    # Messages
+
+    def _add_messages(self, method: Method) -> None:
+        """Add the call of a method, and its answers."""
+        annotation = run(return_of, method)
+        if type(annotation) is Failure:
+            self.unknown.append(str(annotation.exc))
+        if type(annotation) is Failure or method.answers_itself:
+            annotation = Any
+        parts = {"": self._arguments_of(method), "result": NOTHING}
+        if method.kind is STREAM:
+            parts["item"] = self._schema_of(annotation, "serialization")
+        else:
+            parts["result"] = self._result_of(annotation)
+        added = [self._add_message(method, *each) for each in parts.items()]
+        self.keys[method] = [*added, "event", "error"]
+
+    def _add_message(self, method: Method, event: str, data: dict[str, JSON]) -> str:
+        module, name = method.names
+        properties = {"request_id": REQUEST_ID, "module": {"const": module}}
+        properties |= {"method": {"const": name}, "data": data}
+        properties["event"] = {"const": event} if event else False
+        call = ["module", "method", *["data"] * bool(method.required)]
+        required = list(properties) if event else call
+        payload = {"type": "object", "required": required, "properties": properties}
+        key = unique(self.messages, ".".join([module, name, event]).rstrip("."))
+        correlation = ref("components", "correlationIds", "request_id")
+        self.messages[key] = {"correlationId": correlation, "payload": payload}
+        return key
+
+    def _arguments_of(self, method: Method) -> dict[str, JSON]:
+        """Describe the data of a call."""
+        properties = dict[str, Any]()
+        defaults = {each.name: each.default for each in method.parameters}
+        for name, hint in method.hints.items():
+            properties[name] = self._schema_of(hint, "validation")
+            default = run(as_json, defaults.get(name, inspect.Parameter.empty))
+            if type(default) is not Failure:
+                properties[name]["default"] = default
+        rest = method.rest_hint
+        more = rest is not None and self._schema_of(rest, "validation")
+        return {
+            "type": "object" if method.required else ["object", "null"],
+            "properties": properties,
+            "required": [name for name in properties if name in method.required],
+            "additionalProperties": more,
+        }
+
+    def _result_of(self, annotation: Any) -> dict[str, JSON]:
+        """Describe what a handler returns; None becomes {}."""
+        is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        members = typing.get_args(annotation) if is_union else (annotation,)
+        left = tuple(each for each in members if each is not types.NoneType)
+        if not left:
+            # It may send a result of its own.
+            return {"default": {}}
+        schema = self._schema_of(typing.Union[left], "serialization")  # noqa: UP007
+        return schema if left == members else {"anyOf": [schema, NOTHING]}
+
+    def _schema_of(self, annotation: Any, mode: str) -> dict[str, JSON]:
+        """Return the JSON Schema of a type, be it that pydantic has yet to fill it."""
+        accepted = plain_types(annotation)
+        schema: dict[str, JSON] = {}
+        if accepted and object not in accepted:
+            left = accepted - {int} if float in accepted else accepted
+            names = [name for kind, name in SCHEMA_TYPES.items() if kind in left]
+            schema["type"] = names[0] if len(names) == 1 else names
+        elif not accepted:
+            adapter = run(adapter_of, annotation)
+            if type(adapter) is Failure:
+                self.unknown.append(str(adapter.exc).partition("\n")[0])
+            else:
+                self.adapters.append((schema, mode, adapter))
+        return schema
+
+    def _fill(self) -> None:
+        """Let pydantic describe all types together: it tells input from output."""
+        describe = functools.partial(
+            type(self.adapters[0][2]).json_schemas,
+            ref_template="#/components/schemas/{model}",
+            schema_generator=generator_of(self.unknown),
+        )
+        rows = [(number, *each[1:]) for number, each in enumerate(self.adapters)]
+        for row in rows if type(run(describe, rows)) is Failure else ():
+            alone = run(describe, [row])
+            if type(alone) is Failure:
+                self.unknown.append(str(alone.exc))
+                rows = [each for each in rows if each is not row]
+        schemas, more = describe(rows)
+        self.whole["components"]["schemas"] = more.get("$defs", {})
+        for (number, _), schema in schemas.items():
+            self.adapters[number][0].update(schema)
+
+    # Channels
+
+    def _add_channel(self, route: Route) -> None:
+        """Add a route, and an operation for each of its methods."""
+        path = route.path.text
+        methods = [each for each in route.methods.values() if each in self.keys]
+        keys = [key for each in methods for key in self.keys[each]] + SHARED_MESSAGES
+        own = getattr(route.kind, "on_message", Client.on_message)
+        if own is not Client.on_message:
+            # Raw messages are of another protocol.
+            methods, keys = [], []
+        converters = route.path.converters.items()
+        self.whole["channels"][path] = {
+            "address": PARAMETER.sub(r"{\1}", path),
+            "parameters": {name: {"description": each} for name, each in converters},
+            "messages": {key: ref("components", "messages", key) for key in keys},
+            **({} if route.kind is Client else documentation_of(route.kind)),
+        }
+        for method in methods:
+            self._add_operation(path, method)
+
+    def _add_operation(self, path: str, method: Method) -> None:
+        channel, keys = ref("channels", path), self.keys[method]
+        call, *answers = [ref("channels", path, "messages", each) for each in keys]
+        owner = getattr(method.function, "__self__", None)
+        module = {} if owner is None else documentation_of(type(owner))
+        guards = [layers_of(each)[-1].__qualname__ for each in method.guards]
+        operations, name = self.whole["operations"], "_".join(method.names)
+        operations[unique(operations, name, name + path)] = {
+            "action": "receive",
+            "channel": channel,
+            "messages": [call],
+            "reply": {"channel": channel, "messages": answers},
+            "tags": [{"name": method.names[0], **module}],
+            **documentation_of(layers_of(method.function)[-1]),
+            **({"x-wsappy-stream": True} if method.kind is STREAM else {}),
+            **({"x-wsappy-allow": guards} if guards else {}),
+        }
+
+
+DOCUMENTS: weakref.WeakKeyDictionary[App, tuple[Any, bytes]] = (
+    weakref.WeakKeyDictionary()
+)
+DOCUMENT_LOCK = threading.Lock()
+
+
+def document_of(app: App) -> bytes:
+    """Return the AsyncAPI document as JSON; it is made again if the table has grown."""
+    rows = app.table.routes, app.table.methods, app.groups.patterns
+    size = [len(each) for each in rows]
+    with DOCUMENT_LOCK:
+        made_of, payload = DOCUMENTS.get(app, (None, b""))
+        if made_of != size:
+            payload = json.dumps(Document(app).make(app)).encode()
+            DOCUMENTS[app] = size, payload
+    return payload
+
 
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -8029,6 +8818,685 @@ def add_folder(app: App, path: str, folder: str | os.PathLike[str]) -> None:
         raise ValueError(f"folder {path!r} must be the only one there; write another")
     app.trees[made.place] = made.answer
     app.checks.append(made.check)
+
+
+# The browser's client, an ES module.
+CLIENT_SCRIPT = r"""// The browser's client of wsappy. All times are milliseconds.
+//
+//     import { connect } from "/wsappy.js";
+//     const api = connect("/api");
+//     console.log(await api.call("entity", "get", { item_id: 42 }));
+
+const FIRST_WAIT = 250, MAX_WAIT = 15000; // Before what failed is tried again, at most.
+const BEAT = 5000, PING_AT = 4, DEAD_AT = 6; // Beats without a word of the server.
+const CHUNK = 50; // Groups joined again at a time: the server takes 100 calls at once.
+
+/** How a call failed. The code is the server's, or "timeout", or "closed". */
+export class ApiError extends Error {
+  /** @param {{code: string, message?: string, details?: any, retry?: boolean}} data */
+  constructor({ code, message, details, retry }) {
+    super(message);
+    this.name = "ApiError";
+    this.code = code;
+    this.details = details;
+    this.retry = retry; // True where the same call may succeed later.
+  }
+}
+
+const closedBy = (details) => new ApiError(
+  { code: "closed", message: details.reason || `code ${details.code}`, details });
+const isFinal = (code) => /^(1000|1007|1009|44(?!29)\d\d)$/.test(code);
+const valueOf = (value) => (typeof value === "function" ? value() : value);
+const waitOf = (tries) => Math.random() * Math.min(MAX_WAIT, FIRST_WAIT * 2 ** tries);
+
+/** Connect, and again until it is closed or refused for good; calls wait meanwhile.
+ * @param {string | URL | (() => any)} url Or a function, asked before each attempt.
+ * @param {{token?: string | (() => any), timeout?: number}} [options] `token` goes into
+ *   the query, and may be a function; `timeout` is that of calls, null for none. */
+export function connect(url, { token, timeout: limit = 10000 } = {}) {
+  const calls = new Map(), groups = new Map(); // Unfinished ones; those it is in.
+  const hooks = new Set(), methods = new Map(), gone = new AbortController();
+  let socket = null, ready = null, end = null; // `ready` is one that calls may use.
+  let state = "connecting", lastId = 0, silent = 0, tries = 0;
+  let goOn = (/** @type {any} */ why) => {}; // Ends a connection, or a wait for one.
+
+  const control = (method, data, request_id = undefined) =>
+    socket.send(JSON.stringify({ module: "$", method, data, request_id }));
+  const emit = (module, event, ...all) => Promise.all([...hooks].map(async (hook) => {
+    if (hook[0] !== module || hook[1] !== event) return;
+    try { await hook[2](...all); } catch (error) { console.error(error); }
+  }));
+  const ask = (method, data, note, via = undefined) =>
+    call("$", method, data, /** @type {any} */ ({ note, via }));
+  const become = (next, why) => emit("$", "state", { state: (state = next), ...why });
+
+  /** Make a call and yield its events; leaving that loop early cancels it. */
+  async function* converse(module, method, data, /** @type {any} */ options) {
+    const { timeout, signal, window, note, via = ready } = options;
+    signal?.throwIfAborted();
+    if (end) throw closedBy(end);
+    const request_id = ++lastId, half = Math.ceil(window / 2), events = [];
+    const text = JSON.stringify({ module, method, data, request_id, items: window });
+    let taken = 0, arrived = (_ = undefined) => {};
+    const put = (...event) => (note?.(...event), events.push(event), arrived());
+    const send = (ws) => (call.via = ws).send(text);
+    const call = { put, send, via: null }; // `via` is the socket that it was sent on.
+    const abort = () => (events.length = 0, put("fail", signal.reason));
+    const timer = timeout && timeout < 2 ** 31 && setTimeout(() => {
+      if (window && call.via) return; // A stream may take as long as it likes.
+      const message = call.via ? "no answer in time" : "no connection: it was not sent";
+      put("fail", new ApiError({ code: "timeout", message, retry: true }));
+    }, timeout);
+    signal?.addEventListener("abort", abort);
+    calls.set(request_id, call);
+    try {
+      if (via) send(via);
+      for (let event, value; event !== "result";) {
+        while (!events.length) await new Promise((resolve) => (arrived = resolve));
+        [event, value] = events.shift();
+        if (event === "fail") throw value;
+        if (event === "error") throw new ApiError(value);
+        yield [event, value];
+        if (event === "item" && ++taken % half === 0 && calls.has(request_id))
+          control("more", { request_id, items: half });
+      }
+    } finally {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", abort);
+      if (calls.delete(request_id) && call.via) control("cancel", { request_id });
+    }
+  }
+
+  /** Call the server and return the data of its result; throws ApiError.
+   * @param {string} module @param {string} method @param {any} [data]
+   * @param {{timeout?: number, signal?: AbortSignal,
+   *   onEvent?: (event: string, data: any) => any}} [options] */
+  async function call(module, method, data, options) {
+    const all = { timeout: limit, ...options };
+    for await (const [event, value] of converse(module, method, data, all)) {
+      if (event === "result") return value;
+      if (event === "item") throw new TypeError(`${module}.${method}: use api.stream`);
+      all.onEvent?.(event, value);
+    }
+  }
+
+  /** Call the server and loop over the items; at most `window` of them wait.
+   * @param {string} module @param {string} method @param {any} [data]
+   * @param {{signal?: AbortSignal, window?: number}} [options] */
+  async function* stream(module, method, data, { signal, window = 100 } = {}) {
+    const all = { timeout: limit, signal, window };
+    for await (const [event, value] of converse(module, method, data, all)) {
+      if (event === "item") yield value;
+      if (event === "result" && JSON.stringify(value) !== "{}")
+        throw new TypeError(`${module}.${method}: use api.call`);
+    }
+  }
+
+  /** Handle a call of the server, an event of one of ours, or a push. */
+  function receive(ws, message) {
+    const { module, event, data, request_id: id, group, offset } = message;
+    const call = calls.get(id), place = groups.get(group), next = place?.offset + 1;
+    silent = 0;
+    if (event === undefined) return answer(ws, message);
+    if (event === "result" || event === "error") calls.delete(id);
+    if (id !== null) return call?.put(event, data);
+    if (module === "$") Object.assign(groups.get(data.group) ?? {}, data); // A gap.
+    if (offset > next) return place.isJoining || rejoin(group, place);
+    if (offset < next) return; // It was here already.
+    if (offset === next) Object.assign(place, { offset, tries: 0 });
+    emit(module, event, data, message);
+  }
+
+  async function answer(ws, { module, method, data, request_id }) {
+    const say = (event, data) =>
+      ws.send(JSON.stringify({ request_id, module, method, event, data }));
+    try {
+      const handler = methods.get(`${module}\n${method}`), code = "unknown_method";
+      if (!handler) throw new ApiError({ code, message: "no such module or method" });
+      say("result", (await handler(data ?? {})) ?? {});
+    } catch (error) {
+      const { code, message, details, retry } = error;
+      const isMeant = error instanceof ApiError;
+      if (isMeant) return say("error", { code, message, details, retry });
+      console.error(error);
+      say("error", { code: "internal", message: "internal error" });
+    }
+  }
+
+  /** Join a group from where it was left; pushes right after the answer count on. */
+  async function join(group, place, via) {
+    const { offset, epoch } = place, since = epoch && { offset, epoch };
+    const note = (event, data) => {
+      place.isJoining = false;
+      if (event !== "result") return;
+      groups.set(group, Object.assign(place, data));
+      if (data.recovered === false) emit("$", "gap", data);
+    };
+    place.isJoining = true;
+    await ask("subscribe", { group, since }, note, via);
+  }
+
+  /** Join a group again until it works or is refused; at once if the socket is new. */
+  async function rejoin(group, place, via) {
+    place.isJoining = true;
+    try {
+      if (!via) await new Promise((go) => setTimeout(go, waitOf(place.tries++)));
+      if (place.isJoining && groups.get(group) === place) await join(group, place, via);
+    } catch (error) {
+      if (error.retry) rejoin(group, place);
+      else if (error.code !== "closed" && groups.delete(group))
+        console.warn(`wsappy: group ${group} can't be joined again:`, error);
+    }
+  }
+
+  /** Log in and join the groups again; then the calls that wait go out. */
+  async function greet(ws) {
+    await emit("$", "connected", (module, method, data, options) =>
+      call(module, method, data, { ...options, via: ws }));
+    for (const all = [...groups]; all.length && ws === socket;)
+      await Promise.all(all.splice(0, CHUNK).map((each) => rejoin(...each, ws)));
+    if (ws !== socket) return;
+    ready = ws;
+    for (const call of calls.values()) if (!call.via) call.send(ws);
+    become("connected");
+  }
+
+  /** Connect once, and return why that ended. */
+  async function attempt() {
+    become("connecting");
+    const place = new URL(await valueOf(url), globalThis.location?.href);
+    const secret = await valueOf(token);
+    if (secret) place.searchParams.set("token", secret);
+    place.protocol = place.protocol.replace("http", "ws");
+    if (end) return end;
+    const ws = (socket = new WebSocket(place));
+    silent = 0;
+    const beat = setInterval(() => {
+      tries = 0;
+      if (++silent === PING_AT && ready) control("ping", {}, ++lastId);
+      if (silent >= DEAD_AT) goOn({ code: 1006, reason: "no answer" });
+    }, BEAT);
+    const why = await new Promise((resolve) => {
+      goOn = ws.onclose = resolve;
+      ws.onopen = () => greet(ws);
+      ws.onmessage = ({ data }) => receive(ws, JSON.parse(data));
+      ws.onerror = () => {}; // The `ws` of npm wants one.
+    });
+    clearInterval(beat);
+    ws.onopen = ws.onmessage = ws.onclose = null;
+    ws.close(1000); // Nobody waits for the answer: the server may be gone.
+    return { code: why.code, reason: why.reason };
+  }
+
+  async function live() {
+    while (state !== "closed") {
+      const failed = (error) => ({ code: 1006, reason: `${error}` });
+      const why = end ?? (await attempt().catch(failed));
+      socket = ready = null;
+      if (isFinal(why.code)) end ??= why;
+      for (const [id, call] of calls)
+        if ((end || call.via) && calls.delete(id)) call.put("fail", closedBy(why));
+      become(end ? "closed" : "waiting", why);
+      const pause = (resolve) => setTimeout((goOn = resolve), waitOf(tries++));
+      if (!end) await new Promise(pause);
+    }
+    gone.abort();
+  }
+
+  for (const event of ["online", "pageshow", "visibilitychange"])
+    globalThis.addEventListener?.(event, () => {
+      if (globalThis.document?.hidden) return;
+      if (!socket) goOn(null);
+      if (!ready || silent >= PING_AT) return;
+      silent = PING_AT;
+      control("ping", {}, ++lastId);
+    }, { signal: gone.signal });
+  live();
+  return {
+    call, stream,
+    /** @param {string} name @returns {any} */
+    module: (name) => new Proxy({}, { get: (_, method) =>
+      method !== "then" && ((...rest) => call(name, String(method), ...rest)) }),
+    /** Hear pushes as `(data, push)`; of "$" there are "state", "gap" and "connected".
+     * @param {[module: string, event: string, hear: (...all: any) => any]} hook */
+    on(...hook) {
+      hooks.add(hook);
+      return () => void hooks.delete(hook);
+    },
+    /** Answer the server's calls.
+     * @param {string} module @param {string} method @param {(data: any) => any} give */
+    method(module, method, give) { methods.set(`${module}\n${method}`, give); },
+    /** @param {string} group */
+    subscribe: (group) => join(group, groups.get(group) ?? { tries: 0 }),
+    /** @param {string} group */
+    unsubscribe: (group) => ask("unsubscribe", { group }, () => groups.delete(group)),
+    close() { goOn((end ??= { code: 1000, reason: "" })); },
+    get state() { return state; },
+  };
+}
+"""
+
+
+def answer_script(request: PageRequest) -> Any:
+    """Answer with the browser's client, which pages of any origin may import."""
+    answer = answer_of_file("wsappy.js", CLIENT_SCRIPT.encode(), request)
+    return *answer[:2], {**answer[2], "Access-Control-Allow-Origin": "*"}
+
+
+async def answer_document(app: App, request: PageRequest) -> Any:
+    """Answer with the AsyncAPI document, which may take a second to make."""
+    body = await asyncio.to_thread(document_of, app)
+    return answer_of_file("asyncapi.json", body, request)
+
+
+# What the page may do, with the hashes of its style and its script.
+PAGE_POLICY = (
+    "default-src 'none'; style-src {0}; script-src 'self' {1}; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# The page where people see and try every method.
+PAGE = r"""<!doctype html>
+<html lang="en" data-depth="1">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>API</title><link rel="icon" href="data:,">
+<style>
+:root {
+  color-scheme: light dark; accent-color: var(--accent);
+  --page: light-dark(#f5f6f8, #14171c); --card: light-dark(#fff, #1c2027);
+  --line: light-dark(#d5d9e0, #343b47); --quiet: light-dark(#5c6470, #9aa4b2);
+  --accent: light-dark(#0b6b63, #4fd1c0); --ink: light-dark(#fff, #0f1418);
+  --bad: light-dark(#b3261e, #ff8a80); --good: light-dark(#1a7f37, #6fdd8b);
+  --code: ui-monospace, "SF Mono", Menlo, Consolas, monospace;
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); font: 15px/1.5 system-ui, sans-serif; }
+header { position: sticky; top: 0; z-index: 1; padding: .6rem 1.2rem; display: flex;
+  flex-wrap: wrap; gap: .3rem 2rem; align-items: center; background: var(--card);
+  border-bottom: 1px solid var(--line); }
+h1 { font-size: 1.2rem; margin: 0; } h2 { font-size: 1rem; margin: 1.4rem 0 .5rem; }
+h3 { font: 600 .95rem var(--code); display: inline; }
+p { margin: .3rem 0; white-space: pre-line; }
+small, .quiet { color: var(--quiet); font-size: .85rem; font-weight: normal; }
+.row { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; }
+#state::before { content: "● "; color: var(--quiet); }
+#state[data-state=connected]::before { color: var(--good); }
+#state[data-state=closed]::before, .fault, .error > b { color: var(--bad); }
+#layout { display: grid; grid-template-columns: minmax(0, 1fr) minmax(20rem, 28rem);
+  gap: 0 2rem; max-width: 90rem; margin: auto; padding: 1rem 1.2rem 4rem; }
+input, select, textarea, button { font: inherit; color: inherit; max-width: 100%;
+  padding: .3rem .5rem; border: 1px solid var(--line); border-radius: 6px;
+  background: var(--page); }
+textarea { font: .85rem/1.4 var(--code); width: 100%; field-sizing: content; }
+textarea { max-height: 22rem; } [aria-invalid=true] { border-color: var(--bad); }
+button { padding: .3rem .9rem; border-color: var(--accent); color: var(--accent); }
+button.main { background: var(--accent); color: var(--ink); }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+#filter { width: 100%; background: var(--card); }
+article, .card { background: var(--card); border: 1px solid var(--line);
+  border-radius: 8px; margin: 0 0 .6rem; }
+article { content-visibility: auto; contain-intrinsic-size: auto 2.9rem; }
+summary { padding: .6rem .9rem; cursor: pointer; overflow-wrap: anywhere; }
+summary code { font: .85rem var(--code); color: var(--quiet); }
+.badge { font-size: .75rem; padding: .05rem .5rem; border: 1px solid var(--line);
+  border-radius: 1rem; margin-left: .5rem; color: var(--quiet); white-space: nowrap; }
+.body { padding: 0 .9rem .9rem; }
+.field { display: grid; grid-template-columns: 9rem minmax(0, 1fr); gap: .1rem .8rem;
+  margin: .7rem 0; align-items: baseline; }
+.field > :is(small, .fault) { grid-column: -2; }
+.field > label, .entry > b { font: 600 .85rem var(--code); overflow-wrap: anywhere; }
+[role=log] { max-height: min(24rem, 34vh); overflow: auto; }
+aside [role=log]:empty::before { content: "Nothing yet."; color: var(--quiet); }
+.entry { border-top: 1px solid var(--line); padding: .25rem 0; }
+.entry > small { float: right; } .entry > pre { display: inline; }
+pre { font: .82rem/1.45 var(--code); white-space: pre-wrap; overflow-wrap: anywhere; }
+.out > b, .badge.stream { color: var(--accent); } .in, .out { word-break: break-all; }
+aside { position: sticky; top: 4.2rem; align-self: start; overflow: auto;
+  max-height: calc(100vh - 5rem); }
+.card { padding: .6rem .9rem; } .card h2 { margin: 0 0 .3rem; }
+#asked .card { border: 2px solid var(--accent); }
+section:not(:has(article:not([hidden]))) { display: none; }
+@media (max-width: 60rem) {
+  header, aside { position: static; max-height: none; }
+  #layout, .field { grid-template-columns: minmax(0, 1fr); }
+}
+</style>
+<header>
+  <h1></h1>
+  <form id="connection" class="row" aria-label="Connection">
+    <label>Route <select id="route"></select></label>
+    <span id="params" class="row"></span>
+    <label>Query <input id="query" size="14" placeholder="token=…"></label>
+    <button id="toggle">Connect</button>
+    <output id="state">not connected</output>
+  </form>
+</header>
+<div id="layout"><main>
+    <input id="filter" type="search" aria-label="Filter" placeholder="Filter methods">
+    <p id="about" class="quiet"></p>
+    <div id="methods"><noscript>This page needs JavaScript.</noscript></div>
+  </main><aside>
+    <div id="asked" aria-live="polite"></div>
+    <form id="join" class="card">
+      <h2>Groups</h2>
+      <input id="group" aria-label="Group" list="patterns" size="16">
+      <datalist id="patterns"></datalist> <button>Join</button>
+      <p id="fault" class="fault" role="status"></p>
+      <div id="joined" class="row"></div>
+    </form>
+    <div class="card"><h2>Pushes</h2>
+      <div id="pushes" role="log" tabindex="0" aria-label="Pushes"></div>
+    </div>
+    <div class="card"><h2>On the wire</h2>
+      <div id="wire" role="log" tabindex="0" aria-live="off" aria-label="Wire"></div>
+    </div>
+</aside></div>
+<script type="module">
+const $ = (id) => document.getElementById(id);
+/** Make an element. What comes from the server goes in as text, never as markup. */
+function make(tag, properties, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties ?? {}))
+    name in node ? (node[name] = value) : node.setAttribute(name, value);
+  node.append(...children.filter((each) => each));
+  return node;
+}
+const onSubmit = (form, act) =>
+  (form.onsubmit = (event) => (event.preventDefault(), act()));
+
+// The page may be behind a prefix, and have a slash at its end.
+const parts = location.pathname.replace(/\/$/, "").split("/");
+const base = parts.slice(0, parts.length - document.documentElement.dataset.depth);
+const { connect, ApiError } = await import([...base, "wsappy.js"].join("/"));
+const spec = await (await fetch([...base, "asyncapi.json"].join("/"))).json();
+
+/** Follow references to what they mean. */
+function follow(schema) {
+  const find = (node, key) =>
+    node[decodeURIComponent(key).replaceAll("~1", "/").replaceAll("~0", "~")];
+  while (schema.$ref) schema = schema.$ref.slice(2).split("/").reduce(find, spec);
+  return schema;
+}
+const choicesOf = ({ anyOf, oneOf, allOf }) => anyOf ?? oneOf ?? allOf;
+
+/** Write a type in a few words; models by their names, below the second level. */
+function shape(schema, level = 0) {
+  const name = schema.$ref?.split("/").at(-1), found = follow(schema);
+  const { type = "any", items, properties, required = [], format } = found;
+  const values = "const" in found ? [found.const] : found.enum;
+  if (name && level > 1) return name;
+  if (values) return values.map((each) => JSON.stringify(each)).join(" | ");
+  const choices = choicesOf(found)?.map((each) => shape(each, level));
+  if (choices) return choices.join(" | ");
+  if (found.maxProperties === 0 || (type === "any" && found.default)) return "nothing";
+  if (items) return `${shape(items, level + 1)}[]`;
+  const inner = properties && Object.entries(properties).map(([key, each]) =>
+    `${key}${required.includes(key) ? "" : "?"}: ${shape(each, level + 1)}`);
+  return inner ? `{${inner.join(", ")}}` : format ?? [type].flat().join(" | ");
+}
+function typesOf(schema) {
+  const found = follow(schema), value = found.const ?? found.enum?.[0];
+  if (value !== undefined) return [typeof value];
+  return choicesOf(found)?.flatMap(typesOf) ?? [found.type ?? "any"].flat();
+}
+
+/** Make a value that fits, to be changed by whoever calls. */
+function example(schema, level = 0) {
+  const found = follow(schema), { properties = {}, items } = found;
+  const known = found.default ?? found.const ?? found.enum?.[0];
+  if (known !== undefined || level > 4) return known ?? null;
+  if (choicesOf(found)) return example(choicesOf(found)[0], level);
+  if (items) return [example(items, level + 1)];
+  const pairs = Object.entries(properties).map(([key, each]) =>
+    [key, example(each, level + 1)]);
+  const object = Object.fromEntries(pairs);
+  const all = { string: "", integer: 0, number: 0, boolean: false, array: [], object };
+  return all[typesOf(found)[0]] ?? null;
+}
+
+/** Read JSON; what is none goes as a string: the server says what is wrong with it. */
+function parse(text) { try { return JSON.parse(text); } catch { return text; } }
+const pretty = (value, text = JSON.stringify(value) ?? "") =>
+  (text.length > 60 ? JSON.stringify(value, null, 2) : text);
+
+let lastField = 0;
+/** Make the field of one argument; `read` gives undefined where it is left out. */
+function makeField(name, schema, isRequired) {
+  const found = follow(schema), types = typesOf(schema), id = `field-${++lastField}`;
+  const isText = types.every((each) => each === "string" || each === "null");
+  const isBig = types.includes("object") || types.includes("array");
+  const values = found.enum ?? (types.join() === "boolean" ? [true, false] : null);
+  const write = (value) => (typeof value === "string" && isText ? value
+    : JSON.stringify(value, null, isBig ? 2 : 0));
+  const preset = schema.default ?? found.default;
+  const byDefault = preset === undefined ? "" : `default: ${write(preset)}`;
+  const input = make(values ? "select" : isBig ? "textarea" : "input", { id, name,
+    spellcheck: false, autocomplete: "off", "aria-describedby": `${id}-fault` });
+  if (values) input.append(...["", ...values.map(write)].map(
+    (each) => new Option(each || byDefault, each)));
+  else if (isBig && isRequired) input.value = write(example(schema));
+  else input.placeholder = byDefault;
+  const fault = make("div", { id: `${id}-fault`, className: "fault", role: "status" });
+  const hint = [shape(schema), isRequired && "required", found.description];
+  const node = make("div", { className: "field" }, make("label", { htmlFor: id }, name),
+    input, make("small", null, hint.filter(Boolean).join(" · ")), fault);
+  const read = () => {
+    const text = input.value;
+    if (!text && !(isRequired && isText && !values)) return undefined;
+    return isText && text !== "null" ? text : parse(text);
+  };
+  const blame = (message) =>
+    input.setAttribute("aria-invalid", (fault.textContent = message) !== "");
+  return { name, node, read, blame };
+}
+
+/** Add an entry to a log, and forget the oldest one. */
+function note(log, kind, title, text, remark) {
+  const isAtEnd = log.scrollTop + log.clientHeight > log.scrollHeight - 30;
+  log.append(make("div", { className: `entry ${kind}` }, make("b", null, `${title} `),
+    remark && make("small", null, remark), text && make("pre", null, text)));
+  if (log.childElementCount > 200) log.firstElementChild.remove();
+  if (isAtEnd) log.scrollTop = log.scrollHeight;
+}
+
+/** Make what one method needs to be called; it is made when somebody opens it. */
+function makeForm({ module, method, data, isStream, description, allow, answer }) {
+  const { properties, required, additionalProperties: rest } = data;
+  const fields = Object.entries(properties).map(([name, schema]) =>
+    makeField(name, schema, required.includes(name)));
+  const others = { type: "object", description: `any other: ${shape(rest || {})}` };
+  if (rest) fields.push(makeField("**", others));
+  const button = make("button", { className: "main" }, "Call");
+  const log = make("div", { role: "log", tabIndex: 0, "aria-label": "Answers" });
+  const form = make("form", null, ...fields.map(({ node }) => node), button);
+  let running = null;
+
+  async function call(signal, say) {
+    const pairs = fields.map(({ name, read }) => [name, read()]);
+    const { "**": more, ...named } = Object.fromEntries(pairs);
+    const given = { ...named, ...more }, all = { signal, timeout: null, onEvent: say };
+    let count = 0;
+    if (!api) open();
+    if (!isStream) return say("result", await api.call(module, method, given, all));
+    for await (const item of api.stream(module, method, given, { signal })) {
+      say("item", item, ++count);
+      // A fast stream waits for the page, which stays usable.
+      if (count % 20 === 0) await new Promise(requestAnimationFrame);
+    }
+    say("result", {});
+  }
+
+  function fail({ name, code = name, message, details }, say) {
+    const faults = code === "bad_data" ? details : null;
+    say(code, details && !faults ? { message, details } : message, "", "error");
+    for (const { argument, message } of faults ?? []) {
+      const [name, inner] = argument.split(/\.(.*)/), text = `${inner}: ${message}`;
+      fields.find((field) => field.name === name)?.blame(inner ? text : message);
+    }
+    form.querySelector("[aria-invalid=true]")?.focus();
+  }
+
+  onSubmit(form, async () => {
+    if (running) return running.abort();
+    const { signal } = (running = new AbortController()), begun = performance.now();
+    const say = (event, value, number = "", kind = event) => {
+      const time = `${Math.round(performance.now() - begun)} ms`;
+      note(log, kind, `${event} ${number}`, pretty(value), time);
+      log.scrollIntoView({ block: "nearest" });
+    };
+    fields.forEach((field) => field.blame(""));
+    button.textContent = "Cancel";
+    await call(signal, say).catch((error) =>
+      (signal.aborted ? say("cancelled", undefined) : fail(error, say)));
+    running = null;
+    button.textContent = "Call";
+  });
+  form.onkeydown = ({ key, ctrlKey, metaKey }) =>
+    void (key === "Enter" && (ctrlKey || metaKey) && form.requestSubmit());
+  return make("div", { className: "body" }, description && make("p", null, description),
+    allow && make("p", null, `Only for whom ${allow.join(" and ")} lets in.`), form,
+    make("p", { className: "quiet" }, answer), log);
+}
+
+/** Make the entry of an operation in the list. */
+function makeArticle({ description, messages, reply, ...more }) {
+  const { "x-wsappy-stream": isStream, "x-wsappy-allow": allow } = more;
+  const [call, ...answers] = [...messages, ...reply.messages].map(
+    (each) => follow(each).payload.properties);
+  const module = call.module.const, method = call.method.const, { data } = call;
+  const event = isStream ? "item" : "result", name = `${module}.${method}`;
+  const said = answers.find((each) => each.event.const === event).data;
+  const takes = shape(data, 1).slice(1, -1);
+  const badge = (text, kind) => make("span", { className: `badge ${kind}` }, text);
+  const summary = make("summary", null, make("h3", null, name), " ",
+    make("code", null, `(${takes}) → ${shape(said, 2)}`),
+    isStream && badge("stream", "stream"), allow && badge(`if ${allow.join(", ")}`));
+  const details = make("details", null, summary), answer = `${event}: ${shape(said)}`;
+  const all = { module, method, data, isStream, description, allow, answer };
+  // On the click, and not on `toggle`, which comes too late for the next Tab.
+  summary.onclick = () => void (summary.nextSibling || details.append(makeForm(all)));
+  return make("article", { "aria-label": name }, details);
+}
+
+/** Show the methods of a route, by modules. */
+function showRoute() {
+  const channel = spec.channels[$("route").value], modules = new Map();
+  for (const each of Object.values(spec.operations)) {
+    const [{ name, description }] = each.tags;
+    if (follow(each.channel) !== channel) continue;
+    const title = make("h2", null, `${name} `, make("small", null, description ?? ""));
+    if (!modules.has(name)) modules.set(name, make("section", null, title));
+    modules.get(name).append(makeArticle(each));
+  }
+  $("methods").replaceChildren(...modules.values());
+  $("about").textContent = channel.description ?? "";
+  $("params").replaceChildren(...Object.entries(channel.parameters).map(
+    ([name, { description: placeholder }]) => make("label", null, `${name} `,
+      make("input", { name, placeholder, size: 8, required: true }))));
+}
+
+let api = null;
+/** Shows what is on the wire, before the client hears it. */
+globalThis.WebSocket = class extends WebSocket {
+  hearing = this.addEventListener("message", ({ data }) => hear(data));
+  send(text) { super.send(text), note($("wire"), "out", "→", text); }
+};
+function hear(text) {
+  const { module, method, event, data, request_id: id, group } = JSON.parse(text);
+  const isPush = event && id === null && method === null;
+  note($("wire"), "in", "←", text);
+  if (!event) api?.method(module, method, (data) => ask(module, method, data));
+  if (isPush) note($("pushes"), "push", `${module}.${event}`, pretty(data), group);
+}
+
+/** Let whoever looks at the page answer a call of the server. */
+function ask(module, method, data) {
+  const name = `${module}.${method}`;
+  const text = make("textarea", { value: "true", "aria-label": "Answer" });
+  const refuse = make("button", { type: "button" }, "Refuse");
+  const form = make("form", { className: "card", "aria-label": name },
+    make("h2", null, `The server calls ${name}`), make("pre", null, pretty(data)), text,
+    make("p", null, make("button", { className: "main" }, "Answer"), " ", refuse));
+  $("asked").append(form);
+  return new Promise((resolve, reject) => {
+    onSubmit(form, () => resolve(parse(text.value)));
+    const error = new ApiError({ code: "refused", message: "refused by hand" });
+    refuse.onclick = () => reject(error);
+  }).finally(() => form.remove());
+}
+function showState({ state, code, reason }) {
+  $("state").textContent = [state, code, reason].filter(Boolean).join(" ");
+  $("state").dataset.state = state;
+  $("toggle").textContent = state === "closed" ? "Connect" : "Disconnect";
+  if (state !== "closed") return;
+  api = null;
+  for (const id of ["joined", "asked"]) $(id).replaceChildren();
+}
+function open() {
+  const { address } = spec.channels[$("route").value];
+  const path = address.replace(/\{(\w+)\}/g, (_, name) => {
+    const { value, placeholder } = $("params").querySelector(`[name="${name}"]`);
+    return placeholder === "path" ? encodeURI(value) : encodeURIComponent(value);
+  });
+  const query = $("query").value.replace(/^\??(?=.)/, "?");
+  const made = (api = connect(base.join("/") + path + query));
+  made.on("$", "state", (now) => made === api && showState(now));
+  showState(made);
+}
+
+onSubmit($("connection"), () => (api ? api.close() : open()));
+onSubmit($("join"), async () => {
+  const name = $("group").value;
+  const leave = make("button", { type: "button" }, `Leave ${name}`);
+  leave.onclick = () => (leave.remove(), api?.unsubscribe(name));
+  $("fault").textContent = "";
+  if (!api) open();
+  await api.subscribe(name).then(() => $("joined").append(leave),
+    ({ code, message }) => ($("fault").textContent = `${code}: ${message}`));
+});
+$("route").onchange = () => (api?.close(), showRoute());
+$("filter").oninput = () => {
+  const wanted = $("filter").value.toLowerCase();
+  for (const article of document.querySelectorAll("article"))
+    article.hidden = !article.textContent.toLowerCase().includes(wanted);
+};
+
+const { title, version } = spec.info;
+document.title = title;
+document.querySelector("h1").append(`${title} `, make("small", null, version));
+$("route").append(...Object.keys(spec.channels).map((path) => new Option(path)));
+for (const [name, { description = "" }] of Object.entries(spec["x-wsappy-groups"])) {
+  $("patterns").append(new Option(name));
+  $("join").append(make("p", { className: "quiet" }, `${name} ${description}`));
+}
+showRoute();
+if (!$("params").childElementCount) open();
+</script>
+"""
+
+
+def answer_docs(depth: int, request: PageRequest) -> Any:
+    """Answer with the page, whose path has *depth* segments."""
+    page = PAGE.replace('data-depth="1"', f'data-depth="{depth}"')
+    status, body, headers = answer_of_file("docs.html", page.encode(), request)
+    inline = re.findall("<(?:style|script type=.module.)>(.*?)</", PAGE, re.DOTALL)
+    digests = [hashlib.sha256(each.encode()).digest() for each in inline]
+    hashes = [f"'sha256-{base64.b64encode(each).decode()}'" for each in digests]
+    policy = PAGE_POLICY.format(*hashes)
+    return status, body, {**headers, "Content-Security-Policy": policy}
+
+
+def pages_of(app: App) -> dict[str, Callable[..., Any]]:
+    """Return the pages that every application has, by their path."""
+    pages: dict[str, Callable[..., Any]] = {"/wsappy.js": answer_script}
+    if app.docs is not None:
+        pages["/asyncapi.json"] = functools.partial(answer_document, app)
+        depth = place_of("page", app.docs).count(SLASH)
+        pages[app.docs] = functools.partial(answer_docs, depth)
+    return pages
+
+
+App.pages_of = staticmethod(pages_of)
 
 
 # --- 13. ASGI ----------------------------------------------------------------
@@ -8220,7 +9688,7 @@ class AsgiWire(ServedWire):
         self.ready.set()
         if self.unsent > self.write_limit and not self.paused:
             self.paused = True
-            self.backlog.begin()
+            self.backlog = Backlog(self)
             # The host may take it all in this turn: then nobody is behind.
             counts = self.serving.app.counts
             self.runtime.loop.call_soon(lambda: counts.update(pauses=self.paused))
@@ -8388,3 +9856,250 @@ class Asgi:
             raise
         if not life.cancelled():
             life.result()
+
+
+# --- 14. The command line ----------------------------------------------------
+
+# Set in the process that serves for one that watches the files.
+RELOADED = "WSAPPY_RELOADED"
+
+
+def run_command(words: Sequence[str] | None = None) -> None:
+    """Run the command line: `wsappy`, or `python -m wsappy`.
+
+    Args:
+        words: What follows the program's name; None for that of this process.
+
+    Raises:
+        SystemExit: With 1 and a line that says what went wrong, 2 for wrong words, 130
+            for Ctrl+C.
+    """
+    parser = argparse.ArgumentParser("wsappy", description="JSON APIs over WebSockets")
+    parser.set_defaults(function=lambda _: parser.print_help())
+    verbs = parser.add_subparsers(title="verbs", metavar="")
+    for verb, (function, about, names) in VERBS.items():
+        verb_parser = verbs.add_parser(verb, help=about)
+        verb_parser.set_defaults(function=function)
+        for name in names.split():
+            verb_parser.add_argument(name, **WORDS[name])
+    options = parser.parse_args(words)
+    try:
+        options.function(options)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def load_app(place: str, name: str) -> App:
+    """Import an application, and check it.
+
+    Args:
+        place: A module, or a file whose name ends in `.py`.
+        name: What the application is called there; empty for its one App.
+
+    Raises:
+        SystemExit: If there is no such module, or no such App in it; or if what it
+            registers doesn't fit together.
+    """
+    module = import_place(place)
+    members = vars(module).items()
+    apps = {key: each for key, each in members if isinstance(each, App)}
+    chosen = {each for key, each in apps.items() if name in ("", key)}
+    if len(chosen) != 1:
+        must = f"{f'{place}:{name}'.rstrip(':')!r} must name one App"
+        there = [f"{place}:{key}" for key in apps] or ["app = App()"]
+        got = ", ".join(there) if apps else "none"
+        sys.exit(f"{must}: {module.__file__} has {got}; write {there[0]}")
+    (app,) = chosen
+    try:
+        app.prepare()
+    except (TypeError, ValueError) as exc:
+        sys.exit(str(exc))
+    return app
+
+
+def import_place(place: str) -> types.ModuleType:
+    """Import a module, or a file beside which it finds its other modules."""
+    folder, name = os.path.split(place) if place.endswith(".py") else ("", place)
+    folder, name = os.path.abspath(folder), name.removesuffix(".py")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        # What is missing inside it has another name, and a traceback.
+        if not f"{name}.".startswith(f"{exc.name}."):
+            raise
+    sys.exit(f"no module {name!r} in {folder!r}; write module:app or path/to/file.py")
+
+
+def run_app(words: argparse.Namespace) -> None:
+    """Serve an application until a signal."""
+    load_app(*words.app).run(words.host, words.port, reload=words.reload)
+
+
+def run_reloading(
+    serving: Serving, make_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """Serve in a child process, and in a new one when a file of Python changes."""
+    if RELOADED not in os.environ:
+        watch_files()
+        return
+    # The new one waits for the end of this one.
+    serving.grace = 0.0
+    # Ctrl+C reaches both processes; the one that watches sends SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run_serving(serving, make_loop(), [signal.SIGTERM])
+
+
+App.run_reloading = staticmethod(run_reloading)
+
+
+def watch_files() -> None:
+    """Run this program in a child process, and again when a file changes.
+
+    Raises:
+        SystemExit: If `watchfiles` isn't installed.
+    """
+    try:
+        watchfiles = importlib.import_module("watchfiles")
+    except ImportError as exc:
+        must, remedy = f"reload needs watchfiles ({exc})", "pip install watchfiles"
+        sys.exit(f"{must}; write: python -m {remedy}")
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.default_int_handler)
+    changes = watchfiles.watch(".", watch_filter=watchfiles.PythonFilter())
+    command, env = [sys.executable, *sys.orig_argv[1:]], {**os.environ, RELOADED: "1"}
+    say(f"a change of a file of Python below {os.getcwd()} starts it anew")
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            child = subprocess.Popen(command, env=env)  # noqa: S603
+            try:
+                next(changes)
+            finally:
+                child.terminate()
+                child.wait()
+
+
+def show_routes(words: argparse.Namespace) -> None:
+    """Print a line for each method of each route."""
+    for (path, *names), function in load_app(*words.app).routes.items():
+        say(f"{path} {'.'.join(names)} {describe(function)}")
+
+
+def call_method(words: argparse.Namespace) -> None:
+    """Call a method of a server, and print what it answers.
+
+    Raises:
+        SystemExit: With a line that says why there is no result.
+    """
+    try:
+        asyncio.run(call_and_print(words))
+    except BrokenPipeError:
+        # The reader has had enough, and Python would complain of it at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (Error, Refused, OSError, ConnectionClosed) as exc:
+        sys.exit(" ".join(str(exc).split()))
+
+
+async def call_and_print(words: argparse.Namespace) -> None:
+    """Print a line of JSON for each event of a call."""
+    module, method = words.method
+    data = {name: read_value(text) for name, text in words.data}
+    seen = set[str]()
+
+    def note(event: str, value: JSON) -> None:
+        """Print an event; a stream's result has nothing to say."""
+        line = value if event in ("item", "result") else {"event": event, "data": value}
+        if event != "result" or "item" not in seen:
+            write_line(orjson.dumps(line))
+        seen.add(event)
+
+    headers = words.header
+    async with connect(words.url, reconnect=False, additional_headers=headers) as api:
+        await api.ask(module, method, data, words.timeout, note)
+
+
+def write_line(line: bytes) -> None:
+    """Print what is UTF-8, whatever the terminal has."""
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.flush()
+
+
+def print_document(words: argparse.Namespace) -> None:
+    """Print what describes an application to programs."""
+    document = load_app(*words.app).asyncapi()
+    write_line(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+
+def print_script(_: argparse.Namespace) -> None:
+    """Print the browser's client, as every application serves it."""
+    page: Any = App().find_page("/wsappy.js")
+    _, script, _ = page(PageRequest("/wsappy.js", {}, Headers()))
+    write_line(script)
+
+
+def read_value(text: str) -> JSON:
+    """Read JSON; what isn't JSON is text."""
+    outcome = run(orjson.loads, text)
+    return text if type(outcome) is Failure else outcome
+
+
+def read_url(text: str) -> Any:
+    """Read an address, for a parser of arguments."""
+    outcome = run(checked_url, text)
+    if type(outcome) is Failure:
+        raise argparse.ArgumentTypeError(str(outcome.exc))
+    return outcome
+
+
+def read_word(pattern: str, example: str, text: str) -> tuple[str, ...]:
+    """Return the groups of a pattern, for a parser of arguments."""
+    match = re.fullmatch(pattern, text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be like {example}: got {text!r}")
+    return match.groups("")
+
+
+def options_of_word(
+    metavar: str, pattern: str, example: str, **options: Any
+) -> dict[str, Any]:
+    """Return the options of an argument that is read by a pattern."""
+    read = functools.partial(read_word, pattern, example)
+    return {"metavar": metavar, "type": read, "help": example, **options}
+
+
+APP_EXAMPLE = "module:app, module (its one App), or path/to/file.py[:app]"
+DATA_EXAMPLE = "item_id=42; the value is JSON, or else text"
+HEADER_EXAMPLE = "'Authorization: Bearer 1'"
+PORT = {"type": int, "default": 8008, "help": "default: 8008; 0 for any free one"}
+RELOAD = "start anew when a file of Python below the current folder changes"
+URL = {"metavar": "URL", "type": read_url, "help": "ws://localhost:8008/api"}
+TIMEOUT_WORD = {"type": float, "help": "seconds for the answer; default: no limit"}
+WORDS: dict[str, Any] = {
+    "app": options_of_word("APP", r"(.+\.py|\w+(?:\.\w+)*)(?::(\w+))?", APP_EXAMPLE),
+    "--host": {"default": "localhost", "help": "default: localhost"},
+    "--port": PORT,
+    "--reload": {"action": "store_true", "help": RELOAD},
+    "url": URL,
+    "method": options_of_word("MODULE.METHOD", r"(.+)\.([^.]+)", "entity.get"),
+    "data": options_of_word(
+        "NAME=VALUE", r"([^=]+)=([\s\S]*)", DATA_EXAMPLE, nargs="*"
+    ),
+    "--header": options_of_word(
+        "HEADER", r"([^:\s]+): *(.*)", HEADER_EXAMPLE, action="append"
+    ),
+    "--timeout": TIMEOUT_WORD,
+}
+VERBS = {
+    "run": (run_app, "serve an application", "app --host --port --reload"),
+    "routes": (show_routes, "show every path and method", "app"),
+    "call": (call_method, "call a method", "url method data --header --timeout"),
+    "asyncapi": (print_document, "describe an application to programs", "app"),
+    "js": (print_script, "print the browser's client, for bundlers", ""),
+}
+
+
+if __name__ == "__main__":
+    # This file now runs as another module than the one that applications import: its
+    # App is another class than theirs.
+    importlib.import_module("wsappy").run_command()

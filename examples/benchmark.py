@@ -4,6 +4,7 @@
     python examples/benchmark.py --only wsappy-def websockets    these alone
     python examples/benchmark.py --scaling                       more clients, methods
     python examples/benchmark.py --client                        the Python client
+    python examples/benchmark.py --groups                        groups, with history
 
 `pip install -e '.[bench]'` adds the others. Each server runs in a process of its own on
 one core; what drives it, from another core, sends frames that are prepared once and
@@ -20,6 +21,7 @@ import argparse
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 import resource
 import select
@@ -27,7 +29,9 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -124,6 +128,29 @@ def app_of(handler: Callable[..., Any]) -> App:
     @app.method
     def push(request: Request) -> None:
         app.to("all").push("entity", "changed", ITEMS[0])
+
+    return app
+
+
+def app_with_history(groups: int = 1) -> App:
+    """Make an app that pushes to *groups* in turn; their messages are kept."""
+    app, names = App(), [f"all{i:05}" for i in range(groups)]
+    turn = itertools.cycle(names)
+    app.group("all{i}", history=100)(lambda client: True)
+    for name in names:
+        log: Any = app.groups.open(name).log
+        # So that all messages are equally long.
+        log.offset = 9 * 10**6
+
+    @app.client("/")
+    def enter(client: Client) -> None:
+        for name in names:
+            client.join(name)
+
+    @app.module("bench")
+    @app.method
+    def push(request: Request) -> None:
+        app.to(next(turn)).push("entity", "changed", ITEMS[0])
 
     return app
 
@@ -406,6 +433,37 @@ def measure_push(server: Server) -> list[Cost]:
         return server.cut(exchange(links, 1, call, size), CLIENTS)
 
 
+def measure_pushes(server: Server) -> list[Cost]:
+    """Measure pushes to one client, to each of its groups in turn."""
+    call = server.kind.frame(PUSH)
+    with links_to(server, 1) as links:
+        links[0].sendall(call)
+        size = expect(links[0], CHANGE, b"10")
+        return server.cut(exchange(links, 1, call, size), 1)
+
+
+async def subscribe_all() -> None:
+    """Print what history costs, and how long it takes to join 10,000 groups."""
+    app = app_with_history()
+    tracemalloc.start()
+    for number in range(1000):
+        app.groups.open(f"all{number}")
+    idle, _ = tracemalloc.get_traced_memory()
+    for number in range(100_000):
+        app.to(f"all{number % 1000}").push("entity", "changed", ITEMS[0])
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    print(f"bytes for an idle group {idle / 1000:.0f}, ", end="")
+    print(f"for a kept message of {len(CHANGED) + 22}: {(kept - idle) / 1e5:.0f}")
+    async with app_with_history().serve(HOST, 0) as serving, AsyncExitStack() as stack:
+        make = partial(CONNECT, serving.url("/"))
+        clients = [await stack.enter_async_context(make()) for _ in range(80)]
+        began = time.monotonic()
+        for number in range(125):
+            await asyncio.gather(*(each.subscribe(f"all{number}") for each in clients))
+        print(f"joining 10,000 groups: {time.monotonic() - began:.2f} s, both ends")
+
+
 def measure_idle(server: Server) -> list[Cost]:
     server.ask(GET, ANSWER)
     before = used_by(server.process)
@@ -466,10 +524,12 @@ SCENARIOS: dict[str, Callable[[Server], list[Cost]]] = {
     # Connect, shake hands and close, on 64 connections side by side.
     "visit": lambda server: server.cut(links_to(server, 64)(lambda: 64), 1),
     "client": measure_client,
+    "push to one": measure_pushes,
     "2,000 callers": partial(measure_calls, callers=2000),
     "64 of 2,000": partial(measure_calls, others=2000 - CONNECTIONS),
 }
 USUAL, VISIT = ("idle", "push", "1 in flight", "16 in flight"), ("visit",)
+PUSHES, ONE = ("push",), ("push to one",)
 CLIENT, SCALES = ("client",), ("1 in flight", "2,000 callers", "64 of 2,000")
 
 
@@ -518,6 +578,15 @@ KINDS = {
     "websockets-bare": Kind(partial(serve_websockets, WAIT), scenarios=VISIT),
     "wsappy-client": Kind(wsappy, scenarios=CLIENT, client=CONNECT),
     "websockets-client": Kind(wsappy, scenarios=CLIENT, client=connect_by_hand),
+    "wsappy-history": Kind(partial(serve_app, app_with_history), scenarios=PUSHES),
+    "wsappy-plain": Kind(wsappy, scenarios=PUSHES),
+    "broadcast": Kind(by_hand, scenarios=PUSHES),
+    "ten-groups": Kind(
+        partial(serve_app, partial(app_with_history, 10)), scenarios=ONE
+    ),
+    "10000-groups": Kind(
+        partial(serve_app, partial(app_with_history, 10_000)), scenarios=ONE
+    ),
     "wsappy-scaled": Kind(wsappy, scenarios=SCALES),
     "websockets-scaled": Kind(by_hand, scenarios=SCALES),
     "wsappy-1000": Kind(wsappy, scenarios=SCALES[:1], more=1000),
@@ -537,6 +606,9 @@ GOALS: list[tuple[str, str, str, str, float, float | None]] = [
     ("16 in flight", "cpu", "wsappy-def", "websockets", 0.26, None),
     ("16 in flight", "cpu", "wsappy-def", "picows", 0.60, 0.50),
     ("push", "user", "wsappy-def", "websockets", 0.60, 0.40),
+    ("push", "user", "wsappy-plain", "broadcast", 0.70, None),
+    ("push", "user", "wsappy-history", "broadcast", 0.70, None),
+    ("push to one", "cpu", "10000-groups", "ten-groups", 1.50, None),
     ("visit", "cpu", "wsappy-hello", "websockets-bare", 1.30, 1.10),
     ("client", "cpu", "wsappy-client", "websockets-client", 1.10, None),
     ("idle", "memory", "wsappy-def", "", 13.0, None),
@@ -581,7 +653,9 @@ def show(servers: dict[str, Any]) -> None:
         with contextlib.suppress(KeyError):
             ratio = getattr(figures_of(servers[name][scenario]), figure)
             if against:
-                ratio /= getattr(figures_of(servers[against][scenario]), figure)
+                # The kernel may have sampled nothing in a short time.
+                other = getattr(figures_of(servers[against][scenario]), figure)
+                ratio /= other or math.nan
             what = f"{scenario}, {figure}: {name} / {against or '1 KiB'}"
             aimed, mark = f"{aim:.2f}" if aim else "", "  missed" * (ratio > at_most)
             print(f"{what:54}{at_most:9.2f}{aimed:>7}{ratio:10.2f}{mark}")
@@ -602,6 +676,7 @@ def main() -> None:
     plan = partial(add, dest="plan", action="store_const")
     plan("--scaling", const=(SCALES, SCALES[:1]), help="more clients, more methods")
     plan("--client", const=(CLIENT,), help="the Python client")
+    plan("--groups", const=(PUSHES, ONE), help="groups with history")
     add("--rounds", type=int, choices=range(1, 101), metavar="N", help="at most; 8")
     parser.set_defaults(plan=(USUAL, VISIT), rounds=8)
     add("--serve", choices=KINDS, help=argparse.SUPPRESS)
@@ -623,6 +698,8 @@ def main() -> None:
     texts = (f"{package} {versions.get(package, 'is missing')}" for package in packages)
     print(f"Python {sys.version.split()[0]}, {rounds} rounds; {', '.join(texts)}\n")
     show(servers)
+    if ONE in options.plan:
+        asyncio.run(subscribe_all())
 
 
 if __name__ == "__main__":

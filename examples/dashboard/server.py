@@ -2,10 +2,12 @@
 
     python examples/dashboard/server.py [port]
 
-`examples/dashboard/client.py` has a viewer who reads slowly, and an admin.
+Open http://localhost:8008/ in two windows. `examples/dashboard/client.py` has a viewer
+who reads slowly, and an admin.
 """
 
 import asyncio
+import pathlib
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -73,6 +75,13 @@ async def heating(app: App) -> AsyncIterator[None]:
     task = asyncio.create_task(heat())
     yield
     task.cancel()
+
+
+@app.http("/")
+def index(request: object) -> tuple[str, str]:
+    """Answer with the page."""
+    page = pathlib.Path(__file__).with_name("index.html")
+    return page.read_text(encoding="utf-8"), "text/html; charset=utf-8"
 
 
 if __name__ == "__main__":

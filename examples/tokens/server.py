@@ -2,11 +2,13 @@
 
     python examples/tokens/server.py [port]
 
-`examples/tokens/client.py` logs in, and asks. There is no model: it repeats the prompt.
+Open http://localhost:8008/, log in as ada with the password tulip, and ask.
+`examples/tokens/client.py` does so, too. There is no model: it repeats the prompt.
 """
 
 import asyncio
 import hmac
+import pathlib
 import secrets
 import sys
 import time
@@ -34,8 +36,9 @@ class User(Client):
     name, expires = "", 0
 
     async def on_connecting(self, **params: Any) -> None:
-        """Read the token in the header `Authorization`, if there is one."""
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        """Read the token: in the header `Authorization`, or in the query."""
+        header = self.headers.get("Authorization", "")
+        token = self.query.get("token") or header.removeprefix("Bearer ")
         if token:
             text, _, signature = token.rpartition(".")
             if not hmac.compare_digest(sign(text).encode(), signature.encode()):
@@ -77,6 +80,13 @@ async def answer(request: Request[User], prompt: str) -> AsyncIterator[str]:
         is_complete = True
     finally:  # However it ends: also when the client stops it, or goes away.
         request.client.push("model", "ended", complete=is_complete)
+
+
+@app.http("/")
+def index(request: object) -> tuple[str, str]:
+    """Answer with the page."""
+    page = pathlib.Path(__file__).with_name("index.html")
+    return page.read_text(encoding="utf-8"), "text/html; charset=utf-8"
 
 
 if __name__ == "__main__":
