@@ -2332,7 +2332,7 @@ class ServedWire(Wire):
             cut_task(self.life)
 
 
-class ServerWire(LibraryWire, ServedWire, websockets.ServerConnection):
+class ServerWire(LibraryWire, websockets.ServerConnection, ServedWire):
     """The server's wire: a connection of `websockets`, with a lane beside it.
 
     Attributes:
