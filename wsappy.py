@@ -7423,6 +7423,8 @@ class SharedGroups(Groups):
         early, feed.early = feed.early, []
         if feed.log is not None:
             self._copy(feed, feed.log, standing, early)
+            # Those without a number came before the bus knew of a history.
+            early = [each for each in early if each.offset is not None]
         feed.has_place = True
         feed.known.set()
         for heard in early:
@@ -7434,16 +7436,13 @@ class SharedGroups(Groups):
         self, feed: FollowedFeed, log: Log, standing: Standing, early: list[Heard]
     ) -> None:
         """Let a log stand where its group does; the members get what was missed."""
-        missed: Sequence[bytes] = ()
+        missed: Sequence[bytes] = standing.messages
         is_next = feed.has_place and standing.is_whole
-        if is_next:
-            missed = standing.messages
-        elif feed.has_place:
+        if not is_next:
             log.messages.clear()
-        else:
             # Those whom the server joined get what came since the group is heard.
-            news = [each for each in early if (each.offset or 0) <= standing.offset]
-            missed = [each.payload for each in news]
+            end = 0 if feed.has_place else standing.offset
+            missed = [each.payload for each in early if (each.offset or 0) <= end]
         log.messages.extend(standing.messages)
         log.epoch, log.offset = standing.epoch or "", standing.offset
         log.newest = monotonic() - standing.age
@@ -8010,11 +8009,17 @@ local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
 local epoch, offset = place[1], tonumber(place[2]) + 1
 if place[5] ~= run then
   epoch, offset = ARGV[4], 1
-  redis.call('DEL', KEYS[2])
 end
 local number = string.format('%d', offset)
 local message = ARGV[2] .. ',"offset":' .. number .. '}'
-redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', number, 'run', run)
+local done = redis.pcall('HSET', KEYS[1], 'epoch', epoch, 'offset', number, 'run', run)
+if type(done) == 'table' then
+  -- Out of memory: only this push fails.
+  return string.find(done.err, '^OOM') and done.err or done
+end
+if offset == 1 then
+  redis.call('DEL', KEYS[2])
+end
 redis.call('RPUSH', KEYS[2], message)
 redis.call('LTRIM', KEYS[2], -tonumber(place[3]), -1)
 redis.call('PEXPIRE', KEYS[2], place[4])
@@ -8022,7 +8027,7 @@ redis.call('PEXPIRE', KEYS[1], place[4] + ARGV[5])
 local head = '["' .. epoch .. '",' .. number .. ',' .. ARGV[3] .. ']\n'
 redis.call('PUBLISH', ARGV[1], head .. message)
 """
-FOLLOW_SCRIPT = r"""
+FOLLOW_SCRIPT = r"""#!lua flags=allow-oom
 local place = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'run')
 local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
 local epoch, offset = place[1], tonumber(place[2])
@@ -8061,7 +8066,8 @@ class RedisBus(Bus):
     def __init__(self, make_client: Callable[[], Any], namespace: str) -> None:
         super().__init__()
         self.make_client = make_client
-        self.namespace = namespace
+        # Without a colon, so that it ends where the name of a group begins.
+        self.namespace = urllib.parse.quote(namespace, safe="")
         self.life: asyncio.Task[None]
         # What waits to be sent, and who waits for an answer, or to hear a channel.
         self.commands: list[tuple[asyncio.Future[Any], tuple[Any, ...]]] = []
@@ -8076,8 +8082,7 @@ class RedisBus(Bus):
 
     async def stop(self) -> None:
         """Wait until what is on its way has arrived, and disconnect."""
-        if self.is_up:
-            await wait_at_most(LAST_GRACE, [self._command("PING")])
+        await wait_at_most(LAST_GRACE, [future for future, _ in self.commands])
         self.life.cancel()
         await wait_at_most(CANCEL_GRACE, [self.life])
 
@@ -8097,20 +8102,22 @@ class RedisBus(Bus):
             await backoff.wait()
 
     async def _live_once(self) -> None:
+        from redis.asyncio.retry import Retry  # noqa: PLC0415
+        from redis.backoff import NoBackoff  # noqa: PLC0415
+
         client = await value_of(self.make_client)
-        pubsub = client.pubsub()
-        try:
-            self.publish_sha = await client.script_load(PUBLISH_SCRIPT)
-            self.follow_sha = await client.script_load(FOLLOW_SCRIPT)
+        if client.get_encoder().decode_responses:
+            must = "bus must be a function whose client gives bytes"
+            raise TypeError(f"{must}; write decode_responses=False")
+        # What is sent again could count twice.
+        client.set_retry(Retry(NoBackoff(), 0))
+        async with client, client.pubsub() as pubsub:
             await pubsub.subscribe(self._own("count"), self._own(self.id))
             self.groups.begin()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._listen(pubsub))
                 tasks.create_task(self._send(client, pubsub))
                 tasks.create_task(self._renew())
-        finally:
-            await pubsub.aclose()
-            await client.aclose()
 
     def _die(self) -> None:
         """Tell all who wait that the bus was lost."""
@@ -8175,7 +8182,9 @@ class RedisBus(Bus):
 
         def settle(answer: asyncio.Future[Any]) -> None:
             exc = answer.exception()
-            pushed.settle(None if exc is None else str(exc))
+            # Redis answers with words only where it refuses.
+            why = str(exc) if exc else (answer.result() or b"").decode()
+            pushed.settle(why or None)
 
         channel, *keys = self._names(pushed.name)
         origin = self.id if pushed.is_delivered else None
@@ -8183,7 +8192,7 @@ class RedisBus(Bus):
         # The script writes the brace at the end, after the number.
         body, epoch = pushed.payload.rstrip()[:-1], secrets.token_urlsafe(6)
         words = [*keys, channel, body, marks, epoch, PLACE_TTL * 1000]
-        answer = self._command("EVALSHA", self.publish_sha, 2, *words)
+        answer = self._command("EVAL", PUBLISH_SCRIPT, 2, *words)
         answer.add_done_callback(settle)
 
     async def follow(
@@ -8203,9 +8212,9 @@ class RedisBus(Bus):
         )
         epoch = secrets.token_urlsafe(6)
         words = [*keys, epoch, pattern.history, ttl, PLACE_TTL * 1000, *last]
-        found = await self._command("EVALSHA", self.follow_sha, 2, *words)
+        found = await self._command("EVAL", FOLLOW_SCRIPT, 2, *words)
         epoch, offset, messages, is_whole, left = found
-        age = pattern.ttl - left / 1000 if messages else 0.0
+        age = pattern.ttl - left / 1000
         return Standing(epoch.decode(), offset, messages, bool(is_whole), age)
 
     def unfollow(self, name: str) -> None:
@@ -8240,11 +8249,15 @@ class RedisBus(Bus):
 
     async def _listen(self, pubsub: Any) -> None:
         """Hear the channels, until Redis says nothing though it is asked."""
+        runtime: Any = self.groups.runtime
         is_asked = False
         while True:
             message = await pubsub.get_message(timeout=REDIS_SILENCE)
             if message is not None:
                 self._hear(message["type"], message["channel"], message["data"])
+                # Where much has come it doesn't wait by itself.
+                if runtime.is_turn_over():
+                    await runtime.next_turn()
             elif is_asked:
                 raise ConnectionError("Redis is silent")
             else:
@@ -8295,13 +8308,10 @@ def redis_client(bus: Any) -> Callable[[], Any]:
         raise TypeError(f"{must}; write 'redis://localhost:6379'")
     try:
         from redis.asyncio import from_url  # noqa: PLC0415
-        from redis.asyncio.retry import Retry  # noqa: PLC0415
-        from redis.backoff import NoBackoff  # noqa: PLC0415
     except ImportError as exc:
         must = f"bus needs redis ({exc})"
         raise ImportError(f"{must}; write python -m pip install redis") from exc
-    # Whatever fails begins a new life; a command that is sent again could count twice.
-    return functools.partial(from_url, bus, retry=Retry(NoBackoff(), 0))
+    return functools.partial(from_url, bus, socket_timeout=STANDING_TIMEOUT)
 
 
 def groups_of(app: App) -> Groups:
@@ -8341,10 +8351,13 @@ class Publisher:
     async def __aenter__(self) -> Self:
         await self.groups.start(Runtime(Threads(1)))
         try:
-            await asyncio.wait_for(self.groups.bus.up.wait(), STANDING_TIMEOUT)
+            async with asyncio.timeout(STANDING_TIMEOUT):
+                await self.groups.bus.up.wait()
         except TimeoutError as exc:
-            await self.groups.stop()
             raise ConnectionError("the bus is away") from exc
+        finally:
+            if not self.groups.bus.is_up:
+                await self.groups.stop()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -9933,7 +9946,11 @@ def import_place(place: str) -> types.ModuleType:
 
 def run_app(words: argparse.Namespace) -> None:
     """Serve an application until a signal."""
-    load_app(*words.app).run(words.host, words.port, reload=words.reload)
+    app = load_app(*words.app)
+    try:
+        app.run(words.host, words.port, workers=words.workers, reload=words.reload)
+    except (RuntimeError, ValueError) as exc:
+        sys.exit(str(exc))
 
 
 def run_reloading(
@@ -10079,6 +10096,7 @@ WORDS: dict[str, Any] = {
     "app": options_of_word("APP", r"(.+\.py|\w+(?:\.\w+)*)(?::(\w+))?", APP_EXAMPLE),
     "--host": {"default": "localhost", "help": "default: localhost"},
     "--port": PORT,
+    "--workers": {"type": int, "default": 1, "help": "processes; default: 1"},
     "--reload": {"action": "store_true", "help": RELOAD},
     "url": URL,
     "method": options_of_word("MODULE.METHOD", r"(.+)\.([^.]+)", "entity.get"),
@@ -10091,7 +10109,7 @@ WORDS: dict[str, Any] = {
     "--timeout": TIMEOUT_WORD,
 }
 VERBS = {
-    "run": (run_app, "serve an application", "app --host --port --reload"),
+    "run": (run_app, "serve an application", "app --host --port --workers --reload"),
     "routes": (show_routes, "show every path and method", "app"),
     "call": (call_method, "call a method", "url method data --header --timeout"),
     "asyncapi": (print_document, "describe an application to programs", "app"),
