@@ -25615,6 +25615,21 @@ class TestAsgiEnd:
         assert told == ["goodbye"]
         assert app.stats()["closed"] == {"4001": 1}
 
+    async def test_second_close(self) -> None:
+        """A second close changes nothing."""
+        app = App()
+        clients = clients_of(app)
+        host = Host(app.asgi())
+        running = host.start()
+        await host.saying(1)
+        wire: Any = clients[0].connection
+        wire.shut(4001, "first")
+        wire.shut(4002, "second")
+        await host.saying(2)
+        host.leave()
+
+        assert await running == [ACCEPT, hosted_close(4001, "first")]
+
     async def test_close_without_an_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A host that says nothing more is left after `close_timeout`."""
         monkeypatch.setitem(wsappy.TIMEOUTS, "close_timeout", 0.0)
