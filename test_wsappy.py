@@ -267,7 +267,7 @@ def load_copy(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return copy
 
 
-INSTALL = "python -m pip install 'orjson>=3.11.7' 'websockets>=17,<18'"
+INSTALL = "python -m pip install 'orjson>=3.11.7' 'websockets>=17.4,<18'"
 
 
 class TestRequirements:
@@ -304,7 +304,7 @@ class TestRequirements:
         )
 
     @pytest.mark.parametrize(
-        ("name", "version"), [("orjson", "3.11.7"), ("websockets", "17.0rc1")]
+        ("name", "version"), [("orjson", "3.11.7"), ("websockets", "17.4rc1")]
     )
     def test_oldest_package(
         self, monkeypatch: pytest.MonkeyPatch, name: str, version: str

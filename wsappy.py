@@ -108,7 +108,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn, Self, TypeVar
 
 # The one place where the oldest versions stand, beside `install_requires`.
-REQUIREMENTS = "python -m pip install 'orjson>=3.11.7' 'websockets>=17,<18'"
+REQUIREMENTS = "python -m pip install 'orjson>=3.11.7' 'websockets>=17.4,<18'"
 
 
 def check_versions() -> None:
