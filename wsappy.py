@@ -7397,12 +7397,13 @@ class SharedGroups(Groups):
         log = feed.log
         if not feed.known.is_set():
             feed.early.append(heard)
-        elif log is None or heard.offset is None:
+        elif log is None:
             if heard.origin != self.bus.id:
                 self.deliver(feed, heard.payload, heard.without)
-            if log is not None:
-                # The bus has forgotten that the group keeps history.
-                self.follow(feed)
+        elif heard.offset is None:
+            # The bus has forgotten that the group keeps history.
+            self.follow(feed)
+            feed.early.append(heard)
         elif heard.epoch == log.epoch and heard.offset == log.offset + 1:
             log.offset = heard.offset
             log.keep(heard.payload)
