@@ -17429,6 +17429,21 @@ class TestOn:
             "handler of push chat.message failed"
         ]
 
+    @pytest.mark.parametrize("data", [[1], [], "text", 0, False])
+    async def test_no_object(self, data: Any, caplog: Any) -> None:
+        """Data without keys can't be arguments, as the log says."""
+        async with pair() as (api, wire, _):
+            api.on("chat", "message")(lambda: None)
+            await wire.write({**push_of(""), "data": data})
+            await settled(api, wire)
+            await turns()
+
+        [record] = caplog.records
+        assert str(record.exc_info[1]) == (
+            "bad_data: data must be an object, whose keys are the arguments; use "
+            "api.pushes() for any other"
+        )
+
     async def test_no_handler(self) -> None:
         """A push that has no handler is forgotten, whatever its parts."""
         async with pair() as (api, wire, _):
@@ -21086,6 +21101,15 @@ def say(request, group: str):
     app.to(group).push("m", "said", app.worker)
 
 @m.method
+async def fill(request, count: int):
+    for _ in range(count):
+        await app.to("kept:a").push("m", "filled", text="x" * 2_000_000)
+
+@m.method
+def tell_others(request):
+    app.to("all").without(request.client).push("m", "said", "you others")
+
+@m.method
 async def count(request):
     return await app.to("all").count()
 
@@ -21127,13 +21151,17 @@ async def two_workers(stack: contextlib.AsyncExitStack, url: str) -> dict[int, P
     return found
 
 
+def stat_of(pid: int) -> list[str]:
+    """Return what the kernel says of a process, from the third field of `stat` on."""
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+
+
 def is_there(pid: int) -> bool:
     """Tell whether a process is there, and no zombie."""
     try:
-        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+        return stat_of(pid)[0] != "Z"
     except OSError:
         return False
-    return stat.rpartition(") ")[2][0] != "Z"
 
 
 def gone(*pids: int) -> bool:
@@ -21287,6 +21315,65 @@ class TestWorkers:
         assert (said, process.returncode) == ("", 1)
         assert "ZeroDivisionError: division by zero" in errors
         assert list(folder.iterdir()) == []
+
+    def test_failing_stop(self) -> None:
+        """A worker that fails at the stop makes the exit code 1, as any server does."""
+        with workers("yield; 1 / 0") as (process, _):
+            process.terminate()
+            _, errors = process.communicate(timeout=LIMIT)
+
+        assert process.returncode == 1
+        assert errors.count("ZeroDivisionError: division by zero") == 2
+
+    async def test_restarts(self) -> None:
+        """A worker that dies again is replaced no sooner than after a second."""
+        begun = []
+        with workers() as (_, url):
+            for _ in range(3):
+                async with contextlib.AsyncExitStack() as stack:
+                    api = (await two_workers(stack, url))[1]
+                    _, pid, _ = typing.cast("list[int]", await api.call("m", "who"))
+                    begun.append(int(stat_of(pid)[19]))
+                    with pytest.raises(ConnectionClosed):
+                        await api.call("m", "die")
+
+        # The kernel rounds both down.
+        assert begun[2] - begun[1] >= os.sysconf("SC_CLK_TCK") - 1
+
+    async def test_without(self) -> None:
+        """Who speaks is left out, and hears nothing from the other worker either."""
+        with workers() as (_, url):
+            async with contextlib.AsyncExitStack() as stack:
+                apis = await two_workers(stack, url)
+                pushes = {number: apis[number].pushes() for number in apis}
+                await apis[0].call("m", "tell_others")
+                await apis[1].call("m", "say", group="all")
+                heard = {key: (await anext(each)).data for key, each in pushes.items()}
+
+        assert heard == {0: 1, 1: "you others"}
+
+    async def test_slow_worker(self) -> None:
+        """A worker that stands still delays nobody; its clients hear of the gap."""
+        with workers(app_options="max_backlog=2**28") as (_, url):
+            async with contextlib.AsyncExitStack() as stack:
+                apis = await two_workers(stack, url)
+                seen: dict[int, list[Any]] = {0: [], 1: []}
+                for number, api in apis.items():
+                    api.on("m", "filled")(lambda n=number, **_: seen[n].append(1))
+                    api.on_gap(lambda group, n=number: seen[n].append("gap"))
+                    await api.subscribe("kept:a")
+                _, pid, _ = typing.cast("list[int]", await apis[1].call("m", "who"))
+                os.kill(pid, signal.SIGSTOP)
+                stack.callback(os.kill, pid, signal.SIGCONT)
+                await apis[0].call("m", "fill", count=40, timeout=None)
+                await becomes(lambda: len(seen[0]) == 40)
+                os.kill(pid, signal.SIGCONT)
+                await becomes(lambda: "gap" in seen[1])
+                await apis[0].call("m", "fill", count=1)
+                await becomes(lambda: seen[1][-1] == 1)
+
+        assert seen[0] == [1] * 41
+        assert len(seen[1]) < 41
 
     async def test_unix(self, tmp_path: pathlib.Path) -> None:
         """Workers share a Unix socket, which is removed in the end."""
@@ -21443,6 +21530,29 @@ class TestRedis:
         assert one == other
         parts = [[each for each in one if each % 2 == part] for part in (0, 1)]
         assert parts == [sorted(part) for part in parts]
+
+    @pytest.mark.parametrize("group", ["all", "kept:a"])
+    async def test_workers(self, group: str, server: RedisServer) -> None:
+        """The workers of one server meet over Redis, and with others there."""
+        options = f"bus={server.url!r}, namespace='test'"
+        with workers(app_options=options) as (process, url):
+            async with contextlib.AsyncExitStack() as stack:
+                apis = await two_workers(stack, url)
+                pushes = [each.pushes() for each in apis.values()]
+                for api in apis.values():
+                    if group != "all":
+                        await api.subscribe(group)
+                for number in (0, 1):
+                    await apis[number].call("m", "say", group=group)
+                bus = await stack.enter_async_context(app_on(server.url).publisher())
+                await bus.to(group).push("m", "said", 2)
+                heard = [[(await anext(each)).data for _ in "012"] for each in pushes]
+            children = len(children_of(process.pid))
+
+        # There is no relay.
+        assert children == 2
+        assert sorted(heard[0]) == [0, 1, 2]
+        assert heard[0] == heard[1]
 
     async def test_many(self, server: RedisServer) -> None:
         """Any number of pushes may be awaited at once."""
@@ -21902,11 +22012,11 @@ class TestRedisFails:
             server.run(*words)
             await members[0].push(self.GROUP, 2)
             for member in members:
-                await member.sees(1, 2, 0)
+                await member.sees(1, 0, 2)
             await members[0].push(self.GROUP, 3)
 
             for member in members:
-                await member.sees(1, 2, 0, 3)
+                await member.sees(1, 0, 2, 3)
 
     async def test_out_of_memory(self, server: RedisServer) -> None:
         """A push that Redis has no memory for fails alone."""
@@ -25878,11 +25988,25 @@ class TestOtherExamples(ExampleNetwork):
 
         assert caught.value.response.body == b"come with a name: /chat?name=ada"
 
-    @pytest.mark.parametrize("method", ["enter", "leave", "say"])
-    async def test_chat_from_outside(self, method: str) -> None:
-        """Whoever isn't in a room can't speak there, nor leave it."""
+    def test_chat_with_workers(self) -> None:
+        """The commands in the docstrings hold the conversation over two processes."""
+        said, shown = example_conversation("chat")
+
+        assert said == shown
+
+    @pytest.mark.parametrize(
+        ("method", "more"),
+        [
+            ("enter", {}),
+            ("leave", {}),
+            ("say", {"text": "hi"}),
+            ("greet", {"guest": "bob"}),
+        ],
+    )
+    async def test_chat_from_outside(self, method: str, more: dict[str, str]) -> None:
+        """Whoever isn't in a room can't speak or greet there, nor enter or leave it."""
         app = example_module("chat/server.py").app
-        data = {"room": "kitchen"} | ({"text": "hi"} if method == "say" else {})
+        data = {"room": "kitchen", **more}
 
         async with talking(app, "/chat?name=ada") as talk:
             answer = await talk.call(f"chat.{method}", **data)

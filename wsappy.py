@@ -6111,7 +6111,14 @@ def listener(module: str, event: str, function: Any) -> Callable[[JSON], Any]:
     checked.__signature__ = signature.replace(parameters=parameters)
     method = Method(module, checked, Mark(event))
     method.prepare()
-    return lambda data: function(**method.bind({} if data is None else data))
+
+    def hear(data: JSON) -> Any:
+        if not isinstance(data, dict | None):
+            must = "data must be an object, whose keys are the arguments"
+            raise Error("bad_data", f"{must}; use api.pushes() for any other")
+        return function(**method.bind(data or {}))
+
+    return hear
 
 
 class Subscriptions:
@@ -7716,7 +7723,8 @@ class Workers:
     relay, whose socket the parent keeps, stops last.
 
     Attributes:
-        code: The exit code of one that couldn't begin; then all stop.
+        code: The exit code of one that couldn't begin, after which all stop, or of one
+            that failed at the stop.
     """
 
     def __init__(
@@ -7866,7 +7874,7 @@ class Workers:
         deadline = monotonic() + limit
         while any(child.pid for child in children):
             for child in children:
-                child.reap()
+                self.code = max(self.code, child.reap() or 0)
                 if monotonic() > deadline:
                     child.kill(signal.SIGKILL)
             if any(child.pid for child in children):

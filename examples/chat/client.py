@@ -4,9 +4,10 @@
 
 It prints:
 
-    ada enters the kitchen and meets []
-    bob enters the kitchen and meets ['ada']
+    ada enters the kitchen
+    bob enters the kitchen
     ada hears entered from bob
+    bob hears here from ada
     bob hears said from ada: tea?
     ada hears left from bob
     bob hears left from bob
@@ -27,9 +28,10 @@ from wsappy import ConnectionClosed, Error, Peer, Push, connect
 async def enter(name: str, api: Peer) -> AsyncIterator[Push]:
     """Enter the kitchen, and return what is heard there from now on."""
     await api.subscribe("room:kitchen")
-    others = await api.call("chat", "enter", room="kitchen")
-    print(f"{name} enters the kitchen and meets {others}")
-    return api.pushes()
+    print(f"{name} enters the kitchen")
+    pushes = api.pushes()
+    await api.call("chat", "enter", room="kitchen")
+    return pushes
 
 
 async def hear(name: str, pushes: AsyncIterator[Push]) -> None:
@@ -47,6 +49,8 @@ async def main(url: str = "ws://localhost:8008/chat") -> None:
         to_ada = await enter("ada", ada)
         to_bob = await enter("bob", bob)
         await hear("ada", to_ada)
+        await ada.call("chat", "greet", room="kitchen", guest="bob")
+        await hear("bob", to_bob)
         await ada.call("chat", "say", room="kitchen", text="tea?")
         await hear("bob", to_bob)
 

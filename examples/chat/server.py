@@ -5,8 +5,12 @@
 Open http://localhost:8008/ in two windows; `examples/chat/client.py` holds a
 conversation, too. A client subscribes to the group `room:kitchen`, and then enters the
 room `kitchen`.
+
+Two processes serve it, so none of them knows who is in a room. Its members do: whoever
+enters is announced, and each of the others answers with `greet`.
 """
 
+import os
 import pathlib
 import sys
 from collections.abc import AsyncIterator
@@ -27,10 +31,13 @@ async def guest(client: Client) -> AsyncIterator[None]:
     """Let in who has a name: `/chat?name=ada`; when they go, tell all their rooms."""
     if not name_of(client):
         raise Refused(403, "come with a name: /chat?name=ada")
+    client.join(f"guest:{name_of(client)}")
     yield
     # It is in no group any more, but `groups` still names them.
     for group in sorted(client.groups):
-        tell(client, group.removeprefix("room:"), "left")
+        kind, _, room = group.partition(":")
+        if kind == "room":
+            tell(client, room, "left")
 
 
 @app.group("room:{room}", history=100, ttl=3600)
@@ -40,12 +47,18 @@ def may_join(client: Client, room: str) -> bool:
 
 
 @chat.method
-def enter(request: Request, room: str) -> list[str]:
-    """Tell a room who has come, and return who else is in it."""
+def enter(request: Request, room: str) -> None:
+    """Tell a room who has come."""
     check_member(request.client, room)
     tell(request.client, room, "entered")
-    members = app.to(f"room:{room}").members - {request.client}
-    return sorted(map(name_of, members))
+
+
+@chat.method
+def greet(request: Request, room: str, guest: str) -> None:
+    """Tell one who has entered that one is there, whichever process has them."""
+    check_member(request.client, room)
+    here = {"room": room, "name": name_of(request.client)}
+    app.to(f"guest:{guest}").push("chat", "here", here)
 
 
 @chat.method
@@ -89,4 +102,6 @@ def index(request: object) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    app.run("localhost", int(sys.argv[1]) if sys.argv[1:] else 8008)
+    port = int(sys.argv[1]) if sys.argv[1:] else 8008
+    # Windows can't fork.
+    app.run("localhost", port, workers=2 if hasattr(os, "fork") else 1)
