@@ -15585,12 +15585,35 @@ class TestWatchdog:
         dog = wsappy.Watchdog(wsappy.Runtime(wsappy.Threads(1)))
         request = Request("m", "get", {}, ABSENT, 1)
         code = wsappy.Calls.run.__code__
-        frame: Any = types.SimpleNamespace(f_locals={"request": request}, f_code=code)
+        given = {"f_locals": {"request": request}, "f_code": code, "f_globals": {}}
+        frame: Any = types.SimpleNamespace(**given)
 
         dog.report([], time.monotonic())
         dog.report([frame], time.monotonic())
 
         assert dog_warnings(caplog) == [dog_text("handler 'm.get'")]
+
+    @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+    def test_who_started_the_loop(
+        self, loop: str, dog: DogClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Who has started the loop doesn't hold it."""
+        factory = pytest.importorskip(loop).new_event_loop
+
+        async def main() -> None:
+            async with make_app().serve("127.0.0.1", 0):
+                asyncio.get_running_loop().call_soon(dog.hold)
+                await turns()
+
+        def script() -> None:
+            with asyncio.Runner(loop_factory=factory) as runner:
+                runner.run(main())
+
+        thread = threading.Thread(target=script)
+        thread.start()
+        thread.join(LIMIT)
+
+        assert dog_warnings(caplog) == []
 
     @pytest.mark.parametrize("was_suspended", [False, True])
     async def test_late_look(
@@ -26479,6 +26502,32 @@ class TestBenchmark:
         figures = said_lines["client, cpu: wsappy-client / websockets-client"]
 
         assert figures[0] == "1.10"
+
+
+BUS_BENCHMARK = """
+import sys
+sys.path.insert(0, "examples")
+import benchmark_buses
+benchmark_buses.BURST = benchmark_buses.GROUPS = benchmark_buses.TIMES = 20
+benchmark_buses.find_spec = lambda name: None
+benchmark_buses.main()
+"""
+
+
+class TestBusBenchmark:
+    """`examples/benchmark_buses.py`: two processes, over the relay and over Redis."""
+
+    def test_figures(self) -> None:
+        """Each bus has the figures of a group with history, and of one without."""
+        need(REDIS and sys.platform == "linux", "redis-server")
+
+        with example_process("-c", BUS_BENCHMARK, "--rounds", "1") as process:
+            said = process.communicate(timeout=2 * LIMIT)[0]
+
+        lines = re.findall(r"^(\w+) +([^ ].*?) {2,}[\d.]+$", said, flags=re.M)
+        figures = ["plain, ms", "plain, pushes/s", "kept1, ms", "kept1, pushes/s"]
+        expected = [*figures, "followed again, s"]
+        assert lines == [(bus, each) for bus in ("relay", "redis") for each in expected]
 
 
 # --- README ------------------------------------------------------------------

@@ -5364,6 +5364,13 @@ LIBRARIES = *map(sysconfig.get_path, ("stdlib", "purelib")), __file__, "<"
 INSTALLED = frozenset({"site-packages", "dist-packages"})
 IDLE = ["selectors", "asyncio.base_events"]
 DEBUGGERS = frozenset({"bdb", "pdb", "pydevd", "_pydevd_bundle", "debugpy"})
+# What runs a loop; below it stands who has started it, who doesn't hold it.
+LOOPS = frozenset({("asyncio.base_events", "_run_once"), ("asyncio.runners", "run")})
+
+
+def runs_loop(frame: types.FrameType) -> bool:
+    """Tell whether a frame is that of a loop, be it of asyncio or of uvloop."""
+    return (frame.f_globals.get("__name__"), frame.f_code.co_name) in LOOPS
 
 
 def is_users(code: types.CodeType) -> bool:
@@ -5425,6 +5432,7 @@ class Watchdog(threading.Thread):
 
     def report(self, frames: list[types.FrameType], now: float) -> None:
         """Name who holds the loop, once a minute for each place."""
+        frames = list(itertools.takewhile(lambda each: not runs_loop(each), frames))
         requests = [each.f_locals.get("request") for each in frames]
         names = [f"handler {each!r}" for each in requests if isinstance(each, Request)]
         users = [each for each in frames if is_users(each.f_code)]
@@ -7007,6 +7015,8 @@ def set_loop_of_main_thread() -> None:
 
 # Pushes, and their bytes, that may wait in a process for the bus.
 MAX_WAITING, MAX_WAITING_SIZE = 10_000, 2**26
+# Groups whose place is asked for at once, so that calls get their turns meanwhile.
+MAX_FOLLOWS = 100
 # Seconds in which it must be known where a group stands (protocol, section 6).
 STANDING_TIMEOUT = 5.0
 # Seconds between two lines in the log about pushes that failed.
@@ -7207,6 +7217,7 @@ class SharedGroups(Groups):
     """
 
     feeds: dict[str, Any]
+    follows: asyncio.Semaphore
 
     def __init__(self, counts: collections.Counter[str], bus: Bus) -> None:
         super().__init__(counts)
@@ -7223,6 +7234,7 @@ class SharedGroups(Groups):
         if self.users == 1:
             # Not before: a fork would share the one, another loop couldn't wait.
             self.bus.id, self.bus.up = uuid.uuid4().hex, asyncio.Event()
+            self.follows = asyncio.Semaphore(MAX_FOLLOWS)
             await self.bus.start()
 
     async def stop(self) -> None:
@@ -7347,7 +7359,8 @@ class SharedGroups(Groups):
         since = Since(log.offset, log.epoch) if log and feed.has_place else None
         pattern = log.pattern if log else None
         try:
-            standing = await self.bus.follow(feed.name, pattern, since)
+            async with self.follows:
+                standing = await self.bus.follow(feed.name, pattern, since)
         except ConnectionError:
             # All are followed again when the bus is back.
             return
