@@ -21537,6 +21537,52 @@ async def becomes(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
+class RedisCluster(RedisServer):
+    """A Redis Cluster of one node, which has all slots."""
+
+    def start(self) -> None:
+        """Start it, and wait until it has its slots."""
+        with (
+            socket.create_server(("127.0.0.1", 0)) as one,
+            contextlib.closing(socket.create_server(("127.0.0.1", 0))) as other,
+        ):
+            self.port, bus = one.getsockname()[1], other.getsockname()[1]
+        words = f"--port {self.port} --bind 127.0.0.1 --cluster-enabled yes"
+        more = f"--cluster-port {bus} --unixsocket {self.folder}/s --dir {self.folder}"
+        command = [str(REDIS), *words.split(), *more.split(), "--save", ""]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603
+        lines = iter(self.process.stdout or ())
+        assert any("eady to accept connections" in line for line in lines)
+        self.run("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        assert any("Cluster state changed: ok" in line for line in lines)
+
+    def client(self) -> Any:
+        """Return a client of it."""
+        made: Any = importlib.import_module("redis.asyncio.cluster")
+        return made.RedisCluster(host="127.0.0.1", port=self.port)
+
+
+class TestRedisCluster:
+    """A function gives the client of a cluster."""
+
+    async def test_groups(self, tmp_path: pathlib.Path) -> None:
+        """Pushes, history and `count` are those of any other Redis."""
+        need(REDIS, "redis-server")
+        cluster = RedisCluster(tmp_path)
+        cluster.start()
+        try:
+            apps = app_on(cluster.client), app_on(cluster.client)
+            for group in ("plain:a", "kept:a", "kept:b"):
+                async with members_of(group, *apps) as [one, other]:
+                    for number in (1, 2, 3):
+                        await apps[number % 2].to(group).push("m", "n", number=number)
+                    await one.sees(1, 2, 3)
+                    await other.sees(1, 2, 3)
+                    assert await apps[0].to(group).count() == 2
+        finally:
+            cluster.stop()
+
+
 class TestRedis:
     """Pushes reach the members in every process, through Redis."""
 
