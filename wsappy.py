@@ -3821,6 +3821,8 @@ class Session:
         refused: Why a browser that was let in is closed at once.
         at_open: What waits for the opening of the connection, in order.
         hooks: Tasks of `on_connected` and `on_message`.
+        counted: The groups whose messages the client counts, since it has subscribed to
+            them, with the epoch that it knows; also some that it was removed from.
     """
 
     def __init__(self, serving: Serving, wire: Wire) -> None:
@@ -3836,6 +3838,7 @@ class Session:
         self.hooks: list[asyncio.Task[None]] = []
         # One guard of a group at a time.
         self.joining = asyncio.Lock()
+        self.counted: dict[str, str] = {}
         self.context = contextvars.copy_context()
         self.context.run(CURRENT.set, wire.opening.id)
 
@@ -3843,6 +3846,14 @@ class Session:
     def received(self) -> int:
         """How many calls came."""
         return 0 if self.calls is None else self.calls.received
+
+    def count(self, group: str, epoch: str) -> None:
+        """Note that the client counts a group's messages from now on."""
+        client: Any = self.client
+        self.counted[group] = epoch
+        removed = self.counted.keys() - client.groups
+        if len(removed) > MAX_GROUPS:
+            del self.counted[removed.pop()]
 
     # The handshake
 
@@ -4131,6 +4142,11 @@ class Log:
         self.messages.append(message)
         self.newest = monotonic()
 
+    @property
+    def place(self) -> dict[str, JSON]:
+        """Where it stands, for a client."""
+        return {"offset": self.offset, "epoch": self.epoch}
+
     def since(self, offset: int, epoch: str) -> list[bytes] | None:
         """Return what came after *offset*; None where not all of it is kept."""
         kept, missed = len(self.messages), self.offset - offset
@@ -4175,13 +4191,16 @@ class Feed:
     Attributes:
         name: Its name.
         log: Its history, None where it keeps none.
-        members: Its members, in the order in which they joined, and whether each came
-            by `$ subscribe`.
+        members: Its members, in the order in which they joined.
     """
 
     name: str
     log: Log | None
-    members: dict[Client, bool] = field(default_factory=dict)
+    members: dict[Client, None] = field(default_factory=dict)
+
+    def is_known(self) -> bool:
+        """Tell whether it is known where it stands: always, in one process."""
+        return True
 
     def is_needed(self) -> bool:
         """Tell whether somebody is in it, or a message of it is kept."""
@@ -4274,7 +4293,25 @@ class Groups:
         """Put a client into a group, unless it is gone."""
         if client.connection.session.life is Life.HERE:
             client.groups.add(name)
-            self.open(name).members.setdefault(client, False)
+            feed: Any = self.open(name)
+            feed.members[client] = None
+            counted = client.connection.session.counted.get(name)
+            if counted and feed.is_known() and counted != feed.log.epoch:
+                # Or it would take what comes for what it has seen before.
+                self.tell_gap(feed, client)
+
+    def tell_gap(self, feed: Any, *clients: Client) -> None:
+        """Tell those who count a group's messages that some are lost.
+
+        They have subscribed to it (protocol, section 6).
+        """
+        data = {"group": feed.name, **feed.log.place}
+        payload = orjson.dumps(message_of(None, "$", None, "gap", data))
+        for client in clients:
+            counted = client.connection.session.counted
+            if feed.name in counted:
+                counted[feed.name] = feed.log.epoch
+                client.connection.push(payload)
 
     def discard(self, client: Client, name: str) -> None:
         """Remove a client from a group, unless it is gone."""
@@ -4357,17 +4394,18 @@ class Groups:
             return
         if len(client.groups) >= MAX_GROUPS and name not in client.groups:
             raise Error("overloaded", f"more than {MAX_GROUPS} groups")
+        session: Session = client.connection.session
+        session.counted.pop(name, None)
         self.add(client, name)
-        feed = self.open(name)
-        log, feed.members[client] = feed.log, True
+        log = self.open(name).log
+        if log is not None:
+            session.count(name, log.epoch)
         missed = log.since(*since) if log and since else None
         if missed is None or sum(map(len, missed)) > client.app.max_backlog:
             missed = None
         for message in missed or ():
             client.connection.push(message)
-        data: dict[str, JSON] = {"group": name}
-        if log is not None:
-            data |= {"offset": log.offset, "epoch": log.epoch}
+        data: dict[str, JSON] = {"group": name, **(log.place if log else {})}
         if since is not None:
             data["recovered"] = missed is not None
         if request.id is not None:
@@ -4416,6 +4454,7 @@ def unsubscribe(request: Request, group: str) -> None:
     request.client.connection.calls.cancel(
         lambda each: (each.module, each.method, each.data.get("group")) == name
     )
+    request.client.connection.session.counted.pop(group, None)
     if group in request.client.groups:
         request.client.leave(group)
 
@@ -7191,6 +7230,10 @@ class FollowedFeed(Feed):
     follower: asyncio.Task[None] | None = None
     guests: int = 0
 
+    def is_known(self) -> bool:
+        """Tell whether the bus has said where it stands."""
+        return self.known.is_set()
+
     def is_needed(self) -> bool:
         """Tell whether it has to be followed."""
         return bool(self.members or self.guests)
@@ -7396,18 +7439,10 @@ class SharedGroups(Groups):
         log.newest = monotonic() - standing.age
         self.keep(feed)
         # First, since what has no number may not be the first of what was missed.
-        if feed.has_place and not is_next:
-            self._tell_gap(feed)
+        if not is_next:
+            self.tell_gap(feed, *feed.members)
         for payload in missed:
             self.deliver(feed, payload)
-
-    def _tell_gap(self, feed: Any) -> None:
-        """Tell the members that count that messages are lost (protocol, section 6)."""
-        data = {"group": feed.name, "offset": feed.log.offset, "epoch": feed.log.epoch}
-        payload = orjson.dumps(message_of(None, "$", None, "gap", data))
-        for client, counts in feed.members.items():
-            if counts:
-                client.connection.push(payload)
 
     def hear(self, name: str, heard: Heard) -> None:
         """Hand a message of the bus to the members, if it is the group's next."""
