@@ -21189,8 +21189,8 @@ async def fill(request, count: int):
         await app.to("kept:a").push("m", "filled", text="x" * 2_000_000)
 
 @m.method
-def tell_others(request):
-    app.to("all").without(request.client).push("m", "said", "you others")
+async def tell_others(request):
+    await app.to("all").without(request.client).push("m", "said", "you others")
 
 @m.method
 async def count(request):
@@ -21228,9 +21228,11 @@ async def two_workers(stack: contextlib.AsyncExitStack, url: str) -> dict[int, P
     found: dict[int, Peer] = {}
     async with asyncio.timeout(LIMIT):
         while len(found) < 2:
-            api = await stack.enter_async_context(connect(url, proxy=None))
-            number, *_ = typing.cast("list[int]", await api.call("m", "who"))
-            found.setdefault(number, api)
+            # A worker that dies takes with it who was about to come in.
+            with contextlib.suppress(OSError):
+                api = await stack.enter_async_context(connect(url, proxy=None))
+                number, *_ = typing.cast("list[int]", await api.call("m", "who"))
+                found.setdefault(number, api)
     return found
 
 
@@ -25695,7 +25697,7 @@ class TestCommandCall:
             (["shop.pack", "--header", "X-Key: a: b"], "/door", "401 a: b"),
             (["shop.pack", "--header", "X-Key:a"], "/door", "401 a"),
             (
-                ["shop.wait", "--timeout", "0.001"],
+                ["shop.wait", "--timeout", "0.3"],
                 "/api",
                 "no answer to shop.wait in time; it was sent",
             ),
