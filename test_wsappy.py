@@ -22152,6 +22152,29 @@ class TestRedisFails:
             for member in members:
                 await member.sees(1, 0, 2, 3)
 
+    async def test_refusal(
+        self,
+        server: RedisServer,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A group that Redis refuses hurts no other, and is tried again."""
+        monkeypatch.setattr(wsappy, "REDIS_WAIT", 0.05)
+        async with self.members(server) as members:
+            api, place = members[0].api, "{test:kept:odd}:place"
+            server.run("SET", place, "text")
+            joined = asyncio.ensure_future(api.subscribe("kept:odd"))
+            await becomes(lambda: "group 'kept:odd' can't be followed" in caplog.text)
+            await members[1].push(self.GROUP, 2)
+            for member in members:
+                await member.sees(1, 2)
+            with pytest.raises(ConnectionError) as caught:
+                await members[1].push("kept:odd", 3)
+            server.run("DEL", place)
+            await joined
+
+        assert "perhaps not pushed: WRONGTYPE Operation against" in str(caught.value)
+
     async def test_out_of_memory(self, server: RedisServer) -> None:
         """A push that Redis has no memory for fails alone."""
         async with self.members(server) as members:
@@ -22173,8 +22196,8 @@ class TestRedisFails:
             "'maxmemory'."
         )
 
-    async def test_refusal(self, server: RedisServer) -> None:
-        """Whatever else Redis refuses ends the connections, and all is tried again."""
+    async def test_wrong_place(self, server: RedisServer) -> None:
+        """What somebody else wrote of a group is written anew."""
         async with self.members(server) as members:
             server.run("HSET", "{test:kept:a}:place", "history", "many")
             with pytest.raises(ConnectionError) as caught:
@@ -22186,6 +22209,18 @@ class TestRedisFails:
 
             # Redis had kept it before it failed.
             await members[0].sees(1, 2, 3)
+        assert "perhaps not pushed: user_script:" in str(caught.value)
+
+    async def test_read_only(self, server: RedisServer) -> None:
+        """A Redis that is no longer the master is left; all is tried again."""
+        async with self.members(server) as members:
+            server.run("REPLICAOF", "127.0.0.1", 1)
+            with pytest.raises(ConnectionError) as caught:
+                await members[0].push(self.GROUP, 2)
+            server.run("REPLICAOF", "NO", "ONE")
+            await members[0].push(self.GROUP, 3)
+
+            await becomes(lambda: members[0].seen[-1] == 3)
         assert str(caught.value) == "perhaps not pushed: the bus was lost"
 
     async def test_count_away(self, server: RedisServer) -> None:

@@ -7988,6 +7988,10 @@ REDIS_WAIT, REDIS_SILENCE, REDIS_COUNT = 2.0, 2.0, 1.0
 # Seconds that a history's place outlives its messages, and between two renewals.
 PLACE_TTL, PLACE_RENEWAL = 86400, 3600.0
 
+# What concerns one command alone: keys of another type, say, or no rights to a channel.
+# Any other answer that is an error is the connection's: "read only", say.
+REDIS_REFUSALS = frozenset({"ResponseError", "NoPermissionError"})
+
 # Both number by what Redis remembers; where another process of Redis runs than the one
 # that numbered last, its memory may be older than what members saw: a new epoch.
 PUBLISH_SCRIPT = r"""
@@ -8163,9 +8167,14 @@ class RedisBus(Bus):
 
     def _settle(self, batch: list[Any], results: list[Any]) -> None:
         for (future, _), result in zip(batch, results, strict=True):
-            if isinstance(result, Exception):
+            if type(result).__name__ in REDIS_REFUSALS:
+                future.set_exception(result)
+                # Not everybody awaits it.
+                future.exception()
+            elif isinstance(result, Exception):
                 raise result
-            hand_over(future, result)
+            else:
+                hand_over(future, result)
 
     async def _renew(self) -> None:
         """Keep the places of groups that nobody pushes to."""
@@ -8190,6 +8199,9 @@ class RedisBus(Bus):
             # Redis answers with words only where it refuses.
             why = str(exc) if exc else (answer.result() or b"").decode()
             pushed.settle(why or None)
+            if exc and self.is_up and (feed := self.groups.feeds.get(pushed.name)):
+                # What Redis knows of the group is wrong: that writes it anew.
+                self.groups.follow(feed)
 
         channel, *keys = self._names(pushed.name)
         origin = self.id if pushed.is_delivered else None
@@ -8217,10 +8229,21 @@ class RedisBus(Bus):
         )
         epoch = secrets.token_urlsafe(6)
         words = [*keys, epoch, pattern.history, ttl, PLACE_TTL * 1000, *last]
-        found = await self._command("EVAL", FOLLOW_SCRIPT, 2, *words)
+        found = await self._read(name, *words)
         epoch, offset, messages, is_whole, left = found
         age = pattern.ttl - left / 1000
         return Standing(epoch.decode(), offset, messages, bool(is_whole), age)
+
+    async def _read(self, name: str, *words: Any) -> Any:
+        """Read what is kept, as soon as Redis lets this process do so."""
+        while True:
+            try:
+                return await self._command("EVAL", FOLLOW_SCRIPT, 2, *words)
+            except ConnectionError:
+                raise
+            except Exception as exc:  # noqa: BLE001
+                LOGGER.warning("group %r can't be followed: %r", name, exc)
+            await asyncio.sleep(REDIS_WAIT)
 
     def unfollow(self, name: str) -> None:
         """Leave a channel."""
