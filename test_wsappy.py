@@ -7601,6 +7601,35 @@ class TestThreads:
 
         assert sorted(ends_of(wire.posted)) == [(at, "cancelled") for at in range(4)]
 
+    async def test_own_send_message_after_the_end(self) -> None:
+        """What a thread said as its call was cancelled isn't sent, by any way."""
+
+        class Plain(Client):
+            def send_message(self, *parts: Any, **data: Any) -> Any:
+                return super().send_message(*parts, **data)
+
+        gates, app, has_said = Gates(), App(), threading.Event()
+        app.client("/api")(Plain)
+
+        @app.module("m")
+        @app.method(thread=True)
+        def work(request: Request) -> None:
+            gates.wait()
+            request.response("note")
+            has_said.set()
+
+        wire = CallsWire(app).open()
+
+        wire.call("m.work", 1)
+        await gates.until_begun()
+        gates.go_on.set()
+        # The loop has to wait, so that it reads before it hears of it.
+        assert has_said.wait(LIMIT)
+        wire.call("$.cancel", None, request_id=1)
+        await wire.settled()
+
+        assert [each["event"] for each in wire.posted] == ["error"]
+
     async def test_answer_and_timeout_at_once(self) -> None:
         """Calls that answer by themselves as they time out have one end, the last."""
         app = make_app(max_in_flight=1000)
