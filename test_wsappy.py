@@ -495,6 +495,18 @@ class TestModerator:
 
         assert len(caplog.messages) == 105
 
+    def test_known_place_among_many(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A place that has said enough says no more once there are many others."""
+        monkeypatch.setattr(wsappy, "monotonic", lambda: 1000.0)
+
+        for index in range(wsappy.MAX_PLACES):
+            self.say(f"{index}", 5)
+        self.say("0", 5)
+
+        assert len(caplog.messages) == 5 * wsappy.MAX_PLACES
+
     def test_without_arguments(self, caplog: pytest.LogCaptureFixture) -> None:
         """A line may name nothing, or things by their names."""
         for args in ((), ({"name": 1},)):
@@ -5252,8 +5264,20 @@ class TestResponse:
                 "data of an error must have code and message: got {'message': 'odd'}; "
                 "raise Error('not_found', 'no item 7')",
             ),
+            (
+                [("error", ["code", "message"])],
+                ValueError,
+                "data of an error must have code and message: got ['code', 'message']; "
+                "raise Error('not_found', 'no item 7')",
+            ),
+            (
+                [("error", 5)],
+                ValueError,
+                "data of an error must have code and message: got 5; raise "
+                "Error('not_found', 'no item 7')",
+            ),
         ],
-        ids=["event behind the end", "error without code"],
+        ids=["event behind the end", "error without code", "a list", "a number"],
     )
     async def test_mistake(
         self, events: list[Any], kind: type[Exception], why: str
@@ -5547,6 +5571,35 @@ class TestKinds:
             calls_event("work", "result", "done"),
         ]
 
+    async def test_failure_of_what_a_thread_asks_for(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What one thread asks for in vain hurts nobody else."""
+
+        def fail() -> None:
+            raise KeyError("odd")
+
+        async def work(request: Request) -> str:
+            runtime = request.client.connection.runtime
+            for act in (
+                functools.partial(runtime.call, fail),
+                functools.partial(request.response, "note"),
+            ):
+                thread = threading.Thread(target=act)
+                thread.start()
+                thread.join()
+            return "done"
+
+        wire = calls_wire(work)
+
+        wire.call("m.work")
+
+        assert await wire.settled() == [
+            calls_event("work", "note", {}),
+            calls_event("work", "result", "done"),
+        ]
+        assert caplog.messages == ["what a thread asked for failed"]
+
     @pytest.mark.parametrize("kind", ["push", "response"])
     async def test_order_behind_a_thread(self, kind: str) -> None:
         """What a thread has sent comes before what the handler sends later."""
@@ -5681,6 +5734,48 @@ class TestStreams:
             calls_event("count", "item", 1),
             calls_error("count", "enough", ""),
         ]
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    async def test_unwritable_item(self, is_async: bool) -> None:
+        """A stream ends with an item that can't be written, whatever it does next."""
+        ended = asyncio.Event()
+
+        async def watch(request: Request) -> AsyncIterator[Any]:
+            try:
+                yield object()
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        def count(request: Request) -> Iterator[Any]:
+            try:
+                yield from itertools.repeat(object())
+            finally:
+                ended.set()
+
+        wire = calls_wire(watch if is_async else count)
+
+        wire.call("m.watch" if is_async else "m.count")
+        await wire.settled()
+
+        assert ends_of(wire.posted) == [(1, "internal")]
+        assert ended.is_set()
+
+    async def test_credit_of_a_call_that_waits(self) -> None:
+        """`$ more` counts for a stream that has yet to begin, too."""
+
+        def count(request: Request) -> Iterator[int]:
+            yield from range(4)
+
+        wire = calls_wire(count)
+        wire.hold()
+
+        wire.read({"module": "m", "method": "count", "items": 1, "request_id": "s"})
+        wire.call("$.more", None, request_id="s", items=3)
+        wire.open()
+        await wire.settled()
+
+        assert [each["event"] for each in wire.posted] == [*["item"] * 4, "result"]
 
     async def test_credit(self) -> None:
         """A stream sends as many items as the call allows, then waits for `$ more`."""
@@ -7565,6 +7660,31 @@ class TestThreads:
 
         await TestWhatHandlersRaise.check(wire, caplog)
 
+    @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+    async def test_exit_after_the_end(
+        self, kind: type[BaseException], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Nor can it after its call was cut off."""
+        gates = Gates()
+
+        def leave(request: Request) -> None:
+            gates.wait()
+            raise kind
+
+        wire = raising_wire(raising(leave, thread=True))
+
+        wire.call("m.raising", 1)
+        await gates.until_begun()
+        wire.call("$.cancel", None, request_id=1)
+        await turns()
+        gates.go_on.set()
+        await wire.settled()
+
+        assert ends_of(wire.posted) == [(1, "cancelled")]
+        [record] = caplog.records
+        assert record.message == "handler 'm.raising', which was cut off, failed"
+        assert str(record.exc_info[1]) == "a thread must not end the server"  # type: ignore[index]
+
     @pytest.mark.parametrize("is_async", [False, True])
     async def test_own_send_message(self, is_async: bool) -> None:
         """A client's own send_message changes nothing about the order of events."""
@@ -8996,8 +9116,11 @@ class TestWhileTheServerStops:
         ):
             assert (await wire.head())[0] == 200
 
-    async def test_hook_that_is_under_way(self) -> None:
+    async def test_hook_that_is_under_way(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """A client whose on_connecting ends too late gets 503, and its goodbye."""
+        caplog.set_level(logging.INFO, "wsappy")
         app, told, is_free = App(), Told(), asyncio.Event()
         stack = contextlib.AsyncExitStack()
 
@@ -9021,6 +9144,9 @@ class TestWhileTheServerStops:
             await told.until("gone")
 
         assert status == 503
+        assert app.stats()["refused"] == {"503": 1}
+        ends = [each for each in caplog.messages if " went: " in each]
+        assert len(ends) == caplog.text.count(" came") == 1
 
 
 class TestBytesBeforeTheOpening:
@@ -9892,6 +10018,31 @@ class TestHooks:
         assert record.message.endswith(
             "did not end when it was cancelled; it is left behind"
         )
+
+
+class TestMaking:
+    """What a client's `__init__` may do already."""
+
+    async def test_push(self) -> None:
+        """What it pushes and joins goes out when the connection is open, in order."""
+        app = App()
+
+        @app.client("/api")
+        class Early(Client):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                self.push("chat", "first")
+                self.join("all")
+
+            async def on_connecting(self) -> None:
+                self.push("chat", "second")
+
+        async with talking(app) as talk:
+            events = [(await talk.receive())["event"] for _ in range(2)]
+            (member,) = app.to("all").members
+
+        assert events == ["first", "second"]
+        assert isinstance(member, Early)
 
 
 class TestGeneratorForm:
@@ -11725,6 +11876,34 @@ class TestWhoCloses:
 
 
 # --- 7. Groups ---------------------------------------------------------------
+
+
+class TestGroupNames:
+    """The name of a group is a string, wherever it is given."""
+
+    @pytest.mark.parametrize(
+        ("use", "example"),
+        [
+            (lambda client: client.server.to(42), "app.to('room:42')"),
+            (lambda client: client.join(42), "client.join('room:42')"),
+            (lambda client: client.leave(42), "client.join('room:42')"),
+        ],
+    )
+    async def test_number(self, use: Any, example: str) -> None:
+        """Another name is refused where it is given."""
+        app, raised = App(), list[Exception]()
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            with pytest.raises(TypeError) as caught:
+                use(client)
+            raised.append(caught.value)
+
+        async with talking(app):
+            pass
+
+        must = f"name of a group must be a string: got 42; write {example}"
+        assert [str(each) for each in raised] == [must]
 
 
 class TestGroups:
@@ -15820,6 +15999,32 @@ class TestWatchdog:
             await talk.call("m.get")
 
         assert dog_warnings_of(caplog, get, interact) == []
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    async def test_push_meanwhile(
+        self, is_async: bool, dog: DogClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Who sends while it holds the loop is named all the same."""
+        app = make_app()
+
+        def work(request: Request) -> None:
+            for _ in range(4):
+                dog.hold_briefly()
+                request.client.push("m", "still here")
+
+        async def later(request: Request) -> None:
+            work(request)
+
+        app.module("m")(app.method("work")(later if is_async else work))
+
+        async with talking(app) as talk:
+            await talk.send(dog_call("work"))
+            for _ in range(5):
+                await talk.receive()
+
+        [line] = dog_warnings(caplog)
+        assert "test_push_meanwhile" in line
+        assert "work" in line
 
     async def test_one_line_for_one_hold(
         self, dog: DogClock, caplog: pytest.LogCaptureFixture

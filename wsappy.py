@@ -28,8 +28,8 @@ One message's way, from bytes in to bytes out:
     socket -> Lane.read -> Calls.receive -> Calls.begin -> Method.bind -> the handler
     socket <- ServerWire.flush <- .post <- Answers.emit <- Answers.conclude <-------'
 
-The story follows it, section by section; the appendices use it, and it names nothing
-of theirs:
+The story follows it, section by section; the appendices use it, and hand to it what
+it needs of theirs:
 
     1. Errors          what a handler may raise, and how users' code is run
     2. Messages        decode and encode the two shapes
@@ -144,8 +144,8 @@ LOGGER = logging.getLogger("wsappy")
 
 # Seconds that one turn of the loop may take for dispatch or a stream.
 TURN = 0.005
-# Seconds without a turn after which who holds the loop is named, between two looks at
-# it, and between two lines about one place.
+# Seconds: without a turn until who holds the loop is named; between two looks at it;
+# between two lines in the log about one place.
 BLOCKING, BLOCKING_LOOK, BLOCKING_SILENCE = 0.25, 0.05, 60.0
 # Lines of one place in the log that a second may have, and places that are told apart.
 MAX_LINES, MAX_PLACES = 5, 100
@@ -165,7 +165,8 @@ CANCEL_GRACE, GOODBYE_GRACE = 1.0, 2.0
 CLOSE_GRACE = SLOW_GRACE = 1.0
 # Bytes of a connection's answers that are joined before they are written.
 WRITE_SIZE = 2**16
-# Bytes that wait for a client that is behind: what `websockets` takes by default.
+# Bytes that may wait for a client before it counts as behind; the default of
+# `websockets`.
 WRITE_LIMIT = 2**15
 # Seconds that what follows the `yield` of a lifespan gets.
 LIFESPAN_GRACE = 10.0
@@ -180,7 +181,8 @@ MAX_BODY, BODY_GRACE = 2**20, 1.0
 MAX_ANSWERS = 64
 # Groups of one client, and bytes of a group's name (protocol, section 6).
 MAX_GROUPS, MAX_GROUP_NAME = 128, 255
-# Bytes of a frame that the lane waits for; the library keeps longer ones, uncopied.
+# A frame of up to so many bytes waits in the lane until all of it is here; a longer one
+# goes to the library in the parts in which it comes.
 SHORT_FRAME = 2**16
 # Fragments of one message: what `websockets` allows by default.
 MAX_FRAGMENTS = 4096
@@ -306,7 +308,7 @@ CANCELLED = Error("cancelled", "the caller cancelled the call")
 OVERLOADED = Error("overloaded", "too many unfinished calls", retry=True)
 STOPPING = Error("overloaded", "the server is stopping", retry=True)
 
-# What stops the server, in order, wherever users' code raises it.
+# These stop the server in an orderly way, wherever users' code raises them.
 STOPS = (SystemExit, KeyboardInterrupt)
 
 
@@ -380,8 +382,8 @@ def log_failure(what: str, exc: BaseException, hint: str = "") -> None:
 class Moderator(logging.Filter):
     """Lets a place log 5 lines a second, at WARNING and above, and then their count.
 
-    A place is a line of code with the first thing that it names, a handler, say. How
-    many lines more there were is said before the first line of a later second.
+    A place is a line of code and the first argument of its text, such as a handler.
+    What was left out is counted, and logged before the first line of a later second.
     """
 
     def __init__(self) -> None:
@@ -398,8 +400,9 @@ class Moderator(logging.Filter):
             self._begin_second()
         # No more than the first: the others may come from a client.
         first = record.args[:1] if isinstance(record.args, tuple) else ()
-        is_known = len(self.counts) < MAX_PLACES
-        place = record.pathname, record.lineno, str(first) if is_known else ""
+        place = record.pathname, record.lineno, str(first)
+        if place not in self.counts and len(self.counts) >= MAX_PLACES:
+            place = (*place[:2], "")
         self.counts[place] += 1
         if self.counts[place] > MAX_LINES:
             self.silenced[place] = record
@@ -530,7 +533,7 @@ def message_of(*values: JSON) -> dict[str, JSON]:
 
 
 def merge(data: JSON, fields: dict[str, JSON]) -> JSON:
-    """Return `dict(data, **fields)`, or *data* as it is where there are no fields.
+    """Return `dict(data, **fields)`; without fields *data* as it is, `{}` for None.
 
     Raises:
         TypeError: If there are fields and *data* is no mapping.
@@ -689,7 +692,7 @@ CONVERTERS = {
     "uuid": Converter(uuid.UUID, f"/({UUID})"),
     "path": Converter(str, "(?:/(.*))?"),
 }
-# In the name of a group no parameter matches what stands between them.
+# In the name of a group a parameter matches neither `:` nor `/`.
 GROUP_CONVERTERS = {
     name: Converter(each.type, each.pattern.removeprefix("/").replace("^/", "^:/"))
     for name, each in CONVERTERS.items()
@@ -901,7 +904,7 @@ NO_SCHEMAS = frozenset({"default", "metadata", "serialization"})
 def fail_fast(schema: Any) -> Any:
     """Return a pydantic schema that finds one fault in each list or dict.
 
-    Else one call of 1 MiB makes 350,000 of them, or ten times as many of models.
+    Without it, bad data of 1 MiB makes 350,000 faults, ten times as many with models.
     """
     if isinstance(schema, list | tuple):
         return type(schema)(map(fail_fast, schema))
@@ -929,7 +932,8 @@ def validator_of(annotation: Any) -> Validator:
 
     # The look-up raises where pydantic has put off a type that it can't resolve.
     schema = fail_fast(TypeAdapter(annotation).core_schema)
-    # Else models have validators of their own; before 2.13 they always have.
+    # Or models would use the validators they were built with, which don't fail fast.
+    # pydantic before 2.13 lacks the option, and always uses them.
     made = run(SchemaValidator, schema, _use_prebuilt=False)
     made = SchemaValidator(schema) if type(made) is Failure else made
 
@@ -1062,10 +1066,10 @@ class Method:
     """One row of the table: a handler, how it runs and what it takes.
 
     Everything that can be known at registration is worked out here, so that a call
-    costs two comparisons of sets and one look-up for each annotated argument.
+    costs one look-up for each argument, and a comparison of sets where one is missing.
 
     Attributes:
-        names: Of its module and its own.
+        names: The module's name and the method's.
         parameters: Those of the handler; the first one is the request.
         required: Those without a default.
         reserved: Keys of data that would end up in `self`, or in the request.
@@ -1152,7 +1156,7 @@ class Method:
         """Resolve the annotations; raises TypeError for one that can't be checked."""
         request, *named = self.parameters
         found = run(resolve, self.function, request.name, request.annotation)
-        # One that is for type checkers only will do.
+        # One that is imported for type checkers only can't be found, and is fine.
         if type(found) is not Failure and not is_request(found):
             raise self._no_request()
         for each in named:
@@ -1488,11 +1492,15 @@ class Runtime:
     def catch_up(self) -> None:
         """Do what other threads have asked for by now.
 
-        A handler may go on before the loop has turned: `asyncio.to_thread` does.
+        Not only in `call_soon`: a handler that awaited a thread may resume before that
+        callback runs, and what the thread sent has to go out before what it sends.
         """
         # No more than those: a thread that never stops asking mustn't hold the loop.
         for action in [self.elsewhere.popleft() for _ in range(len(self.elsewhere))]:
-            action()
+            # One that fails takes nothing from those after it, nor from who calls this.
+            outcome = run(action)
+            if type(outcome) is Failure:
+                log_failure("what a thread asked for", outcome.exc)
 
     def begin_turn(self) -> float:
         """Return when this turn of the loop is over, in the seconds of `monotonic`."""
@@ -1519,7 +1527,7 @@ class Runtime:
         """Go on with something in a later turn, after all that has begun by now.
 
         Args:
-            go_on: Returns True where a task goes on in the turn that follows.
+            go_on: Returns True where it woke a task: the others wait for the next turn.
             is_urgent: Whether it goes before all others.
         """
         if not self.is_sharing:
@@ -1617,7 +1625,7 @@ class Wire(abc.ABC):
     def post(self, payload: bytes) -> None:
         """Send an answer; nothing happens unless the wire is open.
 
-        Who answers asks `paused` before it runs what makes more answers.
+        Check `paused` before running anything that makes more answers.
         """
 
     @abc.abstractmethod
@@ -1940,7 +1948,7 @@ class LibraryWire(LibraryConnection, Wire):
             self.out.append(payload)
             self.out_size += len(payload)
             if self.out_size >= WRITE_SIZE:
-                # Or the transport could never say that the other side is behind.
+                # Only once the transport has the bytes it says who is behind.
                 self.flush()
 
     def flush(self) -> None:
@@ -1992,7 +2000,7 @@ class LibraryWire(LibraryConnection, Wire):
     async def written(self) -> None:
         """Wait until all that was sent has left this process, or the peer is gone."""
         self.flush()
-        # Everything that waits is too much now, until nothing does.
+        # With a limit of 0 the wire counts as paused until nothing waits.
         self.transport.set_write_buffer_limits(0)
         try:
             await self.writable()
@@ -2294,7 +2302,7 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         """Count how it ended, and let its client go."""
         was_open = self.phase is not OPENING
         super().connection_lost(exc)
-        # Its goodbye takes what it takes.
+        # Nothing is left to abort; its goodbye may take as long as it needs.
         self.close_deadline = math.inf
         self.follow()
         self.lane.rest.clear()
@@ -2431,7 +2439,8 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
                 self.due = math.inf
                 self.give_up()
             return
-        # The kernel hasn't got all of the answer, which it goes on to send after that.
+        # Part of the answer isn't in the kernel yet, which sends what it has even after
+        # a close.
         waiting = self.transport.get_write_buffer_size()
         is_answering = self.phase is OPENING and waiting > 0
         if is_answering:
@@ -2546,7 +2555,8 @@ class Request(typing.Generic[ClientT]):
     _stage: Stage = field(init=False, default=PENDING)
     # A worker thread knows it at once, before the loop hears of it.
     _has_answered: bool = field(init=False, default=False)
-    # A terminal event of the framework's that `response` may send, whatever the stage.
+    # The framework's own `result` or `error` while an override of `response` sends it:
+    # the stage says already that the call has ended.
     _last_word: str | None = field(init=False, default=None)
     _size: int = field(init=False, default=0)
     _method: Method | None = field(init=False, default=None)
@@ -2582,7 +2592,8 @@ class Request(typing.Generic[ClientT]):
                 f"call {self!r} has ended, but {event!r} is sent; send nothing after "
                 f"'result' or 'error'"
             )
-        if event == "error" and not {"code", "message"} <= set(data or ()):
+        keys = data.keys() if isinstance(data, Mapping) else set()
+        if event == "error" and not {"code", "message"} <= keys:
             raise ValueError(
                 f"data of an error must have code and message: got {data!r}; raise "
                 f"Error('not_found', 'no item 7')"
@@ -2999,6 +3010,9 @@ class Calls:
                 if request._stage is not PENDING:
                     return
                 sender = self.answers.emit(request, "item", item)
+                if request._stage is not PENDING:
+                    # It can't be written, which has ended the call.
+                    return
                 await self._go_on(sender)
 
     async def _go_on(self, sender: asyncio.Task[None] | None) -> None:
@@ -3018,16 +3032,17 @@ class Calls:
         )
         future = asyncio.wrap_future(job)
         try:
-            outcome = await asyncio.shield(future)
-        except STOPS as exc:
-            # It would end a thread, and ends this call.
-            raise RuntimeError("a thread must not end the server") from exc
+            await asyncio.wait([future])
         except asyncio.CancelledError:
             if job.cancel():
                 raise
             # A thread can't be stopped; a second cancellation leaves it behind.
             await asyncio.wait([future])
+        try:
             outcome = future.result()
+        except STOPS as exc:
+            # It would end a thread, and ends this call.
+            raise RuntimeError("a thread must not end the server") from exc
         if type(outcome) is Failure:
             raise outcome.exc
         return outcome
@@ -3041,7 +3056,7 @@ class Calls:
         was_cut, request._stage = request._stage is CUT, CUT
         method, task = request._method, request._task
         if was_cut and method is not None and method.kind is THREAD:
-            # It was told, and can't be stopped; telling it again would lose it.
+            # A thread can't be stopped; a second cancel() would end the wait for it.
             return
         task.cancel()  # type: ignore[union-attr]
         if inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_CREATED:  # type: ignore[arg-type,union-attr]
@@ -3451,7 +3466,8 @@ def give_credit(request: Request, request_id: str | int, items: int) -> None:
     """Let a stream send that many items more; an unknown id is no error."""
     if items < 1:
         raise bad_data([("items", "expected an integer of at least 1")])
-    for each in request.client.connection.calls.unfinished.values():
+    calls: Calls = request.client.connection.calls
+    for each in (*calls.held, *calls.unfinished.values()):
         if each.id == request_id:
             each._earn(items)
 
@@ -3581,8 +3597,9 @@ class Client:
         """
         data = merge(data, fields)
         self.app.counts["pushes"] += 1
-        calls = self.connection.calls
-        tell = calls.overrides.tell or type(self)._say
+        # There are no calls yet while the client is being made.
+        calls: Calls | None = getattr(self.connection, "calls", None)
+        tell = (calls and calls.overrides.tell) or type(self)._say
         sent: Sent = tell(self, None, module, None, event, data)
         return sent
 
@@ -3639,6 +3656,7 @@ class Client:
         self._when_open(self.app.groups.discard, group)
 
     def _when_open(self, action: Callable[[Client, str], None], group: str) -> None:
+        check_string("name of a group", group, "client.join('room:42')")
         session: Session = self.connection.session
         session.when_open(functools.partial(action, self, group))
 
@@ -3694,7 +3712,7 @@ class PageRequest:
     headers: Headers
 
 
-# What frames an answer is not for a page to say.
+# Headers that the server writes itself; a page must not.
 FRAMING = frozenset({"connection", "content-length", "transfer-encoding"})
 HEADER = re.compile(r"[-!#$%&'*+.^_`|~0-9a-zA-Z]+: [\t\x20-\x7e\x80-\xff]*")
 NO_BODY = (204, 304)
@@ -3926,7 +3944,7 @@ class Session:
         """Count and log the end of a client, or the HTTP status that refused it."""
         if self.refused is not None and status == 101:
             status = self.refused.status
-        if self.client is not None and self.life is Life.HERE:
+        if self.life is Life.HERE and status in (None, 101):
             LOGGER.info("%r went: %s", self.client, end)
         elif status is not None and status >= 400:
             self.app.labels["refused"][str(status)] += 1
@@ -4297,7 +4315,7 @@ class Groups:
             feed.members[client] = None
             counted = client.connection.session.counted.get(name)
             if counted and feed.is_known() and counted != feed.log.epoch:
-                # Or it would take what comes for what it has seen before.
+                # Its offsets begin anew: else new messages would be dropped as seen.
                 self.tell_gap(feed, client)
 
     def tell_gap(self, feed: Any, *clients: Client) -> None:
@@ -4332,9 +4350,11 @@ class Groups:
         self, name: str, payload: bytes, without: frozenset[str]
     ) -> typing.Awaitable[None]:
         """Queue a message to every member of a group, from whichever thread."""
-        # Before it is served there is nobody to push to, only a history to keep.
-        act = self.runtime.call if self.runtime else run
-        act(self._number, name, payload, without)
+        if self.runtime is None:
+            # There is nobody to push to, only a history to keep.
+            self._number(name, payload, without)
+        else:
+            self.runtime.call(self._number, name, payload, without)
         return Sent(None)
 
     def _number(self, name: str, payload: bytes, without: frozenset[str]) -> None:
@@ -4401,7 +4421,7 @@ class Groups:
         if log is not None:
             session.count(name, log.epoch)
         missed = log.since(*since) if log and since else None
-        if missed is None or sum(map(len, missed)) > client.app.max_backlog:
+        if missed and sum(map(len, missed)) > client.app.max_backlog:
             missed = None
         for message in missed or ():
             client.connection.push(message)
@@ -4441,7 +4461,7 @@ async def subscribe(
         raise Error("forbidden", "not allowed")
     async with wire.session.joining:
         await found[0].admit(client, found[1])
-        # What it missed is no more than may wait for a client that is up to date.
+        # Up to `max_backlog` may be replayed, so everything else has to go out first.
         await wire.writable()
         async with groups.standing(group, last):
             groups.enroll(request, group, last)
@@ -4470,6 +4490,9 @@ class Group:
     _app: Any
     name: str
     _without: frozenset[str]
+
+    def __post_init__(self) -> None:
+        check_string("name of a group", self.name, "app.to('room:42')")
 
     def without(self, client: Client) -> Group:
         """Return the group less one client: the one that spoke, say.
@@ -5403,7 +5426,7 @@ LIBRARIES = *map(sysconfig.get_path, ("stdlib", "purelib")), __file__, "<"
 INSTALLED = frozenset({"site-packages", "dist-packages"})
 IDLE = ["selectors", "asyncio.base_events"]
 DEBUGGERS = frozenset({"bdb", "pdb", "pydevd", "_pydevd_bundle", "debugpy"})
-# What runs a loop; below it stands who has started it, who doesn't hold it.
+# The frames of a loop; those outside of them started it, and don't hold it.
 LOOPS = frozenset({("asyncio.base_events", "_run_once"), ("asyncio.runners", "run")})
 
 
@@ -5456,7 +5479,9 @@ class Watchdog(threading.Thread):
             self.asked_at = None
         elif self.asked_at is None or was_suspended:
             self.asked_at = now
-            self.runtime.call(self.answer)
+            # In its next turn, whatever is asked of it before; never, if it is closed.
+            with contextlib.suppress(RuntimeError):
+                self.runtime.loop.call_soon_threadsafe(self.answer)
             if is_late and not was_suspended:
                 self.report(frames, now)
         elif now - self.asked_at >= BLOCKING:
@@ -5523,7 +5548,8 @@ class Serving:
         self.requested_port = port
         self.unix: str | None = options.get("path")
         self.options = {"compression": None, "logger": LOGGER, **options}
-        # A push looks at the backlog of those alone who are over this mark.
+        # `push` checks the backlog of paused clients only, who have to be paused before
+        # it is full.
         self.options.setdefault("write_limit", min(WRITE_LIMIT, app.max_backlog))
         limits = {name: self.options.get(name, TIMEOUTS[name]) for name in TIMEOUTS}
         self.open_timeout: float | None = limits["open_timeout"]
