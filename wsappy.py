@@ -5234,6 +5234,8 @@ class App(Marking):
             raise TypeError(f"{text}; write port={host!r}")
         check_options(options)
         place = {"unix": True, "path": unix} if unix else {}
+        if type(port) is int and not 0 <= port <= 65535:
+            raise ValueError(f"port must be 0 to 65535: got {port!r}; write port=8008")
         return Serving(self, host, port, {**place, **options})
 
     def run(
@@ -5785,6 +5787,8 @@ def run_serving(
     serving: Serving,
     loop: asyncio.AbstractEventLoop,
     signals: Sequence[signal.Signals] = STOP_SIGNALS,
+    *,
+    leaves: bool = True,
 ) -> None:
     """Serve in a loop of its own until a signal; tasks that won't end can't hold it."""
     # For `asyncio.to_thread`.
@@ -5792,8 +5796,8 @@ def run_serving(
     main = loop.create_task(serve_until_cancelled(serving))
 
     def on_signal(*_: object) -> None:
-        for each in STOP_SIGNALS:
-            signal.signal(each, lambda *_: os._exit(130))
+        for each in STOP_SIGNALS if leaves else signals:
+            signal.signal(each, lambda *_: os._exit(130) if leaves else None)
         loop.call_soon_threadsafe(main.cancel)
 
     previous = {each: signal.signal(each, on_signal) for each in signals}
@@ -5902,7 +5906,7 @@ def checked_url(url: Any) -> str:
 
 
 async def value_of(value: Any) -> Any:
-    """Return a value, or what the function returns that is to be asked for it."""
+    """Return a value; a function is called, and awaited if need be, to get it."""
     value = value() if callable(value) else value
     return await value if inspect.isawaitable(value) else value
 
@@ -5960,7 +5964,7 @@ class Inbox(asyncio.Queue[Any]):
         async with self.limit():
             item = await self.get()
         if isinstance(item, Exception):
-            # Whoever asks once more hears the same.
+            # The next wait raises the same.
             self.put_nowait(item)
             raise item
         return item
@@ -6792,11 +6796,24 @@ class SharedServing:
         serving: What the first of them started, for the last one to stop.
     """
 
-    serving: Serving
-
     def __init__(self) -> None:
         self.count = 0
+        self.serving: Serving | None = None
         self.lock = asyncio.Lock()
+
+
+async def stop_shared(
+    app: App, here: dict[App, SharedServing], shared: SharedServing
+) -> None:
+    """Stop the serving of test clients, unless another one has come meanwhile."""
+    async with shared.lock:
+        serving = shared.serving
+        if not shared.count and serving is not None:
+            shared.serving = None
+            await serving.__aexit__()
+        if not shared.count:
+            # Else an app that was served in it would keep the loop for ever.
+            here.pop(app, None)
 
 
 @contextlib.asynccontextmanager
@@ -6804,19 +6821,18 @@ async def shared_serving(app: App) -> typing.AsyncIterator[Serving]:
     """Serve an app in this loop: the first client starts it, the last one stops it."""
     here = SHARED.setdefault(asyncio.get_running_loop(), {})
     shared = here.setdefault(app, SharedServing())
-    async with shared.lock:
-        if not shared.count:
-            shared.serving = app.serve("127.0.0.1", 0)
-            shared.serving.grace = 0
-            await shared.serving.__aenter__()
-        shared.count += 1
+    shared.count += 1
     try:
+        async with shared.lock:
+            if shared.serving is None:
+                serving = app.serve("127.0.0.1", 0)
+                serving.grace = 0
+                shared.serving = await serving.__aenter__()
         yield shared.serving
     finally:
-        async with shared.lock:
-            shared.count -= 1
-            if not shared.count:
-                await shared.serving.__aexit__()
+        shared.count -= 1
+        if not shared.count:
+            await stop_shared(app, here, shared)
 
 
 class TestedPeer(Peer):
@@ -7080,8 +7096,11 @@ def set_loop_of_main_thread() -> None:
 
 # Pushes, and their bytes, that may wait in a process for the bus.
 MAX_WAITING, MAX_WAITING_SIZE = 10_000, 2**26
-# Groups whose place is asked for at once, so that calls get their turns meanwhile.
-MAX_FOLLOWS = 100
+# Pushes that may wait for the answer of a bus that is there.
+MAX_SENT = 100_000
+# Groups whose place is asked for at once, so that calls get their turns meanwhile; and
+# seconds until one that was refused is asked for again.
+MAX_FOLLOWS, FOLLOW_WAIT = 100, 2.0
 # Seconds in which it must be known where a group stands (protocol, section 6).
 STANDING_TIMEOUT = 5.0
 # Seconds between two lines in the log about pushes that failed.
@@ -7089,7 +7108,7 @@ FAILURE_SILENCE = 60.0
 
 
 class Standing(NamedTuple):
-    """Where a group stands on the bus, as one that follows it has asked.
+    """Where a group stands on the bus: the answer to `follow`.
 
     Attributes:
         epoch: That of its history, None where it keeps none.
@@ -7132,15 +7151,17 @@ class Pushed:
     meanwhile: perhaps it wasn't pushed.
 
     Attributes:
-        is_delivered: Whether the members in this process have it.
+        origin: The id of this process's bus, if its members here have it already.
+        is_waiting: Whether it counts as one that waits.
     """
 
     __slots__ = (
         "groups",
         "has_history",
         "is_awaited",
-        "is_delivered",
+        "is_waiting",
         "name",
+        "origin",
         "outcome",
         "payload",
         "without",
@@ -7160,14 +7181,23 @@ class Pushed:
         self.without = without
         self.outcome = outcome
         self.has_history = groups.keeps_history(name)
-        self.is_awaited = self.is_delivered = False
+        self.origin: str | None = None
+        self.is_awaited = self.is_waiting = False
 
     def __await__(self) -> Generator[Any, Any, None]:
         self.is_awaited = True
         return asyncio.shield(self.outcome).__await__()
 
+    def note_waiting(self, *, is_waiting: bool) -> None:
+        """Count it among those that wait for the bus, or no longer."""
+        change = is_waiting - self.is_waiting
+        self.is_waiting = is_waiting
+        self.groups.waiting_count += change
+        self.groups.waiting_size += change * len(self.payload)
+
     def settle(self, why: str | None = None) -> None:
         """Tell that the bus has it, or why that isn't known."""
+        self.note_waiting(is_waiting=False)
         if why is None:
             self.outcome.set_result(None)
             return
@@ -7244,7 +7274,7 @@ class FollowedFeed(Feed):
 
     Attributes:
         known: Set while it is known where the group stands.
-        has_place: Whether it was known before: then messages can be missed.
+        has_place: Whether it was ever known: only then can messages have been missed.
         early: What came over the bus while it isn't known.
         follower: The task that finds it out.
         guests: Clients that wait until it is known.
@@ -7293,7 +7323,7 @@ class SharedGroups(Groups):
         self.bus = bus
         self.bus.groups = self
         self.held: dict[str, list[Pushed]] = {}
-        self.held_count = self.held_size = self.users = 0
+        self.waiting_count = self.waiting_size = self.users = 0
         self.told_at = -math.inf
 
     async def start(self, runtime: Runtime) -> None:
@@ -7315,7 +7345,6 @@ class SharedGroups(Groups):
             for pushed in [each for held in self.held.values() for each in held]:
                 pushed.settle("the process has stopped")
             self.held.clear()
-            self.held_count = self.held_size = 0
 
     # Pushes to the bus
 
@@ -7339,25 +7368,26 @@ class SharedGroups(Groups):
         return pushed
 
     def _is_full(self, pushed: Pushed) -> bool:
-        size = self.held_size + len(pushed.payload)
-        return self.held_count >= MAX_WAITING or size > MAX_WAITING_SIZE
+        # A bus that is there answers what was pushed to it in one go, sooner or later.
+        most = MAX_SENT if self.bus.is_up else MAX_WAITING
+        size = self.waiting_size + len(pushed.payload)
+        return self.waiting_count >= most or size > MAX_WAITING_SIZE
 
     def _send(self, pushed: Pushed) -> None:
-        feed = self.feeds.get(pushed.name)
-        if not self.bus.is_up and not pushed.has_history:
-            pushed.is_delivered = True
+        feed, is_full = self.feeds.get(pushed.name), self._is_full(pushed)
+        if not pushed.has_history and (is_full or not self.bus.is_up):
+            pushed.origin = self.bus.id
             if feed is not None:
                 self.deliver(feed, pushed.payload, pushed.without)
-            if self._is_full(pushed):
+            if is_full:
                 self.counts["pushes_lost"] += 1
                 pushed.settle("too many pushes wait for the bus")
                 return
+        pushed.note_waiting(is_waiting=True)
         if self._may_send(pushed.name):
             self.bus.publish(pushed)
         else:
             self.held.setdefault(pushed.name, []).append(pushed)
-            self.held_count += 1
-            self.held_size += len(pushed.payload)
 
     def _may_send(self, name: str) -> bool:
         """Tell whether pushes to a group need not wait."""
@@ -7368,8 +7398,6 @@ class SharedGroups(Groups):
         """Send what waited for a group, now that it may."""
         if self._may_send(name):
             for pushed in self.held.pop(name, ()):
-                self.held_count -= 1
-                self.held_size -= len(pushed.payload)
                 self.bus.publish(pushed)
 
     def note_failure(self, name: str, exc: BaseException | None) -> None:
@@ -7390,7 +7418,7 @@ class SharedGroups(Groups):
             self._release(name)
 
     def lose(self) -> None:
-        """Know nothing any more, now that the bus is away."""
+        """Forget where the groups stand: the bus is away."""
         self.bus.up.clear()
         for feed in self.feeds.values():
             feed.unsettle()
@@ -7427,12 +7455,19 @@ class SharedGroups(Groups):
         log = feed.log
         since = Since(log.offset, log.epoch) if log and feed.has_place else None
         pattern = log.pattern if log else None
-        try:
-            async with self.follows:
-                standing = await self.bus.follow(feed.name, pattern, since)
-        except ConnectionError:
-            # All are followed again when the bus is back.
-            return
+        while True:
+            try:
+                async with self.follows:
+                    standing = await self.bus.follow(feed.name, pattern, since)
+                break
+            except ConnectionError:
+                # All are followed again when the bus is back.
+                return
+            except Exception as exc:  # noqa: BLE001
+                LOGGER.warning("group %r can't be followed: %r", feed.name, exc)
+            # What came meanwhile is read then, or missing.
+            feed.early.clear()
+            await asyncio.sleep(FOLLOW_WAIT)
         feed.follower = None
         self._settle(feed, standing)
 
@@ -7457,14 +7492,15 @@ class SharedGroups(Groups):
         is_next = feed.has_place and standing.is_whole
         if not is_next:
             log.messages.clear()
-            # Those whom the server joined get what came since the group is heard.
+            # At the first follow only clients that the server put in are members: they
+            # get what came while the bus was asked.
             end = 0 if feed.has_place else standing.offset
             missed = [each.payload for each in early if (each.offset or 0) <= end]
         log.messages.extend(standing.messages)
         log.epoch, log.offset = standing.epoch or "", standing.offset
         log.newest = monotonic() - standing.age
         self.keep(feed)
-        # First, since what has no number may not be the first of what was missed.
+        # Before the messages: a gap tells members from which offset to count on.
         if not is_next:
             self.tell_gap(feed, *feed.members)
         for payload in missed:
@@ -7543,13 +7579,16 @@ def position_in(log: Log | None, since: list[Any] | None) -> JSON:
 ALL_WORKERS = "\0workers"
 
 
+UNLIMITED: Any = dict.fromkeys(("max_in_flight", "max_in_flight_bytes"), sys.maxsize)
+
+
 def relay_of(app: App) -> App:
     """Make the application that relays the pushes between the workers of another one.
 
     It has the same groups; its clients are the workers, and since its handlers are
     `def`, there is one order for all.
     """
-    relay = App(max_backlog=MAX_WAITING_SIZE, grace=0)
+    relay = App(max_backlog=MAX_WAITING_SIZE, grace=0, **UNLIMITED)
     groups, bus = relay.groups, relay.module("bus")
     for pattern in app.groups.patterns:
         groups.declare(dataclasses.replace(pattern, kept=collections.OrderedDict()))
@@ -7629,7 +7668,7 @@ class RelayBus(Bus):
             "group": pushed.name,
             "payload": pushed.payload.decode(),
             "without": list(pushed.without),
-            "origin": self.id if pushed.is_delivered else None,
+            "origin": pushed.origin,
         }
         self.wire.calls.asked.begin(settle, "bus", "publish", data=data)
 
@@ -7662,14 +7701,16 @@ class RelayLink(Peer):
     """A worker's connection to the relay; hands over what it hears at once."""
 
     def __init__(self, bus: RelayBus) -> None:
-        # However large a push is, it mustn't end the connection.
+        # No `max_size` is given: a large push must not end the connection.
         super().__init__("ws://localhost/", unix=True, path=bus.path, proxy=None)
         self.bus = bus
         self._backoff.bound = RELAY_WAIT
         self.on_connected(self._begin)
 
     def _begin(self) -> None:
-        self.bus.begin(typing.cast("PeerWire", self._connection))
+        # Lost in the turn in which it was opened, it would never be lost again.
+        if self._connection is not None and self._connection.phase is OPEN:
+            self.bus.begin(self._connection)
 
     def hear(self, connection: Any, message: dict[str, JSON]) -> None:
         """Hand a message over before the next one is read."""
@@ -7686,13 +7727,13 @@ class RelayLink(Peer):
     def hold_calls(self, connection: PeerWire) -> None:
         """Lose the bus, now that the connection is ending."""
         super().hold_calls(connection)
-        if self.bus.groups.bus.is_up:
-            self.bus.groups.lose()
+        self.bus.groups.lose()
 
 
-# Seconds between two starts of a process that dies again and again; that a worker has
-# after its grace, as any server does; and that the relay has.
+# Seconds between two starts of a process that keeps dying; for a worker to end after
+# its grace; for the relay to end. Its own signal: a service's others are for all of it.
 RESTART_WAIT, STOP_LIMIT, RELAY_LIMIT = 1.0, 14.0, 2.0
+RELAY_STOP = getattr(signal, "SIGUSR1", signal.SIGTERM)
 
 
 @dataclass(eq=False, slots=True)
@@ -7701,9 +7742,9 @@ class Child:
 
     Attributes:
         name: For the log.
-        main: What it runs; is given what to call once it is there.
+        main: What it runs; gets a function to call once it serves.
         pid: Its number; 0 while it isn't there.
-        begun: Where a byte says that it was there once.
+        begun: A pipe on which it sends one byte once it serves.
         count: How often it was started.
         starts_at: When it may be started again, in the seconds of `monotonic`.
     """
@@ -7714,6 +7755,7 @@ class Child:
     begun: int = -1
     count: int = 0
     starts_at: float = 0.0
+    stop: int = signal.SIGTERM
 
     def start(self, alive: tuple[int, int], limit: float) -> None:
         """Fork it; it ends when *alive*, a pipe of the parent's, does."""
@@ -7730,10 +7772,11 @@ class Child:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            # Ctrl+C is for the parent, which tells the others in order.
-            signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})
+            # SIGINT keeps the parent's handler, which does nothing: Ctrl+C is for the
+            # parent. Blocked, it would be so in every program that a worker starts.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
             threading.Thread(
-                target=die_with, args=(alive[0], limit), daemon=True
+                target=die_with, args=(alive[0], limit, self.stop), daemon=True
             ).start()
             run_child(
                 functools.partial(self.main, functools.partial(os.write, begun, b"."))
@@ -7762,10 +7805,10 @@ class Child:
             os.kill(self.pid, number)
 
 
-def die_with(parent: int, limit: float) -> None:
+def die_with(parent: int, limit: float, number: int) -> None:
     """Stop this process once its parent is gone, whatever it does."""
     os.read(parent, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), number)
     time.sleep(limit)
     os._exit(1)
 
@@ -7784,9 +7827,12 @@ def run_child(main: Callable[[], None]) -> NoReturn:
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
     finally:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # Whatever they raise: the parent's frames are below this one.
+        with contextlib.suppress(BaseException):
+            logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(BaseException):
+                stream.flush()
         os._exit(code)
 
 
@@ -7852,7 +7898,7 @@ class Workers:
         try:
             if serving.unix is not None:
                 sock = self.stack.enter_context(listen_unix(serving.unix))
-                self.stack.callback(os.unlink, serving.unix)
+                self.stack.callback(run, os.unlink, serving.unix)
                 del serving.options["path"]
                 serving.options["sock"] = sock
             elif "sock" not in serving.options:
@@ -7870,7 +7916,9 @@ class Workers:
         self.stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         sock = listen_unix(self._path())
         self.stack.enter_context(sock)
-        self.relay = [Child("relay", functools.partial(self._relay, sock))]
+        self.relay = [
+            Child("relay", functools.partial(self._relay, sock), stop=RELAY_STOP)
+        ]
 
     def _path(self) -> str:
         return os.path.join(self.folder, "relay")
@@ -7881,7 +7929,8 @@ class Workers:
         serving = relay_of(self.app).serve(sock=sock, max_size=None)
         serving.options["unix"] = True
         serving.on_ready = tell
-        run_serving(serving, asyncio.new_event_loop())
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        run_serving(serving, asyncio.new_event_loop(), [RELAY_STOP], leaves=False)
         # The parent, whose folder it is, may be gone.
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -7902,7 +7951,7 @@ class Workers:
                 say_urls()
 
         self.serving.on_ready = on_ready
-        run_serving(self.serving, self.make_loop())
+        run_serving(self.serving, self.make_loop(), [signal.SIGTERM], leaves=False)
 
     # What the parent does
 
@@ -7927,13 +7976,14 @@ class Workers:
             if self.is_stopping:
                 for child in [*self.relay, *self.workers]:
                     child.kill(signal.SIGKILL)
+                self.stack.close()
                 os._exit(130)
             self.is_stopping = True
 
     def _look_after(self, child: Child, alive: tuple[int, int]) -> None:
         """Start a process that isn't there, unless it couldn't begin."""
         code = child.reap()
-        if code is not None and not child.was_there():
+        if code is not None and not child.was_there() and child.count == 1:
             self.code, self.is_stopping = code if code > 0 else 1, True
         elif code is not None:
             text = "%s ended with exit code %d; it is replaced"
@@ -7944,7 +7994,7 @@ class Workers:
 
     def _stop(self, children: list[Child], limit: float) -> None:
         for child in children:
-            child.kill(signal.SIGTERM)
+            child.kill(child.stop)
         deadline = monotonic() + limit
         while any(child.pid for child in children):
             for child in children:
@@ -7960,9 +8010,12 @@ def listen_unix(path: str) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISSOCK(os.stat(path).st_mode):
             os.unlink(path)
+    # Bound by another name: since 3.13 a loop that ends removes the name that it knows.
+    first = f"{path}.{os.getpid()}"
     sock = socket.socket(socket.AF_UNIX)
-    sock.bind(path)
+    sock.bind(first)
     sock.listen()
+    os.rename(first, path)
     return sock
 
 
@@ -8008,8 +8061,8 @@ def run_workers(
 
 App.run_workers = staticmethod(run_workers)
 
-# Seconds before Redis is tried again, at most; without a word of it before it is asked
-# for one, and then before it counts as dead; that all processes have to tell a count.
+# Seconds, at most, before Redis is tried again; of silence before it is pinged, and as
+# many again before it counts as dead; for all processes to answer a count.
 REDIS_WAIT, REDIS_SILENCE, REDIS_COUNT = 2.0, 2.0, 1.0
 # Seconds that a history's place outlives its messages, and between two renewals.
 PLACE_TTL, PLACE_RENEWAL = 86400, 3600.0
@@ -8018,8 +8071,9 @@ PLACE_TTL, PLACE_RENEWAL = 86400, 3600.0
 # Any other answer that is an error is the connection's: "read only", say.
 REDIS_REFUSALS = frozenset({"ResponseError", "NoPermissionError"})
 
-# Both number by what Redis remembers; where another process of Redis runs than the one
-# that numbered last, its memory may be older than what members saw: a new epoch.
+# Offsets come from what Redis has stored. If Redis was restarted since the last one
+# (another run_id), it may have come back with older data than members have seen, so a
+# new epoch begins.
 PUBLISH_SCRIPT = r"""
 local place = redis.call('HMGET', KEYS[1], 'epoch', 'offset', 'history', 'ttl', 'run')
 if not place[1] then
@@ -8108,10 +8162,12 @@ class RedisBus(Bus):
         self.channels: list[tuple[str, str]] = []
         self.confirmations: dict[str, list[asyncio.Future[None]]] = {}
         self.answers: dict[str, asyncio.Queue[int]] = {}
-        self.is_wanted = asyncio.Event()
+        self.is_wanted: asyncio.Event
 
     async def start(self) -> None:
         """Begin to connect, without waiting for it."""
+        # Not before: another loop couldn't wait for it.
+        self.is_wanted = asyncio.Event()
         self.life = asyncio.ensure_future(self._live())
 
     async def stop(self) -> None:
@@ -8194,9 +8250,11 @@ class RedisBus(Bus):
     def _settle(self, batch: list[Any], results: list[Any]) -> None:
         for (future, _), result in zip(batch, results, strict=True):
             if type(result).__name__ in REDIS_REFUSALS:
-                future.set_exception(result)
-                # Not everybody awaits it.
-                future.exception()
+                # Who asked may be gone.
+                if not future.done():
+                    future.set_exception(result)
+                    # Not everybody awaits it.
+                    future.exception()
             elif isinstance(result, Exception):
                 raise result
             else:
@@ -8230,8 +8288,7 @@ class RedisBus(Bus):
                 self.groups.follow(feed)
 
         channel, *keys = self._names(pushed.name)
-        origin = self.id if pushed.is_delivered else None
-        marks = orjson.dumps([list(pushed.without), origin])[1:-1]
+        marks = orjson.dumps([list(pushed.without), pushed.origin])[1:-1]
         # The script writes the brace at the end, after the number.
         body, epoch = pushed.payload.rstrip()[:-1], secrets.token_urlsafe(6)
         words = [*keys, channel, body, marks, epoch, PLACE_TTL * 1000]
@@ -8249,27 +8306,15 @@ class RedisBus(Bus):
         await heard
         if pattern is None:
             return Standing()
-        ttl, last = (
-            int(pattern.ttl * 1000),
-            (since.epoch, since.offset) if since else (),
-        )
+        # As long as Redis can count.
+        ttl = int(min(pattern.ttl * 1000, 2**53))
+        last = (since.epoch, since.offset) if since else ()
         epoch = secrets.token_urlsafe(6)
         words = [*keys, epoch, pattern.history, ttl, PLACE_TTL * 1000, *last]
-        found = await self._read(name, *words)
+        found = await self._command("EVAL", FOLLOW_SCRIPT, 2, *words)
         epoch, offset, messages, is_whole, left = found
-        age = pattern.ttl - left / 1000
+        age = (ttl - left) / 1000
         return Standing(epoch.decode(), offset, messages, bool(is_whole), age)
-
-    async def _read(self, name: str, *words: Any) -> Any:
-        """Read what is kept, as soon as Redis lets this process do so."""
-        while True:
-            try:
-                return await self._command("EVAL", FOLLOW_SCRIPT, 2, *words)
-            except ConnectionError:
-                raise
-            except Exception as exc:  # noqa: BLE001
-                LOGGER.warning("group %r can't be followed: %r", name, exc)
-            await asyncio.sleep(REDIS_WAIT)
 
     def unfollow(self, name: str) -> None:
         """Leave a channel."""
@@ -8330,7 +8375,7 @@ class RedisBus(Bus):
             self.groups.hear(channel.decode()[len(self.namespace) + 1 :], heard)
 
     def _confirm(self, channel: str) -> None:
-        """Let go on who waits to hear a channel: one for each confirmation."""
+        """Wake the first task that waits to hear a channel, which is confirmed."""
         waiting = self.confirmations.get(channel)
         if waiting:
             hand_over(waiting.pop(0))
@@ -9080,7 +9125,7 @@ export function connect(url, { token, timeout: limit = 10000 } = {}) {
     silent = 0;
     const beat = setInterval(() => {
       tries = 0;
-      if (++silent === PING_AT && ready) control("ping", {}, ++lastId);
+      if (++silent === PING_AT && ws.readyState === 1) control("ping", {}, ++lastId);
       if (silent >= DEAD_AT) goOn({ code: 1006, reason: "no answer" });
     }, BEAT);
     const why = await new Promise((resolve) => {
