@@ -13367,6 +13367,13 @@ TYPE_MISTAKES: list[tuple[Callable[[Any], object], str]] = [
     ),
 ]
 VALUE_MISTAKES: list[tuple[Callable[[Any], object], str]] = [
+    *(
+        (
+            lambda app, port=port: app.serve("localhost", port),
+            f"port must be 0 to 65535: got {port}; write port=8008",
+        )
+        for port in (-1, 65536)
+    ),
     (
         lambda app: app.module("x" * 201),
         "name of a module must have at most 200 characters: got 201; write a shorter "
@@ -14475,6 +14482,16 @@ async def talking_server(
 
 class TestStopOfTestClients:
     """The last test client stops the server, without grace."""
+
+    async def test_nothing_is_left(self) -> None:
+        """The app and its serving are forgotten, so that their loop is, too."""
+        app = make_app()
+
+        for _ in range(2):
+            async with app.test_client("/api"), app.test_client("/api"):
+                pass
+
+        assert app not in wsappy.SHARED[asyncio.get_running_loop()]
 
     async def test_unfinished_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A call that is unfinished doesn't delay the end of the last test client."""
@@ -21253,6 +21270,51 @@ class TestOutages:
         ]
         assert (sim.groups.waiting_count, sim.groups.waiting_size) == (0, 0)
 
+    async def test_bus_that_stands_still(
+        self, sim: SimGroups, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nor may any number wait for the answer of a bus that is there."""
+        sim.bus.connect()
+        await sim.flow()
+        sim.wire.posted.clear()
+        monkeypatch.setattr(wsappy, "MAX_SENT", 2)
+        for _ in range(2):
+            sim.app.to("plain:a").push("m", "n", 1)
+        with pytest.raises(Error, match="too many pushes wait for the bus"):
+            sim.app.to("kept:a").push("m", "n", 2)
+        sim.app.to("plain:a").push("m", "n", 3)
+        await sim.flow()
+
+        assert sim.data() == [3, 1, 1]
+        assert sim.app.stats()["pushes_lost"] == 1
+        assert sim.groups.waiting_count == 0
+
+    async def test_refused_follow(
+        self,
+        sim: SimGroups,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """A group that the bus refuses is asked for until it isn't refused."""
+        monkeypatch.setattr(wsappy, "FOLLOW_WAIT", 0)
+        errors, follow = [Error("overloaded"), OverflowError("odd")], sim.bus.follow
+
+        async def refuse(*arguments: Any) -> wsappy.Standing:
+            if errors:
+                raise errors.pop()
+            return await follow(*arguments)
+
+        monkeypatch.setattr(sim.bus, "follow", refuse)
+        sim.app.to("kept:a").push("m", "n", 1)
+        sim.bus.connect()
+        await sim.flow()
+        await sim.flow()
+
+        assert sim.data() == [1]
+        assert errors == []
+        assert len(caplog.messages) == 2
+        assert caplog.messages[0].startswith("group 'plain:a' can't be followed: Over")
+
     async def test_failure(
         self, sim: SimGroups, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -21389,7 +21451,7 @@ class TestModel:
 
 
 WORKERS_SCRIPT = """
-import os
+import asyncio, os, signal, sys
 from wsappy import App
 
 app = App({app_options})
@@ -21432,10 +21494,22 @@ async def count(request):
     return await app.to("all").count()
 
 @m.method
+async def count_often(request, times: int):
+    counts = await asyncio.gather(*(app.to("kept:a").count() for _ in range(times)))
+    return sorted(set(counts))
+
+@m.method
+async def interrupt(request):
+    napper = await asyncio.create_subprocess_exec("sleep", "60")
+    napper.send_signal(signal.SIGINT)
+    return await napper.wait()
+
+@m.method
 def die(request):
     os._exit(3)
 
 app.run({place}, workers=2{options})
+print("after", app.worker, flush=True)
 """
 
 
@@ -21589,12 +21663,97 @@ class TestWorkers:
             process.send_signal(number)
             said, errors = process.communicate(timeout=LIMIT)
 
-        assert (process.returncode, errors, said.count("/api")) == (0, "", 0)
+        lines = [each for each in said.splitlines() if "://" not in each]
+        assert (process.returncode, errors, lines) == (0, "", ["after 0"])
+        assert "/api" not in said
         assert len(pids) == 3
         assert gone(*pids)
         assert list(folder.iterdir()) == []
 
-    def test_second_signal(self) -> None:
+    def test_signal_for_all(self, folder: pathlib.Path) -> None:
+        """A service manager tells every process to stop, and the parent does, too."""
+        hook = "yield; print('bye', app.worker, flush=True); return"
+        with workers(hook) as (process, url):
+            asyncio.run(self.reach_both(url))
+            for pid in (*children_of(process.pid), process.pid):
+                os.kill(pid, signal.SIGTERM)
+            said, errors = process.communicate(timeout=LIMIT)
+
+        lines = sorted(each for each in said.splitlines() if "://" not in each)
+        assert lines == ["after 0", "bye 0", "bye 1"]
+        assert (process.returncode, errors) == (0, "")
+        assert list(folder.iterdir()) == []
+
+    @staticmethod
+    async def reach_both(url: str) -> None:
+        """Wait until both workers serve."""
+        async with contextlib.AsyncExitStack() as stack:
+            await two_workers(stack, url)
+
+    async def test_relay_that_is_told_to_stop(self) -> None:
+        """The relay stops when the parent says so, and goes on until then."""
+        with workers() as (process, url):
+            async with contextlib.AsyncExitStack() as stack:
+                apis = await two_workers(stack, url)
+                whos = [await each.call("m", "who") for each in apis.values()]
+                pids = {typing.cast("list[int]", who)[1] for who in whos}
+                before = set(children_of(process.pid))
+                for pid in before - pids:
+                    os.kill(pid, signal.SIGTERM)
+                pushes = apis[1].pushes()
+                await apis[1].subscribe("kept:a")
+                await apis[0].call("m", "say", group="kept:a")
+                heard = (await anext(pushes)).data
+            after = set(children_of(process.pid))
+
+        assert (heard, after) == (0, before)
+
+    async def test_many_counts(self) -> None:
+        """A worker may ask for any number of counts at once."""
+        with workers() as (_, url):
+            async with contextlib.AsyncExitStack() as stack:
+                apis = await two_workers(stack, url)
+                for api in apis.values():
+                    await api.subscribe("kept:a")
+                counts = await apis[0].call("m", "count_often", times=300)
+
+        assert counts == [2]
+
+    async def test_program_of_a_worker(self) -> None:
+        """A program that a worker starts can be interrupted."""
+        with workers() as (_, url):
+            async with connect(url, proxy=None) as api:
+                assert await api.call("m", "interrupt") == -signal.SIGINT
+
+    def test_output_that_is_gone(self) -> None:
+        """A worker that can't print any more ends all the same, and runs nothing."""
+        with workers("yield; sys.stdout = None; return") as (process, url):
+            asyncio.run(self.reach_both(url))
+            process.terminate()
+            said, errors = process.communicate(timeout=LIMIT)
+
+        lines = [each for each in said.splitlines() if "://" not in each]
+        assert (lines, errors, process.returncode) == (["after 0"], "", 0)
+
+    async def test_replacement_that_can_not_begin(self, tmp_path: pathlib.Path) -> None:
+        """A replacement that can't begin is tried again; the others go on."""
+        flag = str(tmp_path / "away")
+        hook = f"os.path.exists({flag!r}) and (os.unlink({flag!r}), 1 / 0)"
+        with workers(hook) as (process, url):
+            async with contextlib.AsyncExitStack() as stack:
+                apis = await two_workers(stack, url)
+                os.close(os.open(flag, os.O_CREAT))
+                with pytest.raises(ConnectionClosed):
+                    await apis[1].call("m", "die")
+                again = await two_workers(stack, url)
+                assert await again[1].call("$", "ping") == {}
+            process.terminate()
+            _, errors = process.communicate(timeout=LIMIT)
+
+        assert process.returncode == 0
+        assert "worker 1 ended with exit code 1; it is replaced" in errors
+
+    def test_second_signal(self, folder: pathlib.Path) -> None:
         """A second signal leaves at once with 130, and takes all with it."""
         naps = "await __import__('asyncio').sleep(60); return"
         hook = f"yield; print('stopping', flush=True); {naps}"
@@ -21607,6 +21766,7 @@ class TestWorkers:
 
         assert process.returncode == 130
         assert gone(*pids)
+        assert list(folder.iterdir()) == []
 
     def test_parent_killed(self, folder: pathlib.Path) -> None:
         """When the parent is killed nothing of it survives."""
@@ -21701,16 +21861,22 @@ class TestWorkers:
         """Workers share a Unix socket, which is removed in the end."""
         path = tmp_path / "socket"
         with workers(place=f"unix={str(path)!r}") as (process, url):
-            async with connect(
-                "ws://localhost/api", unix=True, path=str(path), proxy=None
-            ) as api:
+            make = functools.partial(
+                connect, "ws://localhost/api", unix=True, path=str(path), proxy=None
+            )
+            async with make() as api:
+                with pytest.raises(ConnectionClosed):
+                    await api.call("m", "die")
+                await api.call("m", "who")
+            async with make() as api:
                 who = await api.call("m", "who")
             process.terminate()
             process.communicate(timeout=LIMIT)
 
         assert url == f"ws+unix://{path}:/api"
         assert typing.cast("list[int]", who)[2] == process.pid
-        assert not path.exists()
+        assert process.returncode == 0
+        assert list(tmp_path.iterdir()) == []
 
     def test_no_fork(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where there is no `fork` an error says so."""
@@ -21921,6 +22087,39 @@ class TestRedis:
         assert children == 2
         assert sorted(heard[0]) == [0, 1, 2]
         assert heard[0] == heard[1]
+
+    def test_second_loop(self, server: RedisServer) -> None:
+        """An app may be served in one loop after the other."""
+        app = app_on(server.url)
+
+        async def serve(number: int) -> None:
+            async with members_of("kept:loop", app) as [member]:
+                await member.push("kept:loop", number)
+                await member.sees(number)
+
+        for number in (1, 2):
+            asyncio.run(serve(number))
+
+    async def test_history_for_ever(self, server: RedisServer) -> None:
+        """`ttl` may be infinite."""
+        app = make_app(bus=server.url, namespace="test")
+        app.group("for_ever:{x}", history=5, ttl=math.inf)(lambda client: True)
+        async with members_of("for_ever:a", app) as [member]:
+            await member.push("for_ever:a", 1)
+            await member.sees(1)
+            feeds: Any = app.groups.feeds
+
+            assert feeds["for_ever:a"].log.newest <= time.monotonic()
+
+    async def test_refusal_of_who_is_gone(self, server: RedisServer) -> None:
+        """An answer for somebody who has given up hurts no other."""
+        bus = wsappy.RedisBus(lambda: None, "test")
+        gone, here = (asyncio.get_running_loop().create_future() for _ in range(2))
+        gone.cancel()
+        error = redis.exceptions.ResponseError("odd")
+        bus._settle([(gone, ()), (here, ())], [error, b"answer"])
+
+        assert await here == b"answer"
 
     async def test_many(self, server: RedisServer) -> None:
         """Any number of pushes may be awaited at once."""
@@ -23994,9 +24193,15 @@ class TestScriptConnection:
             await tab.run(four)
             calls.append(await wire.read())
             await tab.run("beat(); beat();")
-            await fake.accept()
+            again = await fake.accept()
+            # A hook that takes long, a form to log in say, is no silence of the server.
+            await tab.run("api.on('$', 'connected', () => new Promise(() => {}));")
+            await again.ws.close(4503)
+            wire = await fake.accept()
+            await tab.run("await new Promise((go) => setTimeout(go)); " + four)
+            calls.append(await wire.read())
 
-            assert [call["method"] for call in calls] == ["ping"] * 3
+            assert [call["method"] for call in calls] == ["ping"] * 4
             why = {"state": "waiting", "code": 1006, "reason": "no answer"}
             assert await self.ended(tab, "waiting") == why
 
