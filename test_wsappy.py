@@ -240,6 +240,56 @@ async def talking(
         yield Talk(ws)
 
 
+class Hosting:
+    """An app in uvicorn; it has what tests ask of `App.serve`."""
+
+    def __init__(
+        self, app: App, host: str = "127.0.0.1", port: int = 0, **options: Any
+    ) -> None:
+        # What uvicorn calls an option of `websockets.serve`.
+        names = {"max_size": "ws_max_size", "compression": "ws_per_message_deflate"}
+        options = {names[name]: value for name, value in options.items()}
+        uvicorn: Any = importlib.import_module("uvicorn")
+        self.config = uvicorn.Config(
+            *(app.asgi(), host, port),
+            **{"log_config": None, "ws": "websockets-sansio", **options},
+            # Tests read a page until its connection ends.
+            timeout_keep_alive=0,
+        )
+        self.server = uvicorn.Server(self.config)
+
+    @staticmethod
+    def of(app: App, *given: Any, **options: Any) -> Hosting:
+        """Make one: as a method of `App`, which a class can't be."""
+        return Hosting(app, *given, **options)
+
+    async def __aenter__(self) -> Self:
+        self.config.load()
+        self.server.lifespan = self.config.lifespan_class(self.config)
+        await self.server.startup()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.server.shutdown()
+
+    @property
+    def port(self) -> int:
+        """The port that is open."""
+        return int(self.server.servers[0].sockets[0].getsockname()[1])
+
+    def url(self, path: str = "/") -> str:
+        """Return the URL of a path."""
+        return f"ws://127.0.0.1:{self.port}{path}"
+
+
+@pytest.fixture(params=["wsappy", "uvicorn"])
+def each_server(request: pytest.FixtureRequest, monkeypatch: Any) -> None:
+    """Let `App.serve` be wsappy's own server, and then another one, by ASGI."""
+    if request.param == "uvicorn":
+        need(importlib.util.find_spec("uvicorn"), "uvicorn")
+        monkeypatch.setattr(App, "serve", Hosting.of)
+
+
 def result_of(message: Any) -> Any:
     """Return the data of a `result`; fail with anything else."""
     assert message["event"] == "result", message
@@ -9207,6 +9257,7 @@ class TestBytesBeforeTheOpening:
         assert (closing, rest, called) == ((4403, "no"), b"", [])
 
 
+@pytest.mark.usefixtures("each_server")
 class TestOrigins:
     """Which pages' scripts may connect."""
 
@@ -9466,6 +9517,7 @@ class TestProxies:
         assert str(caught.value) == f"{must}: got {proxies!r}"
 
 
+@pytest.mark.usefixtures("each_server")
 class TestPages:
     """Pages of `@app.http`."""
 
@@ -10045,6 +10097,7 @@ class TestMaking:
         assert isinstance(member, Early)
 
 
+@pytest.mark.usefixtures("each_server")
 class TestGeneratorForm:
     """Client functions that yield."""
 
@@ -10093,6 +10146,7 @@ class TestGeneratorForm:
         assert told.steps == ["asked", "end"]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestOnConnecting:
     """What can be done before the connection is open."""
 
@@ -10161,6 +10215,7 @@ class TestOnConnecting:
         assert errors == [text]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestOnConnected:
     """The hook that runs when the connection is open."""
 
@@ -10749,6 +10804,7 @@ class TestHookThatCancelsItself:
         assert caplog.messages == ["on_disconnected failed"]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestContextOfHooks:
     """What the hooks of a connection set, all that comes later on it sees."""
 
@@ -11030,6 +11086,7 @@ class TestLogOfClients:
         )
 
 
+@pytest.mark.usefixtures("each_server")
 class TestClientAttributes:
     """What a client knows of its connection."""
 
@@ -11144,6 +11201,7 @@ CANCEL_FIRST = {
 }
 
 
+@pytest.mark.usefixtures("each_server")
 class TestProcessMessage:
     """The hook that wraps every call."""
 
@@ -11254,6 +11312,7 @@ class TestProcessMessage:
             assert result_of(await talk.call("do.fail")) == "caught"
 
 
+@pytest.mark.usefixtures("each_server")
 class TestPush:
     """Pushes to one client."""
 
@@ -11363,6 +11422,7 @@ class TestPush:
             assert result_of(await talk.call("a.b")) is True
 
 
+@pytest.mark.usefixtures("each_server")
 class TestCallToTheClient:
     """Calls that the server makes."""
 
@@ -11556,6 +11616,7 @@ class TestConnectionClosedInHooks:
         ]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestClose:
     """Closing from the server's side."""
 
@@ -11669,9 +11730,9 @@ class TestClose:
         async with talking(app) as talk:
             await talk.call("$.ping")
             await clients[0].close(4000)
-            state = clients[0].connection.state
+            phase = clients[0].connection.phase
 
-        assert state is websockets.State.CLOSED
+        assert phase is wsappy.Phase.CLOSED
 
 
 class TestWhoCloses:
@@ -11906,6 +11967,7 @@ class TestGroupNames:
         assert [str(each) for each in raised] == [must]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestGroups:
     """Groups in one process."""
 
@@ -12088,12 +12150,14 @@ class TestGroups:
 
         assert event == "message"
 
-    async def test_member_that_does_not_read(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+
+class TestMemberThatDoesNotRead:
+    """A push waits for no member."""
+
+    async def test_max_backlog(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A member with more than max_backlog bytes waiting is closed with 4508."""
         monkeypatch.setattr(wsappy, "SLOW_GRACE", LIMIT)
-        app = self.app(max_backlog=2**16)
+        app = TestGroups.app(max_backlog=2**16)
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
@@ -25627,6 +25691,769 @@ class TestBuiltInPages:
         assert own.body == b"own"
 
 
+# --- 13. ASGI ----------------------------------------------------------------
+
+
+class Host:
+    """The server of a host: a test plays it, one message after the other.
+
+    Attributes:
+        said: What the application has sent.
+        is_blocked: Whether `send` waits, as for a client that doesn't read.
+        exc: What `send` raises from now on.
+    """
+
+    def __init__(self, asgi: Any, kind: str = "websocket", **more: Any) -> None:
+        self.scope: dict[str, Any] = {"type": kind, "path": "/api", "headers": []}
+        self.scope |= {"query_string": b"", **more}
+        self.asgi = asgi
+        self.heard: asyncio.Queue[Any] = asyncio.Queue()
+        self.said: list[Any] = []
+        self.free, self.moved = asyncio.Event(), asyncio.Event()
+        self.free.set()
+        self.exc: BaseException | None = None
+        self.tell("websocket.connect")
+
+    def tell(self, kind: str, **more: Any) -> None:
+        """Let the application receive an event."""
+        self.heard.put_nowait({"type": kind, **more})
+
+    def ask(self, name: str, request_id: Any = 1, **data: Any) -> None:
+        """Let a client call a method of the module `m`."""
+        message = {"module": "m", "method": name, "data": data}
+        text = json.dumps({**message, "request_id": request_id})
+        self.tell("websocket.receive", text=text)
+
+    def leave(self, **more: Any) -> None:
+        """Let the client go."""
+        self.tell("websocket.disconnect", **more)
+
+    async def send(self, event: Any) -> None:
+        """Take what the application says, once there is room."""
+        await self.free.wait()
+        if self.exc is not None:
+            raise self.exc
+        self.said.append(event)
+        self.moved.set()
+
+    async def run(self) -> list[Any]:
+        """Run the application to its end; return what it has sent."""
+        async with asyncio.timeout(LIMIT):
+            await self.asgi(self.scope, self.heard.get, self.send)
+        return self.said
+
+    def start(self) -> asyncio.Task[list[Any]]:
+        """Run the application in a task."""
+        return asyncio.create_task(self.run())
+
+    async def saying(self, count: int) -> Any:
+        """Wait until that many events were sent; return the last of them."""
+        async with asyncio.timeout(LIMIT):
+            while len(self.said) < count:
+                self.moved.clear()
+                await self.moved.wait()
+        return self.said[count - 1]
+
+
+def hosted_app(**options: Any) -> App:
+    """Make an app with some methods in the module `m`."""
+    app = make_app(**options)
+    for handler in (echo, sleep_on, echo_later):
+        app.module("m")(app.method()(handler))
+    return app
+
+
+ACCEPT = {"type": "websocket.accept"}
+DENIAL: Any = {"extensions": {"websocket.http.response": {}}}
+
+
+def hosted_close(code: int, reason: str) -> Any:
+    """Return the event of a close."""
+    return {"type": "websocket.close", "code": code, "reason": reason}
+
+
+def hosted_text(event: Any) -> Any:
+    """Return the message of a text that was sent."""
+    assert list(event) == ["type", "text"], event
+    assert event["type"] == "websocket.send"
+    return json.loads(event["text"])
+
+
+class TestAsgiScope:
+    """What a host says of a connection is what a client has."""
+
+    @pytest.mark.parametrize(
+        ("path", "root", "seen"),
+        [
+            ("/api", "", "/api"),
+            ("/ws/api", "/ws", "/api"),
+            ("/ws/api", "/ws/", "/api"),
+            ("/api", "/ws", "/api"),
+            ("/api", "/a", "/api"),
+        ],
+    )
+    async def test_path(self, path: str, root: str, seen: str) -> None:
+        """The path begins after that of the mount, where it begins with it."""
+        app = App()
+        clients = clients_of(app)
+        host = Host(app.asgi(), path=path, root_path=root)
+        host.leave()
+
+        assert await host.run() == [ACCEPT]
+        assert clients[0].path == seen
+
+    @pytest.mark.parametrize(
+        ("more", "status"),
+        [
+            ({"path": "/ws", "root_path": "/ws"}, 200),
+            ({"path": "/page/", "raw_path": b"/page"}, 200),
+            ({"path": "/page/x", "raw_path": b"/page/x"}, 404),
+            ({"path": "/gr\xfcn \ud800"}, 404),
+        ],
+    )
+    async def test_page(self, more: Any, status: int) -> None:
+        """A path is decoded already; a slash that a host has added doesn't count."""
+        app = make_app()
+        for path in ("/", "/page"):
+            app.http(path)(lambda request: request.path)
+
+        said = await Host(app.asgi(), "http", **more).run()
+
+        assert said[0]["status"] == status
+
+    async def test_attributes(self) -> None:
+        """A client has the host's headers, query, address and scope."""
+        app = App()
+        clients = clients_of(app)
+        headers = [(b"cookie", b"a=1"), (b"cookie", b"b=\xfc"), (b"x-a", b"1")]
+        query, address = b"a=1&b=%C3%BC", ["127.0.0.1", 4]
+        host = Host(app.asgi(), headers=headers, query_string=query, client=address)
+        host.leave()
+
+        await host.run()
+
+        client = clients[0]
+        assert client.headers["Cookie"] == "a=1; b=\xfc"
+        assert client.query == {"a": "1", "b": "\xfc"}
+        assert client.remote == ("127.0.0.1", 4)
+        assert client.scope is host.scope
+
+    async def test_no_scope(self) -> None:
+        """Elsewhere a client has no scope."""
+        app = App()
+        clients = clients_of(app)
+
+        async with talking(app) as talk:
+            await talk.call("$.ping")
+
+        assert clients[0].scope is None
+
+    async def test_unknown(self) -> None:
+        """Another type of scope is a ValueError."""
+        with pytest.raises(ValueError, match="scope") as caught:
+            await make_app().asgi()({"type": "x"}, None, None)
+
+        assert str(caught.value) == (
+            "scope must be of type websocket, http or lifespan: got 'x'; write an if "
+            "before it"
+        )
+
+    def test_proxies(self) -> None:
+        """An app with proxies is a ValueError: the host knows the address."""
+        with pytest.raises(ValueError, match="proxies") as caught:
+            App(proxies=2).asgi()
+
+        assert str(caught.value) == (
+            "proxies must be 0 in another server: got 2; that one knows the client's "
+            "address, uvicorn --forwarded-allow-ips=..., say"
+        )
+
+
+class TestAsgiAnswer:
+    """A refusal is an answer where the host knows one, else a close: 403."""
+
+    @staticmethod
+    def app() -> App:
+        """Make an app that lets nobody in."""
+        app = App()
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            raise Refused(401, "sign in")
+
+        @app.http("/page")
+        def page(request: Any) -> str:
+            return "hello"
+
+        return app
+
+    async def test_denial(self) -> None:
+        """With the extension it has the status and the reason."""
+        said = await Host(self.app().asgi(), **DENIAL).run()
+
+        kind = "websocket.http.response"
+        headers = [(b"content-length", b"7")]
+        headers += [(b"content-type", b"text/plain; charset=utf-8")]
+        assert said == [
+            {"type": f"{kind}.start", "status": 401, "headers": headers},
+            {"type": f"{kind}.body", "body": b"sign in"},
+        ]
+
+    @pytest.mark.parametrize("more", [{}, {"extensions": None}])
+    async def test_no_denial(self, more: Any) -> None:
+        """Without it the close says why to who can read it."""
+        app = self.app()
+
+        said = await Host(app.asgi(), **more).run()
+
+        assert said == [hosted_close(4401, "sign in")]
+        assert app.stats()["refused"] == {"401": 1}
+
+    async def test_browser(self) -> None:
+        """A browser is let in and told, as everywhere."""
+        headers = [(b"origin", b"http://a"), (b"host", b"a")]
+        host = Host(self.app().asgi(), headers=headers, **DENIAL)
+        running = host.start()
+        await host.saying(2)
+        host.leave(code=4401)
+
+        assert await running == [ACCEPT, hosted_close(4401, "sign in")]
+
+    async def test_fault(self) -> None:
+        """A request with two origins is 400."""
+        headers = [(b"origin", b"http://a"), (b"origin", b"http://b")]
+
+        said = await Host(self.app().asgi(), headers=headers, **DENIAL).run()
+
+        assert said[0]["status"] == 400
+
+    async def test_head(self) -> None:
+        """A page that is asked for its head has no body."""
+        more = {"path": "/page", "method": "HEAD"}
+
+        start, body = await Host(self.app().asgi(), "http", **more).run()
+
+        assert (start["type"], start["status"]) == ("http.response.start", 200)
+        assert body == {"type": "http.response.body", "body": b""}
+
+    async def test_client_that_is_gone(self) -> None:
+        """One that is gone when it is let in gets its goodbye, and is dropped."""
+        app, gone = App(), list[Client]()
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            yield
+            gone.append(client)
+
+        host = Host(app.asgi())
+        host.exc = ConnectionResetError()
+
+        await host.run()
+
+        assert len(gone) == 1
+        assert app.stats()["handshakes_dropped"] == 1
+
+    async def test_hook_that_never_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A handshake has its limit here, too."""
+        monkeypatch.setitem(wsappy.TIMEOUTS, "open_timeout", 0.08)
+        app, ended = App(), asyncio.Event()
+
+        @app.client("/api")
+        async def api(client: Client) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        assert await Host(app.asgi()).run() == []
+        assert ended.is_set()
+
+
+class TestAsgiTalk:
+    """Messages go both ways, one at a time."""
+
+    async def test_call(self) -> None:
+        """A call in a text is answered by a text."""
+        host = Host(hosted_app().asgi())
+        running = host.start()
+        host.ask("echo", value="\xfc")
+
+        answer = hosted_text(await host.saying(2))
+
+        assert answer == calls_event("echo", "result", "\xfc")
+        host.leave()
+        await running
+
+    async def test_binary(self) -> None:
+        """Binary frames are read, too."""
+        host = Host(hosted_app().asgi())
+        running = host.start()
+        message = json.dumps({"module": "m", "method": "echo", "request_id": 1})
+        host.tell("websocket.receive", bytes=message.encode(), text=None)
+
+        answer = hosted_text(await host.saying(2))
+
+        assert answer == calls_event("echo", "result", {})
+        host.leave()
+        await running
+
+    async def test_no_utf_8(self) -> None:
+        """Text with half of a surrogate pair, which no server lets pass, is 1007."""
+        host = Host(hosted_app().asgi())
+        running = host.start()
+        host.tell("websocket.receive", text="\ud800")
+
+        close = await host.saying(2)
+
+        assert close == hosted_close(1007, "invalid continuation byte at position 0")
+        host.leave()
+        await running
+
+    async def test_order(self) -> None:
+        """Calls of one read begin in order, also a `def` behind an `async def`."""
+        host = Host(hosted_app().asgi())
+        running = host.start()
+        for request_id, name in enumerate(["echo_later", "echo"]):
+            host.ask(name, request_id, value=0)
+
+        await host.saying(3)
+
+        ids = [hosted_text(each)["request_id"] for each in host.said[1:]]
+        assert sorted(ids) == [0, 1]
+        host.leave()
+        await running
+
+    async def test_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Reading and writing give the loop its turns."""
+        monkeypatch.setattr(wsappy, "TURN", 0.0)
+        host = Host(hosted_app().asgi())
+        running = host.start()
+        for request_id in range(5):
+            host.ask("echo", request_id)
+
+        await host.saying(6)
+
+        ids = [hosted_text(each)["request_id"] for each in host.said[1:]]
+        assert ids == list(range(5))
+        host.leave()
+        await running
+
+    async def test_raw_messages(self) -> None:
+        """A route of another protocol sends text and bytes, and is read one by one."""
+        app = App()
+
+        @app.client("/api")
+        class Raw(Client):
+            async def on_message(self, message: str | bytes) -> None:
+                await self.connection.send(message)
+
+        host = Host(app.asgi())
+        running = host.start()
+        large = "x" * wsappy.MAX_RAW
+        host.tell("websocket.receive", text=large)
+        host.tell("websocket.receive", bytes=b"\xff")
+        await host.saying(3)
+        host.leave()
+
+        assert await running == [
+            ACCEPT,
+            {"type": "websocket.send", "text": large},
+            {"type": "websocket.send", "bytes": b"\xff"},
+        ]
+        assert app.stats()["pauses"] == 1
+
+
+class TestAsgiSlowReaders:
+    """What waits for a host that doesn't take it is bounded, and counted."""
+
+    @staticmethod
+    async def blocked(**options: Any) -> tuple[App, Host, Any, Client]:
+        """Return an app, and a host with a client that doesn't read."""
+        app = App(**options)
+        clients = clients_of(app)
+        for handler in (echo, sleep_on, echo_later):
+            app.module("m")(app.method()(handler))
+
+        @app.module("m")
+        @app.method
+        async def fresh(request: Request) -> AsyncIterator[int]:
+            for number in range(2):
+                await request.ready()
+                yield number
+
+        host = Host(app.asgi())
+        running = host.start()
+        host.ask("echo")
+        await host.saying(2)
+        host.free.clear()
+        return app, host, running, clients[0]
+
+    async def test_answers(self) -> None:
+        """Reading stops while it is behind; what waits goes out when it catches up."""
+        app, host, running, client = await self.blocked()
+        sent = client.push("m", "large", "x" * 2**16)
+        await turns()
+        host.ask("echo", 2)
+        await turns()
+        seen = len(host.said), app.stats()["pauses"]
+
+        host.free.set()
+        await sent
+        await host.saying(4)
+
+        assert seen == (2, 1)
+        assert hosted_text(host.said[3])["request_id"] == 2
+        host.leave()
+        await running
+
+    async def test_burst(self) -> None:
+        """What a host takes in the same turn is no pause."""
+        app, host, running, client = await self.blocked()
+        host.free.set()
+
+        await client.push("m", "large", "x" * 2**16)
+        await turns()
+
+        assert app.stats()["pauses"] == 0
+        host.leave()
+        await running
+
+    async def test_too_slow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that is too far behind is closed with 4508, and left a second later."""
+        monkeypatch.setattr(wsappy, "SLOW_GRACE", 0.0)
+        app, _, running, client = await self.blocked(max_backlog=2**16)
+
+        while client.is_open:
+            client.push("m", "large", "x" * 2**16)
+            await asyncio.sleep(0)
+        await running
+
+        stats = app.stats()
+        assert stats["slow_clients_dropped"] == 1
+        assert stats["closed"] == {"4508": 1}
+
+    async def test_close_that_is_taken(self) -> None:
+        """One that reads again gets what waited, and the close after it."""
+        _, host, running, client = await self.blocked(max_backlog=2**16)
+        while client.is_open:
+            client.push("m", "large", "x" * 2**16)
+            await asyncio.sleep(0)
+
+        host.free.set()
+        async with asyncio.timeout(LIMIT):
+            while host.said[-1]["type"] != "websocket.close":
+                host.moved.clear()
+                await host.moved.wait()
+
+        assert host.said[-1] == hosted_close(4508, "it reads too slowly")
+        host.leave()
+        await running
+
+    async def test_ready(self) -> None:
+        """`ready` waits until the host has taken what was sent."""
+        _, host, running, client = await self.blocked()
+        client.push("m", "first")
+        host.ask("fresh", 2)
+        await turns()
+        seen = len(host.said)
+
+        host.free.set()
+        await host.saying(6)
+
+        assert seen == 2
+        assert [hosted_text(each)["event"] for each in host.said[2:]] == [
+            *("first", "item", "item", "result"),
+        ]
+        host.leave()
+        await running
+
+    async def test_gone(self) -> None:
+        """Who waits for a client hears that it is gone."""
+        app, host, running, client = await self.blocked()
+        sent = client.push("m", "large", "x" * 2**16)
+        waiting = asyncio.ensure_future(sent)
+        await turns()
+        host.exc = BrokenPipeError()
+
+        host.free.set()
+
+        with pytest.raises(ConnectionClosed, match="no close frame"):
+            await waiting
+        await running
+        assert app.stats()["closed"] == {"1006": 1}
+
+
+class TestAsgiEnd:
+    """A client gets its goodbye once, however its connection ends."""
+
+    @staticmethod
+    def app(told: list[str], **options: Any) -> App:
+        """Make an app that tells of its goodbyes, and of calls that were cut."""
+        app = App(**options)
+
+        @app.client("/api")
+        class Api(Client):
+            async def on_disconnected(self) -> None:
+                await asyncio.sleep(0)
+                told.append("goodbye")
+
+        @app.module("m")
+        @app.method
+        async def wait(request: Request) -> None:
+            told.append("began")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                told.append("cut")
+
+        @app.module("m")
+        @app.method
+        async def leave(request: Request) -> None:
+            await request.client.close(4001, "bye")
+
+        return app
+
+    @pytest.mark.parametrize(
+        ("more", "label"),
+        [({"code": 1001}, "1001"), ({"code": 1006}, "1006"), ({}, "1005")],
+    )
+    async def test_disconnect(self, more: Any, label: str) -> None:
+        """The end of the connection ends its calls."""
+        told: list[str] = []
+        app = self.app(told)
+        host = Host(app.asgi())
+        host.ask("wait")
+        host.leave(reason=None, **more)
+
+        await host.run()
+
+        assert told in (["began", "cut", "goodbye"], ["goodbye"])
+        assert app.stats()["closed"] == {label: 1}
+
+    async def test_close(self) -> None:
+        """A close of the server's waits for the host's word, and hears no call more."""
+        told: list[str] = []
+        app = self.app(told)
+        host = Host(app.asgi())
+        running = host.start()
+        host.ask("leave")
+        await host.saying(2)
+        host.ask("wait", 2)
+        host.leave(code=4001)
+
+        assert await running == [ACCEPT, hosted_close(4001, "bye")]
+        assert told == ["goodbye"]
+        assert app.stats()["closed"] == {"4001": 1}
+
+    async def test_second_close(self) -> None:
+        """A second close changes nothing."""
+        app = App()
+        clients = clients_of(app)
+        host = Host(app.asgi())
+        running = host.start()
+        await host.saying(1)
+        wire: Any = clients[0].connection
+        wire.shut(4001, "first")
+        wire.shut(4002, "second")
+        await host.saying(2)
+        host.leave()
+
+        assert await running == [ACCEPT, hosted_close(4001, "first")]
+
+    async def test_close_without_an_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A host that says nothing more is left after `close_timeout`."""
+        monkeypatch.setitem(wsappy.TIMEOUTS, "close_timeout", 0.0)
+        monkeypatch.setitem(wsappy.TIMEOUTS, "open_timeout", 0.08)
+        told: list[str] = []
+        host = Host(self.app(told).asgi())
+        host.ask("leave")
+
+        await host.run()
+
+        assert told == ["goodbye"]
+
+    async def test_host_that_fails(self, caplog: pytest.LogCaptureFixture) -> None:
+        """What a host raises ends the connection, and is logged."""
+        told: list[str] = []
+        host = Host(self.app(told).asgi())
+        running = host.start()
+        await host.saying(1)
+        host.exc = RuntimeError("no")
+        host.tell("websocket.receive", text="{}")
+
+        await running
+
+        assert told == ["goodbye"]
+        assert "the host's server failed" in caplog.messages
+
+    @pytest.mark.parametrize("times", [1, 3])
+    async def test_cancelled(self, times: int) -> None:
+        """A host that cancels, or goes on cancelling, cuts no goodbye."""
+        told: list[str] = []
+        host = Host(self.app(told).asgi())
+        running = host.start()
+        host.ask("wait")
+        await host.saying(1)
+        await turns()
+
+        for _ in range(times):
+            running.cancel()
+            await asyncio.sleep(0)
+
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert told == ["began", "cut", "goodbye"]
+
+    async def test_cancelled_handshake(self) -> None:
+        """A handshake that the host cancels ends where it stands."""
+        app, told = App(), list[str]()
+        begun = asyncio.Event()
+
+        @app.client("/api")
+        async def api(client: Client) -> None:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                told.append("cut")
+
+        running = Host(app.asgi()).start()
+        await happens(begun)
+        running.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert told == ["cut"]
+
+    async def test_goodbye_that_hangs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A goodbye that hangs doesn't hold a host that cancels."""
+        monkeypatch.setattr(wsappy, "CANCEL_GRACE", 0.0)
+        monkeypatch.setattr(wsappy, "GOODBYE_GRACE", 0.0)
+        app, go = App(), asyncio.Event()
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            yield
+            await go.wait()
+
+        host = Host(app.asgi())
+        running = host.start()
+        await host.saying(1)
+        running.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        go.set()
+        await turns()
+
+    async def test_bug(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A bug of the framework's is the host's to log."""
+
+        async def fail(session: Any) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(wsappy.Session, "depart", fail)
+
+        with pytest.raises(ZeroDivisionError):
+            await Host(make_app().asgi(), "http", path="/x").run()
+
+
+class TestAsgiLifespan:
+    """An app starts and stops with its host."""
+
+    @staticmethod
+    def app(told: list[str]) -> App:
+        """Make an app with a lifespan that tells."""
+        app = make_app()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            told.append("start")
+            yield
+            told.append("stop")
+
+        return app
+
+    async def test_events(self) -> None:
+        """A host that sends the events of a lifespan starts and stops it."""
+        told: list[str] = []
+        host = Host(self.app(told).asgi(), "lifespan")
+        running = host.start()
+        await host.saying(1)
+        assert told == ["start"]
+        host.tell("lifespan.shutdown")
+
+        said = await running
+
+        kinds = ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert [each["type"] for each in said] == kinds
+        assert told == ["start", "stop"]
+
+    async def test_failure(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A start that fails is told to the host."""
+        said = await Host(App().asgi(), "lifespan").run()
+
+        assert [each["type"] for each in said] == ["lifespan.startup.failed"]
+        assert said[0]["message"].startswith("ValueError(")
+        assert "the start failed" in caplog.messages
+
+    async def test_by_hand(self) -> None:
+        """What mounts it enters its lifespan; at the end clients are told."""
+        told: list[str] = []
+        asgi = self.app(told).asgi()
+        host = Host(asgi)
+
+        async with asgi.lifespan():
+            running = host.start()
+            await host.saying(1)
+            closing = asyncio.create_task(host.saying(2))
+            closing.add_done_callback(lambda _: host.leave())
+
+        assert await running == [ACCEPT, hosted_close(1001, "the server is stopping")]
+        assert told == ["start", "stop"]
+
+    async def test_after_the_end(self) -> None:
+        """Who comes after the end is refused."""
+        asgi = make_app().asgi()
+        async with asgi.lifespan():
+            pass
+
+        said = await Host(asgi, **DENIAL).run()
+
+        assert said[0]["status"] == 503
+
+    async def test_nobody_has_started_it(self) -> None:
+        """Without its lifespan the first client fails with the line to write."""
+        asgi = self.app([]).asgi()
+
+        with pytest.raises(RuntimeError, match="lifespan") as caught:
+            await Host(asgi).run()
+
+        assert re.sub(r"'.*'( \(.*:\d+\))?", "'life'", str(caught.value)) == (
+            "lifespan 'life' must have started before a client comes; write async "
+            "with asgi.lifespan(): in that of the other application"
+        )
+
+    def test_loops(self) -> None:
+        """Without one the first client starts it all, and the loop's end stops it."""
+        app = make_app()
+        asgi = app.asgi()
+        before = threading.active_count()
+
+        async def visit() -> int:
+            host = Host(asgi)
+            host.leave()
+            await host.run()
+            return len(app.servings)
+
+        assert [asyncio.run(visit()), asyncio.run(visit())] == [1, 1]
+        assert len(app.servings) == 0
+        for thread in threading.enumerate():
+            if thread.name == "wsappy watchdog":
+                thread.join(LIMIT)
+        assert threading.active_count() <= before
+
+
 # --- 14. The command line ----------------------------------------------------
 
 SHOP = """
@@ -27397,7 +28224,7 @@ LAYOUT_BANNER = r"^# --- (?:(\d+)\. )?(.+?) -+$"
 # The last section of the story, and the appendix that the others may use.
 STORY_END, SHARED_APPENDIX = 8, 9
 # Public methods of the story that hand over to an appendix, in three statements.
-HANDS_OVER = {"App.asyncapi", "App.static", "App.test_client"}
+HANDS_OVER = {"App.asgi", "App.asyncapi", "App.static", "App.test_client"}
 # What users import beside `__all__`, or get.
 LAYOUT_USERS = {
     *("connect", "Peer", "Push", "RemoteModule", "TestedPeer"),
