@@ -240,18 +240,22 @@ async def talking(
         yield Talk(ws)
 
 
+# What uvicorn calls an option of `websockets.serve`.
+HOSTING_OPTIONS = {"max_size": "ws_max_size", "compression": "ws_per_message_deflate"}
+HOSTING_OPTIONS["unix"] = "uds"
+
+
 class Hosting:
-    """An app in uvicorn; it has what tests ask of `App.serve`."""
+    """An ASGI application in uvicorn; it has what tests ask of `App.serve`."""
 
     def __init__(
-        self, app: App, host: str = "127.0.0.1", port: int = 0, **options: Any
+        self, asgi: Any, host: str = "127.0.0.1", port: int = 0, **options: Any
     ) -> None:
-        # What uvicorn calls an option of `websockets.serve`.
-        names = {"max_size": "ws_max_size", "compression": "ws_per_message_deflate"}
-        options = {names[name]: value for name, value in options.items()}
+        names = HOSTING_OPTIONS
+        options = {names.get(name, name): value for name, value in options.items()}
         uvicorn: Any = importlib.import_module("uvicorn")
         self.config = uvicorn.Config(
-            *(app.asgi(), host, port),
+            *(asgi, host, port),
             **{"log_config": None, "ws": "websockets-sansio", **options},
             # Tests read a page until its connection ends.
             timeout_keep_alive=0,
@@ -261,7 +265,7 @@ class Hosting:
     @staticmethod
     def of(app: App, *given: Any, **options: Any) -> Hosting:
         """Make one: as a method of `App`, which a class can't be."""
-        return Hosting(app, *given, **options)
+        return Hosting(app.asgi(), *given, **options)
 
     async def __aenter__(self) -> Self:
         self.config.load()
@@ -2147,12 +2151,14 @@ class Wire:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-    async def head(self) -> tuple[int, dict[str, str]]:
+    async def head(self) -> tuple[int, websockets.Headers]:
         """Return the status and the headers of the response that comes next."""
         async with asyncio.timeout(LIMIT):
             first, *lines = (await self.reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
-        pairs = [line.decode().split(": ", 1) for line in lines if line]
-        return int(first.split()[1]), dict(pairs)
+        headers = websockets.Headers()
+        for name, value in (line.decode().split(": ", 1) for line in lines if line):
+            headers[name] = value
+        return int(first.split()[1]), headers
 
     async def frame(self) -> tuple[int, bytes]:
         """Return the first byte, less the compression bit, and the payload."""
@@ -9629,10 +9635,12 @@ class TestPages:
             async with asyncio.timeout(LIMIT):
                 head = await wire.reader.readuntil(b"\r\n\r\n")
             lines = head.decode("latin-1").split("\r\n")
-            names = [line.partition(":")[0].lower() for line in lines[1:-2]]
+            pairs = [line.split(": ", 1) for line in lines[1:-2]]
+            names = [name.lower() for name, _ in pairs]
+            there = set(zip(names, (value for _, value in pairs), strict=True))
 
             assert int(lines[0].split()[1]) == status
-            assert {f"{name}: {value}" for name, value in headers.items()} <= set(lines)
+            assert {(name.lower(), value) for name, value in headers.items()} <= there
             assert len(names) == len(set(names))
             assert ("content-length" in names) is (status != 204)
             assert await wire.ended() == body
@@ -9873,6 +9881,7 @@ WAIT = b'{"module": "entity", "method": "wait", "request_id": 1}'
 class TestHooks:
     """The hooks of a client, however its connection ends."""
 
+    @pytest.mark.usefixtures("each_server")
     async def test_order(self) -> None:
         """The hooks of a connection run in their promised order."""
         told = Told()
@@ -9888,6 +9897,7 @@ class TestHooks:
             *(GONE, "disconnected"),
         ]
 
+    @pytest.mark.usefixtures("each_server")
     async def test_reset_before_the_request(self) -> None:
         """A connection that ends before its request is whole reaches no hook."""
         told = Told()
@@ -9933,6 +9943,7 @@ class TestHooks:
 
         assert told.steps == ["connecting", "connecting cut"]
 
+    @pytest.mark.usefixtures("each_server")
     async def test_reset_in_on_connected(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -9953,6 +9964,7 @@ class TestHooks:
         ]
         assert caplog.messages == []
 
+    @pytest.mark.usefixtures("each_server")
     async def test_reset_with_a_handler_running(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -9964,6 +9976,7 @@ class TestHooks:
             app.serve("127.0.0.1", 0) as serving,
             dialled(serving, request_by_hand(**UPGRADE)) as wire,
         ):
+            await wire.head()
             wire.send(wire_frame(WAIT))
             await told.until("call")
             wire.reset()
@@ -9972,6 +9985,7 @@ class TestHooks:
         assert told.steps[2:] == ["call", "call ended", GONE, "disconnected"]
         assert caplog.messages == []
 
+    @pytest.mark.usefixtures("each_server")
     async def test_reset_in_a_close(self) -> None:
         """A connection that is reset in the closing handshake ends like any other."""
         told = Told()
@@ -10026,6 +10040,7 @@ class TestHooks:
         assert told.steps[-1] == "disconnected cut"
         assert caplog.messages == ["on_disconnected failed"]
 
+    @pytest.mark.usefixtures("each_server")
     async def test_bug_in_on_disconnected(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -10374,6 +10389,7 @@ class TestRawMessages:
 
         assert sizes == [10, 100_000, 20]
 
+    @pytest.mark.usefixtures("each_server")
     async def test_types(self) -> None:
         """Text arrives as str, binary as bytes, whatever they hold."""
         messages = ["grün", b"\xff", "", b"", "not JSON"]
@@ -10385,6 +10401,7 @@ class TestRawMessages:
 
         assert answers == messages
 
+    @pytest.mark.usefixtures("each_server")
     async def test_half_of_a_surrogate_pair(self) -> None:
         """Text that UTF-8 can't hold is an error of `send`, and ends with 1011."""
 
@@ -10399,6 +10416,7 @@ class TestRawMessages:
             assert await talk.closed() == (1011, "internal error")
         assert await told.until("gone") == ["gone"]
 
+    @pytest.mark.usefixtures("each_server")
     async def test_order(self) -> None:
         """They are taken one at a time, in order."""
         told = Told()
@@ -10429,6 +10447,7 @@ class TestRawMessages:
 
             assert await wire.closed() == (1007, "invalid start byte at position 0")
 
+    @pytest.mark.usefixtures("each_server")
     @pytest.mark.parametrize(
         "error", [RuntimeError("secret"), asyncio.CancelledError(), Refused(403)]
     )
@@ -10447,6 +10466,7 @@ class TestRawMessages:
 
         assert closed == (1011, "internal error")
 
+    @pytest.mark.usefixtures("each_server")
     async def test_client_that_is_gone(self, caplog: pytest.LogCaptureFixture) -> None:
         """A client that goes while on_message sends is no error."""
         is_gone = asyncio.Event()
@@ -10465,6 +10485,7 @@ class TestRawMessages:
 
         assert caplog.messages == []
 
+    @pytest.mark.usefixtures("each_server")
     async def test_messages_wait_for_on_connected(self) -> None:
         """`on_message` isn't called before on_connected has ended."""
         told, app = Told(), App()
@@ -10735,6 +10756,7 @@ class RawSetting(Setting):
         await self.connection.send(message)
 
 
+@pytest.mark.usefixtures("each_server")
 class TestHookThatCancelsItself:
     """A hook that cancels its own task and awaits is a bug like any other."""
 
@@ -11565,6 +11587,7 @@ class TestCallToTheClient:
         assert await told.until("closed") == ["closed"]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestConnectionClosedInHooks:
     """A `ConnectionClosed` that leaves a hook of a client."""
 
@@ -11770,6 +11793,7 @@ class TestWhoCloses:
         kinds = (task, awaitable, stream, started, group, limited)
         return {each.__name__: each for each in kinds}
 
+    @pytest.mark.usefixtures("each_server")
     @pytest.mark.parametrize("factory", [None, Wrapping], ids=["plain", "wrapped"])
     @pytest.mark.parametrize("kind", handlers(Told()))
     async def test_handler(self, kind: str, factory: Any) -> None:
@@ -22669,7 +22693,7 @@ class Fetched(NamedTuple):
     """An answer."""
 
     status: int
-    headers: dict[str, str]
+    headers: websockets.Headers
     body: bytes
 
 
@@ -22687,6 +22711,7 @@ async def fetch(source: Any, path: str, method: str = "GET", **headers: Any) -> 
 class TestFiles:
     """Files of `App.static`."""
 
+    @pytest.mark.usefixtures("each_server")
     @pytest.mark.parametrize(
         ("path", "content_type", "body"),
         [
@@ -23516,6 +23541,7 @@ class TestConversations:
         steps, outcomes = zip(*CONVERSATIONS[name], strict=True)
         return list(steps), list(outcomes)
 
+    @pytest.mark.usefixtures("each_server")
     @pytest.mark.parametrize("name", CONVERSATIONS)
     async def test_python(self, name: str) -> None:
         """The Python client holds it."""
@@ -23545,6 +23571,7 @@ class TestConversations:
         assert outcomes == expected
 
     @in_chromium
+    @pytest.mark.usefixtures("each_server")
     async def test_chromium(self) -> None:
         """The browser's client holds all of them in Chromium."""
         conversations = {name: self.steps_of(name) for name in CONVERSATIONS}
@@ -23578,7 +23605,7 @@ class TestClientScript:
             "X-Content-Type-Options": "nosniff",
             "Cache-Control": "no-cache",
         }
-        assert expected.items() <= answer.headers.items()
+        assert expected.items() <= set(answer.headers.raw_items())
 
     @pytest.mark.parametrize(
         ("path", "method", "status"),
@@ -25598,6 +25625,7 @@ async def behind_prefix(app: App) -> AsyncIterator[int]:
         yield proxy.sockets[0].getsockname()[1]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestBuiltInPages:
     """The pages that every application has."""
 
@@ -26132,6 +26160,19 @@ class TestAsgiSlowReaders:
         assert stats["slow_clients_dropped"] == 1
         assert stats["closed"] == {"4508": 1}
 
+    async def test_client_that_has_closed(self) -> None:
+        """A host that takes nothing more of one that has closed says how it ended."""
+        app, host, running, client = await self.blocked()
+        host.exc = BrokenPipeError()
+        client.push("m", "too late")
+        host.free.set()
+        await turns()
+
+        host.leave(code=1000)
+
+        await running
+        assert app.stats()["closed"] == {"1000": 1}
+
     async def test_close_that_is_taken(self) -> None:
         """One that reads again gets what waited, and the close after it."""
         _, host, running, client = await self.blocked(max_backlog=2**16)
@@ -26174,8 +26215,9 @@ class TestAsgiSlowReaders:
         waiting = asyncio.ensure_future(sent)
         await turns()
         host.exc = BrokenPipeError()
-
         host.free.set()
+        await turns()
+        host.leave(code=1006)
 
         with pytest.raises(ConnectionClosed, match="no close frame"):
             await waiting
@@ -26434,6 +26476,31 @@ class TestAsgiLifespan:
             "with asgi.lifespan(): in that of the other application"
         )
 
+    async def test_nobody_has_started_the_bus(self) -> None:
+        """Nor is a bus started by the first client."""
+        app = make_app(bus=lambda: None, namespace="test")
+
+        with pytest.raises(RuntimeError, match="bus") as caught:
+            await Host(app.asgi()).run()
+
+        assert str(caught.value) == (
+            "bus must have started before a client comes; write async with "
+            "asgi.lifespan(): in that of the other application"
+        )
+
+    async def test_two_loops(self) -> None:
+        """Two loops at a time would share its groups: the second one is refused."""
+        asgi = make_app().asgi()
+
+        async with asgi.lifespan():
+            with pytest.raises(RuntimeError, match="loop") as caught:
+                await asyncio.to_thread(asyncio.run, Host(asgi).run())
+
+        assert str(caught.value) == (
+            "app must be served in one loop at a time; write with TestClient(...) as "
+            "client: in a test, which has one for all"
+        )
+
     def test_loops(self) -> None:
         """Without one the first client starts it all, and the loop's end stops it."""
         app = make_app()
@@ -26452,6 +26519,235 @@ class TestAsgiLifespan:
             if thread.name == "wsappy watchdog":
                 thread.join(LIMIT)
         assert threading.active_count() <= before
+
+
+class TestAsgiPrefix:
+    """Behind the prefix of a mount the page and the document have its addresses."""
+
+    @pytest.mark.parametrize(
+        ("root", "path"), [("", "/docs"), ("/outer", "/docs/?x=1")]
+    )
+    async def test_page(self, root: str, path: str) -> None:
+        """The page finds the client and the document, and connects to the route."""
+        need(importlib.util.find_spec("starlette"), "Starlette")
+        routing: Any = importlib.import_module("starlette.routing")
+        applications: Any = importlib.import_module("starlette.applications")
+        mount = routing.Mount("/ws", DocsApp().asgi())
+        site = applications.Starlette(routes=[mount])
+        seen = []
+
+        async def behind(scope: Any, receive: Any, send: Any) -> None:
+            seen.append(scope.get("path", root))
+            await site(scope, receive, send)
+
+        async with Hosting(behind, root_path=root) as serving, chromium() as open_tab:
+            # Whoever sets `root_path` has cut it off.
+            tab = await open_tab(f"http://127.0.0.1:{serving.port}/ws{path}")
+            docs = DocsTab(tab.page)
+            await docs.connected()
+            article = await docs.call("shop.where")
+            said = await docs.said(article, "result")
+
+        assert (said, tab.log) == ('result ["/api",{},{}]', [])
+        assert sorted(set(seen) - {root}) == sorted(
+            f"{root}/ws{each}"
+            for each in ("/api", "/asyncapi.json", path.partition("?")[0], "/wsappy.js")
+        )
+
+    @pytest.mark.parametrize("path", ["/wsappy.js", "/docs", "/asyncapi.json"])
+    async def test_found(self, path: str) -> None:
+        """They are found below the prefix."""
+        more = {"path": f"/ws{path}", "root_path": "/ws"}
+
+        said = await Host(make_app().asgi(), "http", **more).run()
+
+        assert said[0]["status"] == 200
+
+    @pytest.mark.parametrize(
+        ("scheme", "protocol"), [({}, "ws"), ({"scheme": "https"}, "wss")]
+    )
+    async def test_document(self, scheme: Any, protocol: str) -> None:
+        """The document says where its addresses begin."""
+        more = {"path": "/ws/asyncapi.json", "root_path": "/ws", **scheme}
+        headers = [(b"host", b"a:8000")]
+        app = make_app()
+
+        said = await Host(app.asgi(), "http", headers=headers, **more).run()
+
+        document = json.loads(said[1]["body"])
+        server = {"host": "a:8000", "protocol": protocol, "pathname": "/ws"}
+        assert document == {**app.asyncapi(), "servers": {"mounted": server}}
+
+    async def test_no_prefix(self) -> None:
+        """Without a prefix they begin at the root, and it says nothing."""
+        app = make_app()
+
+        said = await Host(app.asgi(), "http", path="/asyncapi.json").run()
+
+        assert json.loads(said[1]["body"]) == app.asyncapi()
+
+    async def test_scope_of_a_page(self) -> None:
+        """A page has the host's scope, too."""
+        app = make_app()
+        app.http("/user")(lambda request: request.scope["user"])
+
+        said = await Host(app.asgi(), "http", path="/user", user="ada").run()
+
+        assert said[1]["body"] == b"ada"
+
+
+class AsgiSite:
+    """An app that tells of its goodbyes, alone or mounted.
+
+    Attributes:
+        told: What has happened.
+        asgi: What a client is told to use.
+        app_lifespan: What starts and stops the app.
+        prefix: Where the app is in it.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.told: list[str] = []
+        app = self.app = App()
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            if "name" not in client.query:
+                raise Refused(401, "sign in")
+            client.join("everyone")
+            yield
+            self.told.append(f"goodbye {client.query['name']}")
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            self.told.append("start")
+            yield
+            self.told.append("stop")
+
+        @app.module("m")
+        @app.method
+        def say(request: Request, text: str) -> str:
+            app.to("everyone").push("m", "said", text=text)
+            return "sent"
+
+        self.asgi: Any = app.asgi()
+        self.app_lifespan = self.asgi.lifespan
+        self.prefix = ""
+        if kind != "alone":
+            self.mount(kind)
+
+    def mount(self, kind: str) -> None:
+        """Mount the app in one of another framework."""
+        inner, self.prefix = self.asgi, "/ws"
+
+        @contextlib.asynccontextmanager
+        async def life(site: Any) -> AsyncIterator[None]:
+            async with inner.lifespan():
+                yield
+
+        module, _, name = kind.rpartition(".")
+        self.asgi = getattr(importlib.import_module(module), name)(lifespan=life)
+        self.asgi.mount("/ws", inner)
+
+    def push_of(self, text: str) -> Any:
+        """Return the push of a text to the group."""
+        head = {"request_id": None, "module": "m", "method": None, "event": "said"}
+        return {**head, "data": {"text": text}, "group": "everyone"}
+
+
+SAY = {"module": "m", "method": "say", "data": {"text": "hi"}, "request_id": 1}
+
+
+@pytest.mark.filterwarnings("ignore:Using `httpx` with")
+@pytest.mark.parametrize(
+    "kind", ["alone", "starlette.applications.Starlette", "fastapi.FastAPI"]
+)
+class TestAsgiTestClients:
+    """The clients with which other frameworks' applications are tested."""
+
+    @staticmethod
+    def client_of(kind: str) -> tuple[AsgiSite, Any]:
+        """Return an app and a `TestClient`."""
+        need(importlib.util.find_spec("httpx"), "httpx")
+        need(importlib.util.find_spec("fastapi"), "fastapi")
+        module: Any = importlib.import_module("starlette.testclient")
+        site = AsgiSite(kind)
+        return site, module.TestClient(site.asgi)
+
+    def test_talk(self, kind: str) -> None:
+        """`TestClient` calls, and hears what is pushed; two of them share a group."""
+        site, made = self.client_of(kind)
+
+        with made as client:
+            assert site.told == ["start"]
+            path = f"{site.prefix}/api?name="
+            with (
+                client.websocket_connect(f"{path}ada") as ada,
+                client.websocket_connect(f"{path}bob") as bob,
+            ):
+                ada.send_json(SAY)
+                heard = [ada.receive_json(), ada.receive_json(), bob.receive_json()]
+                bob.close()
+                status = client.get(f"{site.prefix}/asyncapi.json").status_code
+
+        push, result = site.push_of("hi"), calls_event("say", "result", "sent")
+        assert heard == [push, result, push]
+        assert status == 200
+        assert sorted(site.told) == ["goodbye ada", "goodbye bob", "start", "stop"]
+
+    def test_refusal(self, kind: str) -> None:
+        """`TestClient` is told the status and the reason of a refusal."""
+        site, made = self.client_of(kind)
+
+        module: Any = importlib.import_module("starlette.testclient")
+        with made as client, pytest.raises(module.WebSocketDenialResponse) as caught:
+            client.websocket_connect(f"{site.prefix}/api").__enter__()
+
+        response = caught.value
+        assert (response.status_code, response.text) == (401, "sign in")
+        assert site.told == ["start", "stop"]
+
+    def test_close(self, kind: str) -> None:
+        """`TestClient` is told code and reason of a close."""
+        site, made = self.client_of(kind)
+
+        with made as client:
+            path = f"{site.prefix}/api?name=ada"
+            with client.websocket_connect(path) as ws:
+                for _ in range(16):
+                    ws.send_text("no JSON")
+                while (event := ws.receive())["type"] == "websocket.send":
+                    pass
+
+        assert event == hosted_close(4400, "16 bad messages in a row")
+        assert site.told == ["start", "goodbye ada", "stop"]
+
+    async def test_httpx_ws(self, kind: str) -> None:
+        """So does `httpx-ws`, which is told of a refusal by a close."""
+        need(importlib.util.find_spec("httpx_ws"), "httpx-ws")
+        need(importlib.util.find_spec("fastapi"), "fastapi")
+        httpx, httpx_ws, transport = map(
+            importlib.import_module, ("httpx", "httpx_ws", "httpx_ws.transport")
+        )
+        site: Any = AsgiSite(kind)
+        url = f"http://test{site.prefix}/api"
+
+        async with (
+            site.app_lifespan(),
+            httpx.AsyncClient(
+                transport=transport.ASGIWebSocketTransport(site.asgi)
+            ) as client,
+        ):
+            async with httpx_ws.aconnect_ws(f"{url}?name=ada", client) as ws:
+                await ws.send_json(SAY)
+                heard = [await ws.receive_json(), await ws.receive_json()]
+            with pytest.raises(httpx_ws.WebSocketDisconnect) as caught:
+                await httpx_ws.aconnect_ws(url, client).__aenter__()
+
+        result = calls_event("say", "result", "sent")
+        assert heard == [site.push_of("hi"), result]
+        assert (caught.value.code, caught.value.reason) == (4401, "sign in")
+        assert site.told == ["start", "goodbye ada", "stop"]
 
 
 # --- 14. The command line ----------------------------------------------------

@@ -3769,11 +3769,13 @@ class PageRequest:
         path: Without the query.
         query: By name; the last value of a repeated name.
         headers: Of the request.
+        scope: The ASGI scope in another server, else None.
     """
 
     path: str
     query: dict[str, str]
     headers: Headers
+    scope: dict[str, Any] | None = None
 
 
 # Headers that the server writes itself; a page must not.
@@ -3953,7 +3955,8 @@ class Session:
         if len(self.serving.answers) >= MAX_ANSWERS:
             return Answer(503, "too many pages are under way")
         self.serving.answers.add(self)
-        request = PageRequest(*split_query(opening.target), opening.headers)
+        asked = *split_query(opening.target), opening.headers, opening.scope
+        request = PageRequest(*asked)
         name = f"page {describe(page)}"
         return answer_of_page(name, await self.attempt(name, page, request))
 
@@ -9229,6 +9232,12 @@ def answer_script(request: PageRequest) -> Any:
 async def answer_document(app: App, request: PageRequest) -> Any:
     """Answer with the AsyncAPI document, which may take a second to make."""
     body = await asyncio.to_thread(document_of, app)
+    scope = request.scope or {}
+    if prefix := scope.get("root_path"):
+        scheme = "wss" if scope.get("scheme") == "https" else "ws"
+        server = {"host": request.headers.get("Host", ""), "protocol": scheme}
+        servers = {"mounted": {**server, "pathname": prefix}}
+        body = json.dumps({**json.loads(body), "servers": servers}).encode()
     return answer_of_file("asyncapi.json", body, request)
 
 
@@ -9679,6 +9688,8 @@ class AsgiWire(ServedWire):
         closed: Code and reason of the close, and whether the client closed.
         due: When the handshake, and later the close, has taken too long.
         tasks: What reads and what writes.
+        ready: Set where something waits for the host, or the close does.
+        moved: Set for a moment when anything changes that somebody waits for.
     """
 
     def __init__(
@@ -9693,7 +9704,7 @@ class AsgiWire(ServedWire):
         self.out: collections.deque[tuple[dict[str, Any], int]] = collections.deque()
         self.unsent = 0
         self.closed: tuple[int, str, bool | None] = 1006, "", None
-        self.ready, self.moved, self.lost = (asyncio.Event() for _ in range(3))
+        self.ready, self.moved = asyncio.Event(), asyncio.Event()
         self.due = self.runtime.loop.time() + (serving.open_timeout or math.inf)
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -9763,7 +9774,6 @@ class AsgiWire(ServedWire):
             self.out.clear()
             for task in self.tasks:
                 task.cancel()
-            self.lost.set()
             self._wake()
 
     def end(self) -> tuple[int, bool | None]:
@@ -9779,7 +9789,8 @@ class AsgiWire(ServedWire):
 
     async def wait_closed(self) -> None:
         """Wait until the connection is gone."""
-        await self.lost.wait()
+        while self.phase is not CLOSED:
+            await self.moved.wait()
 
     # From the host
 
@@ -9791,18 +9802,14 @@ class AsgiWire(ServedWire):
             self.bytes_in += len(payload)
             if self.phase is OPEN:
                 self.receive(payload, text is not None)
-            while self.paused or self.is_held:
+            while self.phase is OPEN and (self.paused or self.is_held):
                 await self.moved.wait()
             if self.is_halted or self.runtime.is_turn_over():
                 self.is_halted = False
                 await self.runtime.next_turn()
-        if self.phase is OPEN:
-            code = event.get("code", 1005)
-            self.closed = (
-                code,
-                event.get("reason") or "",
-                None if code == 1006 else True,
-            )
+        if self.closed[2] is None:
+            code, reason = event.get("code", 1005), event.get("reason") or ""
+            self.closed = code, reason, None if code == 1006 else True
 
     def halt(self) -> None:
         """Read no further in this turn of the loop."""
@@ -9847,6 +9854,15 @@ class AsgiWire(ServedWire):
 
     async def _write(self) -> None:
         """Let the host take what waits, and then the close."""
+        try:
+            await self._write_all()
+            await self._close(*self.closed[:2])
+        except OSError:
+            # The client is gone; what is read next says how.
+            self._begin_end()
+        await self.wait_closed()
+
+    async def _write_all(self) -> None:
         while self.phase is OPEN:
             await self.ready.wait()
             self.ready.clear()
@@ -9860,8 +9876,6 @@ class AsgiWire(ServedWire):
                 if self.runtime.is_turn_over():
                     await self.runtime.next_turn()
             self._wake()
-        await self._close(*self.closed[:2])
-        await self.lost.wait()
 
     def _go_on(self) -> None:
         """Go on with what waited for a client that was behind."""
@@ -9892,12 +9906,18 @@ class AsgiWire(ServedWire):
     def shut(self, code: int, reason: str = "") -> None:
         """Let the host close the connection; what was posted goes out before it."""
         if self.phase is OPEN:
-            self.phase, self.closed = CLOSING, (code, reason, False)
-            self.due = self.runtime.loop.time() + TIMEOUTS["close_timeout"]
-            self.ready.set()
+            self.closed = code, reason, False
+            self._begin_end()
 
     # A host knows no other way.
     fail = shut
+
+    def _begin_end(self) -> None:
+        """Send nothing more, and wait for the host to say that it is over."""
+        self.phase, self.paused = CLOSING, False
+        self.due = self.runtime.loop.time() + TIMEOUTS["close_timeout"]
+        self.ready.set()
+        self._wake()
 
 
 class Hosted(Serving):
@@ -9912,6 +9932,12 @@ class Hosted(Serving):
     async def close_sockets(self, server: Any) -> None:
         """Accept nothing more."""
         self.finish()
+
+    def is_elsewhere(self) -> bool:
+        """Tell whether it serves in a loop that isn't this one."""
+        loop = self.runtime.loop
+        is_other = loop is not asyncio.get_running_loop() and loop.is_running()
+        return is_other and not self.is_stopping
 
 
 class Asgi:
@@ -9928,10 +9954,19 @@ class Asgi:
             raise ValueError(f"{must}; that one knows the client's address, {instead}")
         self.app = app
         self.serving: Hosted | None = None
+        self.kept: Any = None
 
     @contextlib.asynccontextmanager
     async def lifespan(self) -> typing.AsyncIterator[None]:
-        """Start and stop the app, inside the lifespan of what it is mounted in."""
+        """Start and stop the app, inside the lifespan of what it is mounted in.
+
+        Raises:
+            RuntimeError: If it is served in another loop, too.
+        """
+        if self.serving is not None and self.serving.is_elsewhere():
+            must = "app must be served in one loop at a time"
+            instead = "with TestClient(...) as client: in a test"
+            raise RuntimeError(f"{must}; write {instead}, which has one for all")
         async with Hosted(self.app) as self.serving:
             yield
 
@@ -9939,7 +9974,7 @@ class Asgi:
         """Handle a connection, a request or the lifespan of a host's server.
 
         Raises:
-            RuntimeError: If the app has a lifespan that nobody has started.
+            RuntimeError: If the app has a lifespan or a bus that nobody has started.
             ValueError: If it is something else.
         """
         if scope["type"] == "lifespan":
@@ -9974,12 +10009,13 @@ class Asgi:
         """Return what serves the app in this loop; start it where nobody has."""
         loop = asyncio.get_running_loop()
         if self.serving is None or self.serving.runtime.loop is not loop:
-            if self.app.life is not None:
-                who = f"lifespan {describe(self.app.life)}"
-                must = f"{who} must have started before a client comes"
+            app = self.app
+            if app.life is not None or app.bus is not None:
+                what = f"lifespan {describe(app.life)}" if app.life else "bus"
+                must = f"{what} must have started before a client comes"
                 instead = "async with asgi.lifespan(): in that of the other application"
                 raise RuntimeError(f"{must}; write {instead}")
-            # A generator: the loop ends it, as all that are left, and so the serving.
+            # The loop's end ends it, as all generators that are left.
             self.kept = self.lifespan()
             await self.kept.__aenter__()
         return typing.cast(Hosted, self.serving)
