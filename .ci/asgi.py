@@ -2,6 +2,7 @@
 # ruff: noqa: S101, T201
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -312,6 +313,16 @@ async def leave(base: str) -> None:
     assert code == 4001, f"close code: {code}"
 
 
+async def vanish(base: str) -> None:
+    """Go without a word while the server sends."""
+    async with connect_plainly(f"ws://{base}/api/42", proxy=None) as ws:
+        data = {"count": 10**9}
+        call = {"module": "entity", "method": "watch", "data": data, "request_id": 1}
+        await ws.send(json.dumps(call))
+        await ws.recv()
+        ws.transport.abort()
+
+
 async def check(server: str, framework: str, folder: Path) -> None:
     """Start a server, talk to it, and stop it while a call is unfinished."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -335,14 +346,17 @@ async def check(server: str, framework: str, folder: Path) -> None:
         await talk(server, base)
         await look(base)
         await leave(base)
-        # The clients that were let in: one that talked, one that was closed.
-        while log.read_text().count("disconnected") < 2:  # noqa: ASYNC110
+        await vanish(base)
+        # The clients that were let in: one talked, one was closed, one has vanished.
+        while log.read_text().count("disconnected") < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         await stop(process, base)
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+    output = (folder / "output").read_text()
+    assert "failed" not in output, "something was logged as a failure"
     notes = log.read_text().splitlines()
     connected, gone = notes.count("connecting"), notes.count("disconnected")
     # Two were refused.
