@@ -27968,6 +27968,132 @@ class TestMetricsExample:
         assert (before, after) == ((200, "ok"), (503, "stopping"))
 
 
+@contextlib.contextmanager
+def example_in_uvicorn(*command: str) -> Iterator[int]:
+    """Run an example that uvicorn serves; what is yielded is its port."""
+    for package in ("django", "fastapi", "httpx", "uvicorn"):
+        need(importlib.util.find_spec(package), package)
+    with example_process(*command) as process:
+        assert process.stdout is not None
+        said = ""
+        while (found := re.search(r"running on http://\S+:(\d+)", said)) is None:
+            said = process.stdout.readline()
+            assert said, "it has ended"
+        yield int(found[1])
+
+
+class TestFastapiExample(ExampleNetwork):
+    """`examples/fastapi`: a login for both, in one process on one port."""
+
+    @staticmethod
+    def client() -> Any:
+        """Return a `TestClient`, which keeps cookies."""
+        for package in ("fastapi", "httpx"):
+            need(importlib.util.find_spec(package), package)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using `httpx` with")
+            module: Any = importlib.import_module("starlette.testclient")
+        return module.TestClient(example_module("fastapi/server.py").app)
+
+    @staticmethod
+    def log_in(client: Any, name: str = "ada", password: str = "tulip") -> Any:  # noqa: S107
+        """Log in; return the answer."""
+        return client.post("/login", json={"name": name, "password": password})
+
+    def test_push(self) -> None:
+        """What is posted is pushed to the connections of the same user."""
+        with self.client() as client:
+            login = self.log_in(client)
+            with client.websocket_connect("/ws/api") as ada:
+                client.cookies.clear()
+                self.log_in(client, "bob", "daisy")
+                with client.websocket_connect("/ws/api") as bob:
+                    answer = client.post("/notes", json={"text": "milk"})
+                    push = bob.receive_json()
+                call = {"module": "notes", "method": "read", "request_id": 1}
+                ada.send_json(call)
+                result = ada.receive_json()
+
+        cookie = login.headers["Set-Cookie"].partition("; ")[2]
+        assert cookie == "HttpOnly; Path=/; SameSite=strict"
+        assert answer.json() == {"count": 1}
+        assert (push["event"], push["data"]) == ("added", {"text": "milk"})
+        assert (result["event"], result["data"]) == ("result", [])
+
+    @pytest.mark.parametrize("cookie", ["", "session=guess", "session=; a"])
+    def test_stranger(self, cookie: str) -> None:
+        """Without the cookie of a session nobody comes in, by HTTP neither."""
+        with self.client() as client:
+            response: Any = importlib.import_module("starlette.testclient")
+            headers = {"Cookie": cookie} if cookie else {}
+            with pytest.raises(response.WebSocketDenialResponse) as caught:
+                client.websocket_connect("/ws/api", headers=headers).__enter__()
+            answer = client.post("/notes", json={"text": "milk"}, headers=headers)
+
+        assert (caught.value.status_code, caught.value.text) == (401, "sign in first")
+        assert (answer.status_code, answer.json()["detail"]) == (401, "sign in first")
+
+    @pytest.mark.parametrize(("name", "word"), [("ada", "daisy"), ("eve", "")])
+    def test_wrong_password(self, name: str, word: str) -> None:
+        """With another name or password there is no cookie."""
+        with self.client() as client:
+            answer = self.log_in(client, name, word)
+
+        assert answer.status_code == 401
+        assert answer.json() == {"detail": "wrong name or password"}
+        assert "Set-Cookie" not in answer.headers
+
+    async def test_page(self) -> None:
+        """The page signs in, and shows the notes as they are added."""
+        need(importlib.util.find_spec("fastapi"), "fastapi")
+        site = example_module("fastapi/server.py").app
+
+        async with Hosting(site) as serving, chromium() as tab_at:
+            tab = await tab_at(f"http://127.0.0.1:{serving.port}/")
+            await tab.page.locator("[name=password]").fill("tulip")
+            await tab.page.get_by_role("button", name="Sign in").click()
+            for text in ("milk", "<b>bread"):
+                await tab.page.locator("[name=text]").fill(text)
+                await tab.page.get_by_role("button", name="Add").click()
+                await tab.page.get_by_text(text, exact=True).wait_for()
+            await tab.page.reload()
+            await tab.page.get_by_text("milk", exact=True).wait_for()
+            texts = await tab.page.locator("li").all_inner_texts()
+
+        assert texts == ["milk", "<b>bread"]
+
+    async def test_command(self) -> None:
+        """The command in the docstring starts the server."""
+        with example_in_uvicorn("examples/fastapi/server.py", "0") as port:
+            head = request_by_hand("/ws/wsappy.js")
+            async with Hand(types.SimpleNamespace(port=port), head) as hand:
+                status, _ = await hand.head()
+
+        assert status == 200
+
+
+class TestDjangoExample(ExampleNetwork):
+    """`examples/django`: pushes from Django's pages."""
+
+    async def test_push(self) -> None:
+        """The command in the docstring serves both; a page pushes to the clients."""
+        words = "--app-dir", "examples/django", "server:application", "--port", "0"
+        with example_in_uvicorn("-m", "uvicorn", *words) as port:
+            url = f"ws://127.0.0.1:{port}/api"
+            async with ws_connect(url, proxy=None) as ws, asyncio.timeout(LIMIT):
+                talk = Talk(ws)
+                await talk.call("$.ping")
+                request = request_by_hand("/", Host="localhost")
+                async with Hand(types.SimpleNamespace(port=port), request) as hand:
+                    status, _ = await hand.head()
+                push = await talk.receive()
+                count = await talk.call("visits.count")
+
+        assert status == 200
+        assert (push["event"], push["data"]) == ("came", {"count": 1})
+        assert result_of(count) == 1
+
+
 # What the benchmark measures is not of interest here, so it may be little.
 BENCHMARK = """
 import sys
@@ -28317,36 +28443,23 @@ class TestReadmePrograms(ExampleNetwork):
 
         assert said == example_blocks("text", heading)[-1]
 
-    async def test_beside_fastapi(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_beside_fastapi(self) -> None:
         """What is posted to FastAPI is pushed, and FastAPI's lifespan stops the app."""
         need(importlib.util.find_spec("fastapi"), "fastapi")
         need(importlib.util.find_spec("uvicorn"), "uvicorn")
-        uvicorn: Any = importlib.import_module("uvicorn")
         (block,) = example_blocks("python", "Beside FastAPI")
         shown = "".join(example_conversations("Beside FastAPI"))
-        serve, module = App.serve, typing.cast(Any, example_run(block))
-        anywhere: Any = lambda app, host, port: serve(app, host, 0)  # noqa: E731
-        monkeypatch.setattr(App, "serve", anywhere)
-        monkeypatch.setattr(uvicorn.Server, "capture_signals", contextlib.nullcontext)
-        server = uvicorn.Server(uvicorn.Config(module.site, port=0, log_level="error"))
-
-        serving = asyncio.create_task(server.serve())
-        await load_until(lambda: server.started)
-        (app,) = module.app.servings
-        talk = asyncio.create_task(example_replay(app.port, shown))
-        await load_until(lambda: module.app.to("prices").members)
-        port = server.servers[0].sockets[0].getsockname()[1]
+        module = typing.cast(Any, example_run(block))
         path = "/prices/tea?price=3.5"
-        request = f"POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request.encode())
-        answer = await reader.read()
-        writer.close()
-        said = await talk
-        server.should_exit = True
-        await serving
 
-        assert answer.startswith(b"HTTP/1.1 200 ")
+        async with Hosting(module.site) as serving:
+            talk = asyncio.create_task(example_replay(serving.port, shown))
+            await load_until(lambda: module.app.to("prices").members)
+            async with Hand(serving, request_by_hand(path, "POST")) as hand:
+                status, _ = await hand.head()
+            said = await talk
+
+        assert status == 200
         assert (said, module.app.servings) == (shown, set())
 
     def test_health_check(self, tmp_path: pathlib.Path) -> None:

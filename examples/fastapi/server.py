@@ -111,27 +111,25 @@ PAGE = """<!doctype html>
 <button>Sign in</button></form>
 <form id="add" hidden><input name="text"> <button>Add</button></form>
 <ul id="notes"></ul>
-<script>
+<script type="module">
+import { connect } from "/ws/wsappy.js"
 const post = (path, form) => fetch(path, {
   method: "POST", headers: {"Content-Type": "application/json"},
   body: JSON.stringify(Object.fromEntries(new FormData(form)))})
+const login = document.getElementById("login"), add = document.getElementById("add")
 const show = text => {
   const item = document.createElement("li")
   item.textContent = text
-  notes.append(item)
+  document.getElementById("notes").append(item)
 }
-const open = () => {
-  const ws = new WebSocket(location.origin.replace("http", "ws") + "/ws/api")
-  ws.onopen = () => {
-    login.hidden = true; add.hidden = false
-    ws.send(JSON.stringify({module: "notes", method: "read", request_id: 1}))
-  }
-  ws.onmessage = message => {
-    const {event, data} = JSON.parse(message.data)
-    if (event == "result") data.forEach(show)
-    if (event == "added") show(data.text)
-  }
-  ws.onclose = ({code}) => { if (code != 4401) setTimeout(open, 1000) }
+const open = async () => {
+  const api = connect("/ws/api")
+  api.on("notes", "added", ({text}) => show(text))
+  // It fails, and the client stays away, where nobody has signed in.
+  const notes = await api.call("notes", "read").catch(() => null)
+  if (!notes) return
+  login.hidden = true; add.hidden = false
+  notes.forEach(show)
 }
 login.onsubmit = async event => {
   event.preventDefault()
@@ -143,4 +141,4 @@ open()
 """
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="localhost", port=int((*sys.argv, "8008")[1]))
+    uvicorn.run(app, port=int((*sys.argv, "8008")[1]))

@@ -1,6 +1,6 @@
 """Django with wsappy beside it: the smallest that works.
 
-    uvicorn --app-dir examples/django asgi:application --port 8008
+    uvicorn --app-dir examples/django server:application --port 8008
 
 http://localhost:8008/ is Django's, and pushes to the clients of ws://localhost:8008/api.
 """
