@@ -28155,6 +28155,13 @@ class TestBenchmark:
 
         assert figures[0] == "1.10"
 
+    @benchmark("--asgi")
+    def test_in_uvicorn(self, said_lines: dict[str, list[str]]) -> None:
+        """In another server it is compared with a handler that is written by hand."""
+        figures = said_lines["100 in flight, cpu: wsappy-asgi / starlette-uvloop"]
+
+        assert figures[:2] == ["1.20", "1.00"]
+
 
 BUS_BENCHMARK = """
 import sys
