@@ -9872,17 +9872,12 @@ class AsgiWire(ServedWire):
                 self.unsent -= size
                 self.bytes_out += size
                 if self.paused and 4 * self.unsent <= self.write_limit:
-                    self._go_on()
+                    self.paused = False
+                    self._wake()
+                    self.session.go_on()  # type: ignore[union-attr]
                 if self.runtime.is_turn_over():
                     await self.runtime.next_turn()
             self._wake()
-
-    def _go_on(self) -> None:
-        """Go on with what waited for a client that was behind."""
-        self.paused = False
-        self._wake()
-        if self.phase is OPEN and self.session is not None:
-            self.session.go_on()
 
     def _wake(self) -> None:
         """Let those look again who wait for a change."""
