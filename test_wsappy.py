@@ -26529,6 +26529,7 @@ class TestAsgiLifespan:
 class TestAsgiPrefix:
     """Behind the prefix of a mount the page and the document have its addresses."""
 
+    @in_chromium
     @pytest.mark.parametrize(
         ("root", "path"), [("", "/docs"), ("/outer", "/docs/?x=1")]
     )
@@ -28048,6 +28049,7 @@ class TestFastapiExample(ExampleNetwork):
         assert answer.json() == {"detail": "wrong name or password"}
         assert "Set-Cookie" not in answer.headers
 
+    @in_chromium
     async def test_page(self) -> None:
         """The page signs in, and shows the notes as they are added."""
         need(importlib.util.find_spec("fastapi"), "fastapi")
