@@ -3564,7 +3564,7 @@ class Client:
         scope: The ASGI scope in another server, else None.
         groups: Names of the groups it is in; in `on_disconnected`, that it was in.
         connection: That of `websockets`: for attributes, `ping`, and `send` in an
-            `on_message` route.
+            `on_message` route. In another server it has `send` alone.
         handlers: What the classic API gives its clients, else None.
     """
 
@@ -9940,6 +9940,7 @@ class Asgi:
 
     Attributes:
         serving: What serves it, or did so last.
+        kept: The lifespan that the first client began, where nobody else has.
     """
 
     def __init__(self, app: App) -> None:
