@@ -9830,10 +9830,11 @@ class AsgiWire(ServedWire):
     def post(self, payload: bytes) -> None:
         """Let a message wait until the host takes it."""
         if self.phase is OPEN:
-            self._add(len(payload), text=payload.decode(errors="replace"))
+            text = payload.decode(errors="replace")
+            self._add({"type": "websocket.send", "text": text}, len(payload))
 
-    def _add(self, size: int, **message: Any) -> None:
-        self.out.append(({"type": "websocket.send", **message}, size))
+    def _add(self, message: dict[str, Any], size: int) -> None:
+        self.out.append((message, size))
         self.unsent += size
         self.ready.set()
         if self.unsent > self.write_limit and not self.paused:
@@ -9846,10 +9847,9 @@ class AsgiWire(ServedWire):
     async def send(self, message: str | bytes) -> None:
         """Send a message of the application's own, in an `on_message` route."""
         await self.reachable()
-        if isinstance(message, str):
-            self._add(len(message.encode()), text=message)
-        else:
-            self._add(len(message), bytes=message)
+        size = len(message.encode() if isinstance(message, str) else message)
+        kind = "text" if isinstance(message, str) else "bytes"
+        self._add({"type": "websocket.send", kind: message}, size)
         await self.writable()
 
     async def _write(self) -> None:
