@@ -9690,6 +9690,7 @@ class AsgiWire(ServedWire):
         tasks: What reads and what writes.
         ready: Set where something waits for the host, or the close does.
         moved: Set for a moment when anything changes that somebody waits for.
+        lost: Set once the connection is gone.
     """
 
     def __init__(
@@ -9704,7 +9705,7 @@ class AsgiWire(ServedWire):
         self.out: collections.deque[tuple[dict[str, Any], int]] = collections.deque()
         self.unsent = 0
         self.closed: tuple[int, str, bool | None] = 1006, "", None
-        self.ready, self.moved = asyncio.Event(), asyncio.Event()
+        self.ready, self.moved, self.lost = (asyncio.Event() for _ in range(3))
         self.due = self.runtime.loop.time() + (serving.open_timeout or math.inf)
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -9774,6 +9775,7 @@ class AsgiWire(ServedWire):
             self.out.clear()
             for task in self.tasks:
                 task.cancel()
+            self.lost.set()
             self._wake()
 
     def end(self) -> tuple[int, bool | None]:
@@ -9789,8 +9791,7 @@ class AsgiWire(ServedWire):
 
     async def wait_closed(self) -> None:
         """Wait until the connection is gone."""
-        while self.phase is not CLOSED:
-            await self.moved.wait()
+        await self.lost.wait()
 
     # From the host
 
