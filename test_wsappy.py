@@ -240,6 +240,60 @@ async def talking(
         yield Talk(ws)
 
 
+# What uvicorn calls an option of `websockets.serve`.
+HOSTING_OPTIONS = {"max_size": "ws_max_size", "compression": "ws_per_message_deflate"}
+HOSTING_OPTIONS["unix"] = "uds"
+
+
+class Hosting:
+    """An ASGI application in uvicorn; it has what tests ask of `App.serve`."""
+
+    def __init__(
+        self, asgi: Any, host: str = "127.0.0.1", port: int = 0, **options: Any
+    ) -> None:
+        names = HOSTING_OPTIONS
+        options = {names.get(name, name): value for name, value in options.items()}
+        uvicorn: Any = importlib.import_module("uvicorn")
+        self.config = uvicorn.Config(
+            *(asgi, host, port),
+            **{"log_config": None, "ws": "websockets-sansio", **options},
+            # Tests read a page until its connection ends.
+            timeout_keep_alive=0,
+        )
+        self.server = uvicorn.Server(self.config)
+
+    @staticmethod
+    def of(app: App, *given: Any, **options: Any) -> Hosting:
+        """Make one: as a method of `App`, which a class can't be."""
+        return Hosting(app.asgi(), *given, **options)
+
+    async def __aenter__(self) -> Self:
+        self.config.load()
+        self.server.lifespan = self.config.lifespan_class(self.config)
+        await self.server.startup()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.server.shutdown()
+
+    @property
+    def port(self) -> int:
+        """The port that is open."""
+        return int(self.server.servers[0].sockets[0].getsockname()[1])
+
+    def url(self, path: str = "/") -> str:
+        """Return the URL of a path."""
+        return f"ws://127.0.0.1:{self.port}{path}"
+
+
+@pytest.fixture(params=["wsappy", "uvicorn"])
+def each_server(request: pytest.FixtureRequest, monkeypatch: Any) -> None:
+    """Let `App.serve` be wsappy's own server, and then another one, by ASGI."""
+    if request.param == "uvicorn":
+        need(importlib.util.find_spec("uvicorn"), "uvicorn")
+        monkeypatch.setattr(App, "serve", Hosting.of)
+
+
 def result_of(message: Any) -> Any:
     """Return the data of a `result`; fail with anything else."""
     assert message["event"] == "result", message
@@ -2097,12 +2151,14 @@ class Wire:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
 
-    async def head(self) -> tuple[int, dict[str, str]]:
+    async def head(self) -> tuple[int, websockets.Headers]:
         """Return the status and the headers of the response that comes next."""
         async with asyncio.timeout(LIMIT):
             first, *lines = (await self.reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
-        pairs = [line.decode().split(": ", 1) for line in lines if line]
-        return int(first.split()[1]), dict(pairs)
+        headers = websockets.Headers()
+        for name, value in (line.decode().split(": ", 1) for line in lines if line):
+            headers[name] = value
+        return int(first.split()[1]), headers
 
     async def frame(self) -> tuple[int, bytes]:
         """Return the first byte, less the compression bit, and the payload."""
@@ -9207,6 +9263,7 @@ class TestBytesBeforeTheOpening:
         assert (closing, rest, called) == ((4403, "no"), b"", [])
 
 
+@pytest.mark.usefixtures("each_server")
 class TestOrigins:
     """Which pages' scripts may connect."""
 
@@ -9466,6 +9523,7 @@ class TestProxies:
         assert str(caught.value) == f"{must}: got {proxies!r}"
 
 
+@pytest.mark.usefixtures("each_server")
 class TestPages:
     """Pages of `@app.http`."""
 
@@ -9577,10 +9635,12 @@ class TestPages:
             async with asyncio.timeout(LIMIT):
                 head = await wire.reader.readuntil(b"\r\n\r\n")
             lines = head.decode("latin-1").split("\r\n")
-            names = [line.partition(":")[0].lower() for line in lines[1:-2]]
+            pairs = [line.split(": ", 1) for line in lines[1:-2]]
+            names = [name.lower() for name, _ in pairs]
+            there = set(zip(names, (value for _, value in pairs), strict=True))
 
             assert int(lines[0].split()[1]) == status
-            assert {f"{name}: {value}" for name, value in headers.items()} <= set(lines)
+            assert {(name.lower(), value) for name, value in headers.items()} <= there
             assert len(names) == len(set(names))
             assert ("content-length" in names) is (status != 204)
             assert await wire.ended() == body
@@ -9821,6 +9881,7 @@ WAIT = b'{"module": "entity", "method": "wait", "request_id": 1}'
 class TestHooks:
     """The hooks of a client, however its connection ends."""
 
+    @pytest.mark.usefixtures("each_server")
     async def test_order(self) -> None:
         """The hooks of a connection run in their promised order."""
         told = Told()
@@ -9836,6 +9897,7 @@ class TestHooks:
             *(GONE, "disconnected"),
         ]
 
+    @pytest.mark.usefixtures("each_server")
     async def test_reset_before_the_request(self) -> None:
         """A connection that ends before its request is whole reaches no hook."""
         told = Told()
@@ -9881,6 +9943,7 @@ class TestHooks:
 
         assert told.steps == ["connecting", "connecting cut"]
 
+    @pytest.mark.usefixtures("each_server")
     async def test_reset_in_on_connected(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -9901,6 +9964,7 @@ class TestHooks:
         ]
         assert caplog.messages == []
 
+    @pytest.mark.usefixtures("each_server")
     async def test_reset_with_a_handler_running(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -9912,6 +9976,7 @@ class TestHooks:
             app.serve("127.0.0.1", 0) as serving,
             dialled(serving, request_by_hand(**UPGRADE)) as wire,
         ):
+            await wire.head()
             wire.send(wire_frame(WAIT))
             await told.until("call")
             wire.reset()
@@ -9920,6 +9985,7 @@ class TestHooks:
         assert told.steps[2:] == ["call", "call ended", GONE, "disconnected"]
         assert caplog.messages == []
 
+    @pytest.mark.usefixtures("each_server")
     async def test_reset_in_a_close(self) -> None:
         """A connection that is reset in the closing handshake ends like any other."""
         told = Told()
@@ -9974,6 +10040,7 @@ class TestHooks:
         assert told.steps[-1] == "disconnected cut"
         assert caplog.messages == ["on_disconnected failed"]
 
+    @pytest.mark.usefixtures("each_server")
     async def test_bug_in_on_disconnected(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -10045,6 +10112,7 @@ class TestMaking:
         assert isinstance(member, Early)
 
 
+@pytest.mark.usefixtures("each_server")
 class TestGeneratorForm:
     """Client functions that yield."""
 
@@ -10093,6 +10161,7 @@ class TestGeneratorForm:
         assert told.steps == ["asked", "end"]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestOnConnecting:
     """What can be done before the connection is open."""
 
@@ -10161,6 +10230,7 @@ class TestOnConnecting:
         assert errors == [text]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestOnConnected:
     """The hook that runs when the connection is open."""
 
@@ -10319,6 +10389,7 @@ class TestRawMessages:
 
         assert sizes == [10, 100_000, 20]
 
+    @pytest.mark.usefixtures("each_server")
     async def test_types(self) -> None:
         """Text arrives as str, binary as bytes, whatever they hold."""
         messages = ["grün", b"\xff", "", b"", "not JSON"]
@@ -10330,6 +10401,7 @@ class TestRawMessages:
 
         assert answers == messages
 
+    @pytest.mark.usefixtures("each_server")
     async def test_half_of_a_surrogate_pair(self) -> None:
         """Text that UTF-8 can't hold is an error of `send`, and ends with 1011."""
 
@@ -10344,6 +10416,7 @@ class TestRawMessages:
             assert await talk.closed() == (1011, "internal error")
         assert await told.until("gone") == ["gone"]
 
+    @pytest.mark.usefixtures("each_server")
     async def test_order(self) -> None:
         """They are taken one at a time, in order."""
         told = Told()
@@ -10374,6 +10447,7 @@ class TestRawMessages:
 
             assert await wire.closed() == (1007, "invalid start byte at position 0")
 
+    @pytest.mark.usefixtures("each_server")
     @pytest.mark.parametrize(
         "error", [RuntimeError("secret"), asyncio.CancelledError(), Refused(403)]
     )
@@ -10392,6 +10466,7 @@ class TestRawMessages:
 
         assert closed == (1011, "internal error")
 
+    @pytest.mark.usefixtures("each_server")
     async def test_client_that_is_gone(self, caplog: pytest.LogCaptureFixture) -> None:
         """A client that goes while on_message sends is no error."""
         is_gone = asyncio.Event()
@@ -10410,6 +10485,7 @@ class TestRawMessages:
 
         assert caplog.messages == []
 
+    @pytest.mark.usefixtures("each_server")
     async def test_messages_wait_for_on_connected(self) -> None:
         """`on_message` isn't called before on_connected has ended."""
         told, app = Told(), App()
@@ -10680,6 +10756,7 @@ class RawSetting(Setting):
         await self.connection.send(message)
 
 
+@pytest.mark.usefixtures("each_server")
 class TestHookThatCancelsItself:
     """A hook that cancels its own task and awaits is a bug like any other."""
 
@@ -10749,6 +10826,7 @@ class TestHookThatCancelsItself:
         assert caplog.messages == ["on_disconnected failed"]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestContextOfHooks:
     """What the hooks of a connection set, all that comes later on it sees."""
 
@@ -11030,6 +11108,7 @@ class TestLogOfClients:
         )
 
 
+@pytest.mark.usefixtures("each_server")
 class TestClientAttributes:
     """What a client knows of its connection."""
 
@@ -11144,6 +11223,7 @@ CANCEL_FIRST = {
 }
 
 
+@pytest.mark.usefixtures("each_server")
 class TestProcessMessage:
     """The hook that wraps every call."""
 
@@ -11254,6 +11334,7 @@ class TestProcessMessage:
             assert result_of(await talk.call("do.fail")) == "caught"
 
 
+@pytest.mark.usefixtures("each_server")
 class TestPush:
     """Pushes to one client."""
 
@@ -11363,6 +11444,7 @@ class TestPush:
             assert result_of(await talk.call("a.b")) is True
 
 
+@pytest.mark.usefixtures("each_server")
 class TestCallToTheClient:
     """Calls that the server makes."""
 
@@ -11505,6 +11587,7 @@ class TestCallToTheClient:
         assert await told.until("closed") == ["closed"]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestConnectionClosedInHooks:
     """A `ConnectionClosed` that leaves a hook of a client."""
 
@@ -11556,6 +11639,7 @@ class TestConnectionClosedInHooks:
         ]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestClose:
     """Closing from the server's side."""
 
@@ -11669,9 +11753,9 @@ class TestClose:
         async with talking(app) as talk:
             await talk.call("$.ping")
             await clients[0].close(4000)
-            state = clients[0].connection.state
+            phase = clients[0].connection.phase
 
-        assert state is websockets.State.CLOSED
+        assert phase is wsappy.Phase.CLOSED
 
 
 class TestWhoCloses:
@@ -11709,6 +11793,7 @@ class TestWhoCloses:
         kinds = (task, awaitable, stream, started, group, limited)
         return {each.__name__: each for each in kinds}
 
+    @pytest.mark.usefixtures("each_server")
     @pytest.mark.parametrize("factory", [None, Wrapping], ids=["plain", "wrapped"])
     @pytest.mark.parametrize("kind", handlers(Told()))
     async def test_handler(self, kind: str, factory: Any) -> None:
@@ -11906,6 +11991,7 @@ class TestGroupNames:
         assert [str(each) for each in raised] == [must]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestGroups:
     """Groups in one process."""
 
@@ -12088,12 +12174,14 @@ class TestGroups:
 
         assert event == "message"
 
-    async def test_member_that_does_not_read(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+
+class TestMemberThatDoesNotRead:
+    """A push waits for no member."""
+
+    async def test_max_backlog(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A member with more than max_backlog bytes waiting is closed with 4508."""
         monkeypatch.setattr(wsappy, "SLOW_GRACE", LIMIT)
-        app = self.app(max_backlog=2**16)
+        app = TestGroups.app(max_backlog=2**16)
 
         async with (
             app.serve("127.0.0.1", 0) as serving,
@@ -22051,6 +22139,7 @@ class TestRedisCluster:
 class TestRedis:
     """Pushes reach the members in every process, through Redis."""
 
+    @pytest.mark.usefixtures("each_server")
     @pytest.mark.parametrize("group", ["plain:a", "kept:a"])
     async def test_push(self, group: str, server: RedisServer) -> None:
         """Pushes from all processes reach all members, in one order."""
@@ -22203,6 +22292,7 @@ class TestRedis:
 
             await member.sees(1)
 
+    @pytest.mark.usefixtures("each_server")
     async def test_resume(self, server: RedisServer) -> None:
         """A client comes back to another process, and has missed nothing."""
         apps = app_on(server.url), app_on(server.url)
@@ -22804,7 +22894,7 @@ class Fetched(NamedTuple):
     """An answer."""
 
     status: int
-    headers: dict[str, str]
+    headers: websockets.Headers
     body: bytes
 
 
@@ -22822,6 +22912,7 @@ async def fetch(source: Any, path: str, method: str = "GET", **headers: Any) -> 
 class TestFiles:
     """Files of `App.static`."""
 
+    @pytest.mark.usefixtures("each_server")
     @pytest.mark.parametrize(
         ("path", "content_type", "body"),
         [
@@ -23651,6 +23742,7 @@ class TestConversations:
         steps, outcomes = zip(*CONVERSATIONS[name], strict=True)
         return list(steps), list(outcomes)
 
+    @pytest.mark.usefixtures("each_server")
     @pytest.mark.parametrize("name", CONVERSATIONS)
     async def test_python(self, name: str) -> None:
         """The Python client holds it."""
@@ -23680,6 +23772,7 @@ class TestConversations:
         assert outcomes == expected
 
     @in_chromium
+    @pytest.mark.usefixtures("each_server")
     async def test_chromium(self) -> None:
         """The browser's client holds all of them in Chromium."""
         conversations = {name: self.steps_of(name) for name in CONVERSATIONS}
@@ -23713,7 +23806,7 @@ class TestClientScript:
             "X-Content-Type-Options": "nosniff",
             "Cache-Control": "no-cache",
         }
-        assert expected.items() <= answer.headers.items()
+        assert expected.items() <= set(answer.headers.raw_items())
 
     @pytest.mark.parametrize(
         ("path", "method", "status"),
@@ -25195,6 +25288,9 @@ class TestParser:
         apps = [make_app(), document_app(), ConversationApp()]
         texts = [wsappy.document_of(app).decode() for app in apps]
         apps[1].asyncapi()
+        more = {"path": "/ws/asyncapi.json", "root_path": "/ws"}
+        mounted = Host(apps[1].asgi(), "http", headers=[(b"host", b"a:1")], **more)
+        texts.append((await mounted.run())[1]["body"].decode())
         script, file = tmp_path / "parser.mjs", tmp_path / "documents.json"
         script.write_text(DOCUMENT_PARSER, encoding="utf-8")
         file.write_text(json.dumps(texts), encoding="utf-8")
@@ -25204,7 +25300,7 @@ class TestParser:
         printed, _ = await process.communicate()
 
         said = [json.loads(line) for line in printed.decode().splitlines()]
-        assert said == [["3.1.0", []]] * len(apps)
+        assert said == [["3.1.0", []]] * len(texts)
 
 
 class Oracle:
@@ -25739,6 +25835,7 @@ async def behind_prefix(app: App) -> AsyncIterator[int]:
         yield proxy.sockets[0].getsockname()[1]
 
 
+@pytest.mark.usefixtures("each_server")
 class TestBuiltInPages:
     """The pages that every application has."""
 
@@ -25830,6 +25927,1038 @@ class TestBuiltInPages:
         assert page.body.startswith(b"<!doctype html>")
         assert answer["event"] == "result"
         assert own.body == b"own"
+
+
+# --- 13. ASGI ----------------------------------------------------------------
+
+
+class Host:
+    """The server of a host: a test plays it, one message after the other.
+
+    Attributes:
+        said: What the application has sent.
+        is_blocked: Whether `send` waits, as for a client that doesn't read.
+        exc: What `send` raises from now on.
+    """
+
+    def __init__(self, asgi: Any, kind: str = "websocket", **more: Any) -> None:
+        self.scope: dict[str, Any] = {"type": kind, "path": "/api", "headers": []}
+        self.scope |= {"query_string": b"", **more}
+        self.asgi = asgi
+        self.heard: asyncio.Queue[Any] = asyncio.Queue()
+        self.said: list[Any] = []
+        self.free, self.moved = asyncio.Event(), asyncio.Event()
+        self.free.set()
+        self.exc: BaseException | None = None
+        self.tell("websocket.connect")
+
+    def tell(self, kind: str, **more: Any) -> None:
+        """Let the application receive an event."""
+        self.heard.put_nowait({"type": kind, **more})
+
+    def ask(self, name: str, request_id: Any = 1, **data: Any) -> None:
+        """Let a client call a method of the module `m`."""
+        message = {"module": "m", "method": name, "data": data}
+        text = json.dumps({**message, "request_id": request_id})
+        self.tell("websocket.receive", text=text)
+
+    def leave(self, **more: Any) -> None:
+        """Let the client go."""
+        self.tell("websocket.disconnect", **more)
+
+    async def send(self, event: Any) -> None:
+        """Take what the application says, once there is room."""
+        await self.free.wait()
+        if self.exc is not None:
+            raise self.exc
+        self.said.append(event)
+        self.moved.set()
+
+    async def run(self) -> list[Any]:
+        """Run the application to its end; return what it has sent."""
+        async with asyncio.timeout(LIMIT):
+            await self.asgi(self.scope, self.heard.get, self.send)
+        return self.said
+
+    def start(self) -> asyncio.Task[list[Any]]:
+        """Run the application in a task."""
+        return asyncio.create_task(self.run())
+
+    async def saying(self, count: int) -> Any:
+        """Wait until that many events were sent; return the last of them."""
+        async with asyncio.timeout(LIMIT):
+            while len(self.said) < count:
+                self.moved.clear()
+                await self.moved.wait()
+        return self.said[count - 1]
+
+
+def hosted_app(**options: Any) -> App:
+    """Make an app with some methods in the module `m`."""
+    app = make_app(**options)
+    for handler in (echo, sleep_on, echo_later):
+        app.module("m")(app.method()(handler))
+    return app
+
+
+ACCEPT = {"type": "websocket.accept"}
+DENIAL: Any = {"extensions": {"websocket.http.response": {}}}
+
+
+def hosted_close(code: int, reason: str) -> Any:
+    """Return the event of a close."""
+    return {"type": "websocket.close", "code": code, "reason": reason}
+
+
+def hosted_text(event: Any) -> Any:
+    """Return the message of a text that was sent."""
+    assert list(event) == ["type", "text"], event
+    assert event["type"] == "websocket.send"
+    return json.loads(event["text"])
+
+
+class TestAsgiScope:
+    """What a host says of a connection is what a client has."""
+
+    @pytest.mark.parametrize(
+        ("path", "root", "seen"),
+        [
+            ("/api", "", "/api"),
+            ("/ws/api", "/ws", "/api"),
+            ("/ws/api", "/ws/", "/api"),
+            ("/api", "/ws", "/api"),
+            ("/api", "/a", "/api"),
+        ],
+    )
+    async def test_path(self, path: str, root: str, seen: str) -> None:
+        """The path begins after that of the mount, where it begins with it."""
+        app = App()
+        clients = clients_of(app)
+        host = Host(app.asgi(), path=path, root_path=root)
+        host.leave()
+
+        assert await host.run() == [ACCEPT]
+        assert clients[0].path == seen
+
+    @pytest.mark.parametrize(
+        ("more", "status"),
+        [
+            ({"path": "/ws", "root_path": "/ws"}, 200),
+            ({"path": "/page/", "raw_path": b"/page"}, 200),
+            ({"path": "/page/x", "raw_path": b"/page/x"}, 404),
+            ({"path": "/gr\xfcn \ud800"}, 404),
+        ],
+    )
+    async def test_page(self, more: Any, status: int) -> None:
+        """A path is decoded already; a slash that a host has added doesn't count."""
+        app = make_app()
+        for path in ("/", "/page"):
+            app.http(path)(lambda request: request.path)
+
+        said = await Host(app.asgi(), "http", **more).run()
+
+        assert said[0]["status"] == status
+
+    async def test_attributes(self) -> None:
+        """A client has the host's headers, query, address and scope."""
+        app = App()
+        clients = clients_of(app)
+        headers = [(b"cookie", b"a=1"), (b"cookie", b"b=\xfc"), (b"x-a", b"1")]
+        query, address = b"a=1&b=%C3%BC", ["127.0.0.1", 4]
+        host = Host(app.asgi(), headers=headers, query_string=query, client=address)
+        host.leave()
+
+        await host.run()
+
+        client = clients[0]
+        assert client.headers["Cookie"] == "a=1; b=\xfc"
+        assert client.query == {"a": "1", "b": "\xfc"}
+        assert client.remote == ("127.0.0.1", 4)
+        assert client.scope is host.scope
+
+    async def test_no_scope(self) -> None:
+        """Elsewhere a client has no scope."""
+        app = App()
+        clients = clients_of(app)
+
+        async with talking(app) as talk:
+            await talk.call("$.ping")
+
+        assert clients[0].scope is None
+
+    async def test_unknown(self) -> None:
+        """Another type of scope is a ValueError."""
+        with pytest.raises(ValueError, match="scope") as caught:
+            await make_app().asgi()({"type": "x"}, None, None)
+
+        assert str(caught.value) == (
+            "scope must be of type websocket, http or lifespan: got 'x'; write an if "
+            "before it"
+        )
+
+    def test_proxies(self) -> None:
+        """An app with proxies is a ValueError: the host knows the address."""
+        with pytest.raises(ValueError, match="proxies") as caught:
+            App(proxies=2).asgi()
+
+        assert str(caught.value) == (
+            "proxies must be 0 in another server: got 2; that one knows the client's "
+            "address, uvicorn --forwarded-allow-ips=..., say"
+        )
+
+
+class TestAsgiAnswer:
+    """A refusal is an answer where the host knows one, else a close: 403."""
+
+    @staticmethod
+    def app() -> App:
+        """Make an app that lets nobody in."""
+        app = App()
+
+        @app.client("/api")
+        def api(client: Client) -> None:
+            raise Refused(401, "sign in")
+
+        @app.http("/page")
+        def page(request: Any) -> str:
+            return "hello"
+
+        return app
+
+    async def test_denial(self) -> None:
+        """With the extension it has the status and the reason."""
+        said = await Host(self.app().asgi(), **DENIAL).run()
+
+        kind = "websocket.http.response"
+        headers = [(b"content-length", b"7")]
+        headers += [(b"content-type", b"text/plain; charset=utf-8")]
+        assert said == [
+            {"type": f"{kind}.start", "status": 401, "headers": headers},
+            {"type": f"{kind}.body", "body": b"sign in"},
+        ]
+
+    @pytest.mark.parametrize("more", [{}, {"extensions": None}])
+    async def test_no_denial(self, more: Any) -> None:
+        """Without it the close says why to who can read it."""
+        app = self.app()
+
+        said = await Host(app.asgi(), **more).run()
+
+        assert said == [hosted_close(4401, "sign in")]
+        assert app.stats()["refused"] == {"401": 1}
+
+    async def test_browser(self) -> None:
+        """A browser is let in and told, as everywhere."""
+        headers = [(b"origin", b"http://a"), (b"host", b"a")]
+        host = Host(self.app().asgi(), headers=headers, **DENIAL)
+        running = host.start()
+        await host.saying(2)
+        host.leave(code=4401)
+
+        assert await running == [ACCEPT, hosted_close(4401, "sign in")]
+
+    async def test_fault(self) -> None:
+        """A request with two origins is 400."""
+        headers = [(b"origin", b"http://a"), (b"origin", b"http://b")]
+
+        said = await Host(self.app().asgi(), headers=headers, **DENIAL).run()
+
+        assert said[0]["status"] == 400
+
+    async def test_head(self) -> None:
+        """A page that is asked for its head has no body."""
+        more = {"path": "/page", "method": "HEAD"}
+
+        start, body = await Host(self.app().asgi(), "http", **more).run()
+
+        assert (start["type"], start["status"]) == ("http.response.start", 200)
+        assert body == {"type": "http.response.body", "body": b""}
+
+    async def test_client_that_is_gone(self) -> None:
+        """One that is gone when it is let in gets its goodbye, and is dropped."""
+        app, gone = App(), list[Client]()
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            yield
+            gone.append(client)
+
+        host = Host(app.asgi())
+        host.exc = ConnectionResetError()
+
+        await host.run()
+
+        assert len(gone) == 1
+        assert app.stats()["handshakes_dropped"] == 1
+
+    async def test_hook_that_never_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A handshake has its limit here, too."""
+        monkeypatch.setitem(wsappy.TIMEOUTS, "open_timeout", 0.08)
+        app, ended = App(), asyncio.Event()
+
+        @app.client("/api")
+        async def api(client: Client) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        assert await Host(app.asgi()).run() == []
+        assert ended.is_set()
+
+
+class TestAsgiTalk:
+    """Messages go both ways, one at a time."""
+
+    async def test_call(self) -> None:
+        """A call in a text is answered by a text."""
+        host = Host(hosted_app().asgi())
+        running = host.start()
+        host.ask("echo", value="\xfc")
+
+        answer = hosted_text(await host.saying(2))
+
+        assert answer == calls_event("echo", "result", "\xfc")
+        host.leave()
+        await running
+
+    async def test_binary(self) -> None:
+        """Binary frames are read, too."""
+        host = Host(hosted_app().asgi())
+        running = host.start()
+        message = json.dumps({"module": "m", "method": "echo", "request_id": 1})
+        host.tell("websocket.receive", bytes=message.encode(), text=None)
+
+        answer = hosted_text(await host.saying(2))
+
+        assert answer == calls_event("echo", "result", {})
+        host.leave()
+        await running
+
+    async def test_no_utf_8(self) -> None:
+        """Text with half of a surrogate pair, which no server lets pass, is 1007."""
+        host = Host(hosted_app().asgi())
+        running = host.start()
+        host.tell("websocket.receive", text="\ud800")
+
+        close = await host.saying(2)
+
+        assert close == hosted_close(1007, "invalid continuation byte at position 0")
+        host.leave()
+        await running
+
+    async def test_order(self) -> None:
+        """Calls of one read begin in order, also a `def` behind an `async def`."""
+        host = Host(hosted_app().asgi())
+        running = host.start()
+        for request_id, name in enumerate(["echo_later", "echo"]):
+            host.ask(name, request_id, value=0)
+
+        await host.saying(3)
+
+        ids = [hosted_text(each)["request_id"] for each in host.said[1:]]
+        assert sorted(ids) == [0, 1]
+        host.leave()
+        await running
+
+    async def test_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Reading and writing give the loop its turns."""
+        monkeypatch.setattr(wsappy, "TURN", 0.0)
+        host = Host(hosted_app().asgi())
+        running = host.start()
+        for request_id in range(5):
+            host.ask("echo", request_id)
+
+        await host.saying(6)
+
+        ids = [hosted_text(each)["request_id"] for each in host.said[1:]]
+        assert ids == list(range(5))
+        host.leave()
+        await running
+
+    async def test_raw_messages(self) -> None:
+        """A route of another protocol sends text and bytes, and is read one by one."""
+        app = App()
+
+        @app.client("/api")
+        class Raw(Client):
+            async def on_message(self, message: str | bytes) -> None:
+                await self.connection.send(message)
+
+        host = Host(app.asgi())
+        running = host.start()
+        large = "x" * wsappy.MAX_RAW
+        host.tell("websocket.receive", text=large)
+        host.tell("websocket.receive", bytes=b"\xff")
+        await host.saying(3)
+        host.leave()
+
+        assert await running == [
+            ACCEPT,
+            {"type": "websocket.send", "text": large},
+            {"type": "websocket.send", "bytes": b"\xff"},
+        ]
+        assert app.stats()["pauses"] == 1
+
+
+class TestAsgiSlowReaders:
+    """What waits for a host that doesn't take it is bounded, and counted."""
+
+    @staticmethod
+    async def blocked(**options: Any) -> tuple[App, Host, Any, Client]:
+        """Return an app, and a host with a client that doesn't read."""
+        app = App(**options)
+        clients = clients_of(app)
+        for handler in (echo, sleep_on, echo_later):
+            app.module("m")(app.method()(handler))
+
+        @app.module("m")
+        @app.method
+        async def fresh(request: Request) -> AsyncIterator[int]:
+            for number in range(2):
+                await request.ready()
+                yield number
+
+        host = Host(app.asgi())
+        running = host.start()
+        host.ask("echo")
+        await host.saying(2)
+        host.free.clear()
+        return app, host, running, clients[0]
+
+    async def test_answers(self) -> None:
+        """Reading stops while it is behind; what waits goes out when it catches up."""
+        app, host, running, client = await self.blocked()
+        sent = client.push("m", "large", "x" * 2**16)
+        await turns()
+        host.ask("echo", 2)
+        await turns()
+        seen = len(host.said), app.stats()["pauses"]
+
+        host.free.set()
+        await sent
+        await host.saying(4)
+
+        assert seen == (2, 1)
+        assert hosted_text(host.said[3])["request_id"] == 2
+        host.leave()
+        await running
+
+    async def test_burst(self) -> None:
+        """What a host takes in the same turn is no pause."""
+        app, host, running, client = await self.blocked()
+        host.free.set()
+
+        await client.push("m", "large", "x" * 2**16)
+        await turns()
+
+        assert app.stats()["pauses"] == 0
+        host.leave()
+        await running
+
+    async def test_too_slow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One that is too far behind is closed with 4508, and left a second later."""
+        monkeypatch.setattr(wsappy, "SLOW_GRACE", 0.0)
+        app, _, running, client = await self.blocked(max_backlog=2**16)
+
+        while client.is_open:
+            client.push("m", "large", "x" * 2**16)
+            await asyncio.sleep(0)
+        await running
+
+        stats = app.stats()
+        assert stats["slow_clients_dropped"] == 1
+        assert stats["closed"] == {"4508": 1}
+
+    async def test_client_that_has_closed(self) -> None:
+        """A host that takes nothing more of one that has closed says how it ended."""
+        app, host, running, client = await self.blocked()
+        host.exc = BrokenPipeError()
+        client.push("m", "too late")
+        host.free.set()
+        await turns()
+
+        host.leave(code=1000)
+
+        await running
+        assert app.stats()["closed"] == {"1000": 1}
+
+    async def test_close_that_is_taken(self) -> None:
+        """One that reads again gets what waited, and the close after it."""
+        _, host, running, client = await self.blocked(max_backlog=2**16)
+        while client.is_open:
+            client.push("m", "large", "x" * 2**16)
+            await asyncio.sleep(0)
+
+        host.free.set()
+        async with asyncio.timeout(LIMIT):
+            while host.said[-1]["type"] != "websocket.close":
+                host.moved.clear()
+                await host.moved.wait()
+
+        assert host.said[-1] == hosted_close(4508, "it reads too slowly")
+        host.leave()
+        await running
+
+    async def test_ready(self) -> None:
+        """`ready` waits until the host has taken what was sent."""
+        _, host, running, client = await self.blocked()
+        client.push("m", "first")
+        host.ask("fresh", 2)
+        await turns()
+        seen = len(host.said)
+
+        host.free.set()
+        await host.saying(6)
+
+        assert seen == 2
+        assert [hosted_text(each)["event"] for each in host.said[2:]] == [
+            *("first", "item", "item", "result"),
+        ]
+        host.leave()
+        await running
+
+    async def test_gone(self) -> None:
+        """Who waits for a client hears that it is gone."""
+        app, host, running, client = await self.blocked()
+        sent = client.push("m", "large", "x" * 2**16)
+        waiting = asyncio.ensure_future(sent)
+        await turns()
+        host.exc = BrokenPipeError()
+        host.free.set()
+        await turns()
+        host.leave(code=1006)
+
+        with pytest.raises(ConnectionClosed, match="no close frame"):
+            await waiting
+        await running
+        assert app.stats()["closed"] == {"1006": 1}
+
+
+class TestAsgiEnd:
+    """A client gets its goodbye once, however its connection ends."""
+
+    @staticmethod
+    def app(told: list[str], **options: Any) -> App:
+        """Make an app that tells of its goodbyes, and of calls that were cut."""
+        app = App(**options)
+
+        @app.client("/api")
+        class Api(Client):
+            async def on_disconnected(self) -> None:
+                await asyncio.sleep(0)
+                told.append("goodbye")
+
+        @app.module("m")
+        @app.method
+        async def wait(request: Request) -> None:
+            told.append("began")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                told.append("cut")
+
+        @app.module("m")
+        @app.method
+        async def leave(request: Request) -> None:
+            await request.client.close(4001, "bye")
+
+        return app
+
+    @pytest.mark.parametrize(
+        ("more", "label"),
+        [({"code": 1001}, "1001"), ({"code": 1006}, "1006"), ({}, "1005")],
+    )
+    async def test_disconnect(self, more: Any, label: str) -> None:
+        """The end of the connection ends its calls."""
+        told: list[str] = []
+        app = self.app(told)
+        host = Host(app.asgi())
+        host.ask("wait")
+        host.leave(reason=None, **more)
+
+        await host.run()
+
+        assert told in (["began", "cut", "goodbye"], ["goodbye"])
+        assert app.stats()["closed"] == {label: 1}
+
+    async def test_close(self) -> None:
+        """A close of the server's waits for the host's word, and hears no call more."""
+        told: list[str] = []
+        app = self.app(told)
+        host = Host(app.asgi())
+        running = host.start()
+        host.ask("leave")
+        await host.saying(2)
+        host.ask("wait", 2)
+        host.leave(code=4001)
+
+        assert await running == [ACCEPT, hosted_close(4001, "bye")]
+        assert told == ["goodbye"]
+        assert app.stats()["closed"] == {"4001": 1}
+
+    async def test_second_close(self) -> None:
+        """A second close changes nothing."""
+        app = App()
+        clients = clients_of(app)
+        host = Host(app.asgi())
+        running = host.start()
+        await host.saying(1)
+        wire: Any = clients[0].connection
+        wire.shut(4001, "first")
+        wire.shut(4002, "second")
+        await host.saying(2)
+        host.leave()
+
+        assert await running == [ACCEPT, hosted_close(4001, "first")]
+
+    async def test_close_without_an_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A host that says nothing more is left after `close_timeout`."""
+        monkeypatch.setitem(wsappy.TIMEOUTS, "close_timeout", 0.0)
+        monkeypatch.setitem(wsappy.TIMEOUTS, "open_timeout", 0.08)
+        told: list[str] = []
+        host = Host(self.app(told).asgi())
+        host.ask("leave")
+
+        await host.run()
+
+        assert told == ["goodbye"]
+
+    async def test_host_that_fails(self, caplog: pytest.LogCaptureFixture) -> None:
+        """What a host raises ends the connection, and is logged."""
+        told: list[str] = []
+        host = Host(self.app(told).asgi())
+        running = host.start()
+        await host.saying(1)
+        host.exc = RuntimeError("no")
+        host.tell("websocket.receive", text="{}")
+
+        await running
+
+        assert told == ["goodbye"]
+        assert "the host's server failed" in caplog.messages
+
+    @pytest.mark.parametrize("times", [1, 3])
+    async def test_cancelled(self, times: int) -> None:
+        """A host that cancels, or goes on cancelling, cuts no goodbye."""
+        told: list[str] = []
+        host = Host(self.app(told).asgi())
+        running = host.start()
+        host.ask("wait")
+        await host.saying(1)
+        await turns()
+
+        for _ in range(times):
+            running.cancel()
+            await asyncio.sleep(0)
+
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert told == ["began", "cut", "goodbye"]
+
+    async def test_cancelled_handshake(self) -> None:
+        """A handshake that the host cancels ends where it stands."""
+        app, told = App(), list[str]()
+        begun = asyncio.Event()
+
+        @app.client("/api")
+        async def api(client: Client) -> None:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                told.append("cut")
+
+        running = Host(app.asgi()).start()
+        await happens(begun)
+        running.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert told == ["cut"]
+
+    async def test_goodbye_that_hangs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A goodbye that hangs doesn't hold a host that cancels."""
+        monkeypatch.setattr(wsappy, "CANCEL_GRACE", 0.0)
+        monkeypatch.setattr(wsappy, "GOODBYE_GRACE", 0.0)
+        app, go = App(), asyncio.Event()
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            yield
+            await go.wait()
+
+        host = Host(app.asgi())
+        running = host.start()
+        await host.saying(1)
+        running.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        go.set()
+        await turns()
+
+    async def test_bug(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A bug of the framework's is the host's to log."""
+
+        async def fail(session: Any) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(wsappy.Session, "depart", fail)
+
+        with pytest.raises(ZeroDivisionError):
+            await Host(make_app().asgi(), "http", path="/x").run()
+
+
+class TestAsgiLifespan:
+    """An app starts and stops with its host."""
+
+    @staticmethod
+    def app(told: list[str]) -> App:
+        """Make an app with a lifespan that tells."""
+        app = make_app()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            told.append("start")
+            yield
+            told.append("stop")
+
+        return app
+
+    async def test_events(self) -> None:
+        """A host that sends the events of a lifespan starts and stops it."""
+        told: list[str] = []
+        host = Host(self.app(told).asgi(), "lifespan")
+        running = host.start()
+        await host.saying(1)
+        assert told == ["start"]
+        host.tell("lifespan.shutdown")
+
+        said = await running
+
+        kinds = ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert [each["type"] for each in said] == kinds
+        assert told == ["start", "stop"]
+
+    async def test_failure(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A start that fails is told to the host."""
+        said = await Host(App().asgi(), "lifespan").run()
+
+        assert [each["type"] for each in said] == ["lifespan.startup.failed"]
+        assert said[0]["message"].startswith("ValueError(")
+        assert "the start failed" in caplog.messages
+
+    async def test_by_hand(self) -> None:
+        """What mounts it enters its lifespan; at the end clients are told."""
+        told: list[str] = []
+        asgi = self.app(told).asgi()
+        host = Host(asgi)
+
+        async with asgi.lifespan():
+            running = host.start()
+            await host.saying(1)
+            closing = asyncio.create_task(host.saying(2))
+            closing.add_done_callback(lambda _: host.leave())
+
+        assert await running == [ACCEPT, hosted_close(1001, "the server is stopping")]
+        assert told == ["start", "stop"]
+
+    async def test_after_the_end(self) -> None:
+        """Who comes after the end is refused."""
+        asgi = make_app().asgi()
+        async with asgi.lifespan():
+            pass
+
+        said = await Host(asgi, **DENIAL).run()
+
+        assert said[0]["status"] == 503
+
+    async def test_nobody_has_started_it(self) -> None:
+        """Without its lifespan the first client fails with the line to write."""
+        asgi = self.app([]).asgi()
+
+        with pytest.raises(RuntimeError, match="lifespan") as caught:
+            await Host(asgi).run()
+
+        assert re.sub(r"'.*'( \(.*:\d+\))?", "'life'", str(caught.value)) == (
+            "lifespan 'life' must have started before a client comes; write async "
+            "with asgi.lifespan(): in that of the other application"
+        )
+
+    async def test_nobody_has_started_the_bus(self) -> None:
+        """Nor is a bus started by the first client."""
+        app = make_app(bus=lambda: None, namespace="test")
+
+        with pytest.raises(RuntimeError, match="bus") as caught:
+            await Host(app.asgi()).run()
+
+        assert str(caught.value) == (
+            "bus must have started before a client comes; write async with "
+            "asgi.lifespan(): in that of the other application"
+        )
+
+    async def test_two_loops(self) -> None:
+        """Two loops at a time would share its groups: the second one is refused."""
+        asgi = make_app().asgi()
+
+        async with asgi.lifespan():
+            with pytest.raises(RuntimeError, match="loop") as caught:
+                await asyncio.to_thread(asyncio.run, Host(asgi).run())
+
+        assert str(caught.value) == (
+            "app must be served in one loop at a time; write with TestClient(...) as "
+            "client: in a test, which has one for all"
+        )
+
+    def test_loops(self) -> None:
+        """Without one the first client starts it all, and the loop's end stops it."""
+        app = make_app()
+        asgi = app.asgi()
+        before = threading.active_count()
+
+        async def visit() -> int:
+            host = Host(asgi)
+            host.leave()
+            await host.run()
+            return len(app.servings)
+
+        assert [asyncio.run(visit()), asyncio.run(visit())] == [1, 1]
+        assert len(app.servings) == 0
+        for thread in threading.enumerate():
+            if thread.name == "wsappy watchdog":
+                thread.join(LIMIT)
+        assert threading.active_count() <= before
+
+
+class TestAsgiPrefix:
+    """Behind the prefix of a mount the page and the document have its addresses."""
+
+    @in_chromium
+    @pytest.mark.parametrize(
+        ("root", "path"), [("", "/docs"), ("/outer", "/docs/?x=1")]
+    )
+    async def test_page(self, root: str, path: str) -> None:
+        """The page finds the client and the document, and connects to the route."""
+        need(importlib.util.find_spec("starlette"), "Starlette")
+        routing: Any = importlib.import_module("starlette.routing")
+        applications: Any = importlib.import_module("starlette.applications")
+        mount = routing.Mount("/ws", DocsApp().asgi())
+        site = applications.Starlette(routes=[mount])
+        seen = []
+
+        async def behind(scope: Any, receive: Any, send: Any) -> None:
+            seen.append(scope.get("path", root))
+            await site(scope, receive, send)
+
+        async with Hosting(behind, root_path=root) as serving, chromium() as open_tab:
+            # Whoever sets `root_path` has cut it off.
+            tab = await open_tab(f"http://127.0.0.1:{serving.port}/ws{path}")
+            docs = DocsTab(tab.page)
+            await docs.connected()
+            article = await docs.call("shop.where")
+            said = await docs.said(article, "result")
+
+        assert (said, tab.log) == ('result ["/api",{},{}]', [])
+        assert sorted(set(seen) - {root}) == sorted(
+            f"{root}/ws{each}"
+            for each in ("/api", "/asyncapi.json", path.partition("?")[0], "/wsappy.js")
+        )
+
+    @pytest.mark.parametrize("path", ["/wsappy.js", "/docs", "/asyncapi.json"])
+    async def test_found(self, path: str) -> None:
+        """They are found below the prefix."""
+        more = {"path": f"/ws{path}", "root_path": "/ws"}
+
+        said = await Host(make_app().asgi(), "http", **more).run()
+
+        assert said[0]["status"] == 200
+
+    @pytest.mark.parametrize(
+        ("scheme", "protocol"), [({}, "ws"), ({"scheme": "https"}, "wss")]
+    )
+    async def test_document(self, scheme: Any, protocol: str) -> None:
+        """The document says where its addresses begin."""
+        more = {"path": "/ws/asyncapi.json", "root_path": "/ws", **scheme}
+        headers = [(b"host", b"a:8000")]
+        app = make_app()
+
+        said = await Host(app.asgi(), "http", headers=headers, **more).run()
+
+        document = json.loads(said[1]["body"])
+        server = {"host": "a:8000", "protocol": protocol, "pathname": "/ws"}
+        assert document == {**app.asyncapi(), "servers": {"mounted": server}}
+
+    async def test_no_prefix(self) -> None:
+        """Without a prefix they begin at the root, and it says nothing."""
+        app = make_app()
+
+        said = await Host(app.asgi(), "http", path="/asyncapi.json").run()
+
+        assert json.loads(said[1]["body"]) == app.asyncapi()
+
+    async def test_scope_of_a_page(self) -> None:
+        """A page has the host's scope, too."""
+        app = make_app()
+        app.http("/user")(lambda request: request.scope["user"])
+
+        said = await Host(app.asgi(), "http", path="/user", user="ada").run()
+
+        assert said[1]["body"] == b"ada"
+
+
+class AsgiSite:
+    """An app that tells of its goodbyes, alone or mounted.
+
+    Attributes:
+        told: What has happened.
+        asgi: What a client is told to use.
+        app_lifespan: What starts and stops the app.
+        prefix: Where the app is in it.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.told: list[str] = []
+        app = self.app = App()
+
+        @app.client("/api")
+        async def api(client: Client) -> AsyncIterator[None]:
+            if "name" not in client.query:
+                raise Refused(401, "sign in")
+            client.join("everyone")
+            yield
+            self.told.append(f"goodbye {client.query['name']}")
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            self.told.append("start")
+            yield
+            self.told.append("stop")
+
+        @app.module("m")
+        @app.method
+        def say(request: Request, text: str) -> str:
+            app.to("everyone").push("m", "said", text=text)
+            return "sent"
+
+        self.asgi: Any = app.asgi()
+        self.app_lifespan = self.asgi.lifespan
+        self.prefix = ""
+        if kind != "alone":
+            self.mount(kind)
+
+    def mount(self, kind: str) -> None:
+        """Mount the app in one of another framework."""
+        inner, self.prefix = self.asgi, "/ws"
+
+        @contextlib.asynccontextmanager
+        async def life(site: Any) -> AsyncIterator[None]:
+            async with inner.lifespan():
+                yield
+
+        module, _, name = kind.rpartition(".")
+        self.asgi = getattr(importlib.import_module(module), name)(lifespan=life)
+        self.asgi.mount("/ws", inner)
+
+    def push_of(self, text: str) -> Any:
+        """Return the push of a text to the group."""
+        head = {"request_id": None, "module": "m", "method": None, "event": "said"}
+        return {**head, "data": {"text": text}, "group": "everyone"}
+
+
+SAY = {"module": "m", "method": "say", "data": {"text": "hi"}, "request_id": 1}
+
+
+@pytest.mark.filterwarnings("ignore:Using `httpx` with")
+@pytest.mark.parametrize(
+    "kind", ["alone", "starlette.applications.Starlette", "fastapi.FastAPI"]
+)
+class TestAsgiTestClients:
+    """The clients with which other frameworks' applications are tested."""
+
+    @staticmethod
+    def client_of(kind: str) -> tuple[AsgiSite, Any]:
+        """Return an app and a `TestClient`."""
+        need(importlib.util.find_spec("httpx"), "httpx")
+        need(importlib.util.find_spec("fastapi"), "fastapi")
+        module: Any = importlib.import_module("starlette.testclient")
+        site = AsgiSite(kind)
+        return site, module.TestClient(site.asgi)
+
+    def test_talk(self, kind: str) -> None:
+        """`TestClient` calls, and hears what is pushed; two of them share a group."""
+        site, made = self.client_of(kind)
+
+        with made as client:
+            assert site.told == ["start"]
+            path = f"{site.prefix}/api?name="
+            with (
+                client.websocket_connect(f"{path}ada") as ada,
+                client.websocket_connect(f"{path}bob") as bob,
+            ):
+                ada.send_json(SAY)
+                heard = [ada.receive_json(), ada.receive_json(), bob.receive_json()]
+                bob.close()
+                status = client.get(f"{site.prefix}/asyncapi.json").status_code
+
+        push, result = site.push_of("hi"), calls_event("say", "result", "sent")
+        assert heard == [push, result, push]
+        assert status == 200
+        assert sorted(site.told) == ["goodbye ada", "goodbye bob", "start", "stop"]
+
+    def test_refusal(self, kind: str) -> None:
+        """`TestClient` is told the status and the reason of a refusal."""
+        site, made = self.client_of(kind)
+
+        module: Any = importlib.import_module("starlette.testclient")
+        with made as client, pytest.raises(module.WebSocketDenialResponse) as caught:
+            client.websocket_connect(f"{site.prefix}/api").__enter__()
+
+        response = caught.value
+        assert (response.status_code, response.text) == (401, "sign in")
+        assert site.told == ["start", "stop"]
+
+    def test_close(self, kind: str) -> None:
+        """`TestClient` is told code and reason of a close."""
+        site, made = self.client_of(kind)
+
+        with made as client:
+            path = f"{site.prefix}/api?name=ada"
+            with client.websocket_connect(path) as ws:
+                for _ in range(16):
+                    ws.send_text("no JSON")
+                while (event := ws.receive())["type"] == "websocket.send":
+                    pass
+
+        assert event == hosted_close(4400, "16 bad messages in a row")
+        assert site.told == ["start", "goodbye ada", "stop"]
+
+    async def test_httpx_ws(self, kind: str) -> None:
+        """So does `httpx-ws`, which is told of a refusal by a close."""
+        need(importlib.util.find_spec("httpx_ws"), "httpx-ws")
+        need(importlib.util.find_spec("fastapi"), "fastapi")
+        httpx, httpx_ws, transport = map(
+            importlib.import_module, ("httpx", "httpx_ws", "httpx_ws.transport")
+        )
+        site: Any = AsgiSite(kind)
+        url = f"http://test{site.prefix}/api"
+
+        async with (
+            site.app_lifespan(),
+            httpx.AsyncClient(
+                transport=transport.ASGIWebSocketTransport(site.asgi)
+            ) as client,
+        ):
+            async with httpx_ws.aconnect_ws(f"{url}?name=ada", client) as ws:
+                await ws.send_json(SAY)
+                heard = [await ws.receive_json(), await ws.receive_json()]
+            with pytest.raises(httpx_ws.WebSocketDisconnect) as caught:
+                await httpx_ws.aconnect_ws(url, client).__aenter__()
+
+        result = calls_event("say", "result", "sent")
+        assert heard == [site.push_of("hi"), result]
+        assert (caught.value.code, caught.value.reason) == (4401, "sign in")
+        assert site.told == ["start", "goodbye ada", "stop"]
 
 
 # --- 14. The command line ----------------------------------------------------
@@ -27050,6 +28179,133 @@ class TestMetricsExample:
         assert (before, after) == ((200, "ok"), (503, "stopping"))
 
 
+@contextlib.contextmanager
+def example_in_uvicorn(*command: str) -> Iterator[int]:
+    """Run an example that uvicorn serves; what is yielded is its port."""
+    for package in ("django", "fastapi", "httpx", "uvicorn"):
+        need(importlib.util.find_spec(package), package)
+    with example_process(*command) as process:
+        assert process.stdout is not None
+        said = ""
+        while (found := re.search(r"running on http://\S+:(\d+)", said)) is None:
+            said = process.stdout.readline()
+            assert said, "it has ended"
+        yield int(found[1])
+
+
+class TestFastapiExample(ExampleNetwork):
+    """`examples/fastapi`: a login for both, in one process on one port."""
+
+    @staticmethod
+    def client() -> Any:
+        """Return a `TestClient`, which keeps cookies."""
+        for package in ("fastapi", "httpx"):
+            need(importlib.util.find_spec(package), package)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using `httpx` with")
+            module: Any = importlib.import_module("starlette.testclient")
+        return module.TestClient(example_module("fastapi/server.py").app)
+
+    @staticmethod
+    def log_in(client: Any, name: str = "ada", password: str = "tulip") -> Any:  # noqa: S107
+        """Log in; return the answer."""
+        return client.post("/login", json={"name": name, "password": password})
+
+    def test_push(self) -> None:
+        """What is posted is pushed to the connections of the same user."""
+        with self.client() as client:
+            login = self.log_in(client)
+            with client.websocket_connect("/ws/api") as ada:
+                client.cookies.clear()
+                self.log_in(client, "bob", "daisy")
+                with client.websocket_connect("/ws/api") as bob:
+                    answer = client.post("/notes", json={"text": "milk"})
+                    push = bob.receive_json()
+                call = {"module": "notes", "method": "read", "request_id": 1}
+                ada.send_json(call)
+                result = ada.receive_json()
+
+        cookie = login.headers["Set-Cookie"].partition("; ")[2]
+        assert cookie == "HttpOnly; Path=/; SameSite=strict"
+        assert answer.json() == {"count": 1}
+        assert (push["event"], push["data"]) == ("added", {"text": "milk"})
+        assert (result["event"], result["data"]) == ("result", [])
+
+    @pytest.mark.parametrize("cookie", ["", "session=guess", "session=; a"])
+    def test_stranger(self, cookie: str) -> None:
+        """Without the cookie of a session nobody comes in, by HTTP neither."""
+        with self.client() as client:
+            response: Any = importlib.import_module("starlette.testclient")
+            headers = {"Cookie": cookie} if cookie else {}
+            with pytest.raises(response.WebSocketDenialResponse) as caught:
+                client.websocket_connect("/ws/api", headers=headers).__enter__()
+            answer = client.post("/notes", json={"text": "milk"}, headers=headers)
+
+        assert (caught.value.status_code, caught.value.text) == (401, "sign in first")
+        assert (answer.status_code, answer.json()["detail"]) == (401, "sign in first")
+
+    @pytest.mark.parametrize(("name", "word"), [("ada", "daisy"), ("eve", "")])
+    def test_wrong_password(self, name: str, word: str) -> None:
+        """With another name or password there is no cookie."""
+        with self.client() as client:
+            answer = self.log_in(client, name, word)
+
+        assert answer.status_code == 401
+        assert answer.json() == {"detail": "wrong name or password"}
+        assert "Set-Cookie" not in answer.headers
+
+    @in_chromium
+    async def test_page(self) -> None:
+        """The page signs in, and shows the notes as they are added."""
+        need(importlib.util.find_spec("fastapi"), "fastapi")
+        site = example_module("fastapi/server.py").app
+
+        async with Hosting(site) as serving, chromium() as tab_at:
+            tab = await tab_at(f"http://127.0.0.1:{serving.port}/")
+            await tab.page.locator("[name=password]").fill("tulip")
+            await tab.page.get_by_role("button", name="Sign in").click()
+            for text in ("milk", "<b>bread"):
+                await tab.page.locator("[name=text]").fill(text)
+                await tab.page.get_by_role("button", name="Add").click()
+                await tab.page.get_by_text(text, exact=True).wait_for()
+            await tab.page.reload()
+            await tab.page.get_by_text("milk", exact=True).wait_for()
+            texts = await tab.page.locator("li").all_inner_texts()
+
+        assert texts == ["milk", "<b>bread"]
+
+    async def test_command(self) -> None:
+        """The command in the docstring starts the server."""
+        with example_in_uvicorn("examples/fastapi/server.py", "0") as port:
+            head = request_by_hand("/ws/wsappy.js")
+            async with Hand(types.SimpleNamespace(port=port), head) as hand:
+                status, _ = await hand.head()
+
+        assert status == 200
+
+
+class TestDjangoExample(ExampleNetwork):
+    """`examples/django`: pushes from Django's pages."""
+
+    async def test_push(self) -> None:
+        """The command in the docstring serves both; a page pushes to the clients."""
+        words = "--app-dir", "examples/django", "server:application", "--port", "0"
+        with example_in_uvicorn("-m", "uvicorn", *words) as port:
+            url = f"ws://127.0.0.1:{port}/api"
+            async with ws_connect(url, proxy=None) as ws, asyncio.timeout(LIMIT):
+                talk = Talk(ws)
+                await talk.call("$.ping")
+                request = request_by_hand("/", Host="localhost")
+                async with Hand(types.SimpleNamespace(port=port), request) as hand:
+                    status, _ = await hand.head()
+                push = await talk.receive()
+                count = await talk.call("visits.count")
+
+        assert status == 200
+        assert (push["event"], push["data"]) == ("came", {"count": 1})
+        assert result_of(count) == 1
+
+
 # What the benchmark measures is not of interest here, so it may be little.
 BENCHMARK = """
 import sys
@@ -27110,6 +28366,13 @@ class TestBenchmark:
         figures = said_lines["client, cpu: wsappy-client / websockets-client"]
 
         assert figures[0] == "1.10"
+
+    @benchmark("--asgi")
+    def test_in_uvicorn(self, said_lines: dict[str, list[str]]) -> None:
+        """In another server it is compared with a handler that is written by hand."""
+        figures = said_lines["100 in flight, cpu: wsappy-asgi / starlette-uvloop"]
+
+        assert figures[:2] == ["1.10", "1.00"]
 
 
 BUS_BENCHMARK = """
@@ -27399,36 +28662,23 @@ class TestReadmePrograms(ExampleNetwork):
 
         assert said == example_blocks("text", heading)[-1]
 
-    async def test_beside_fastapi(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_beside_fastapi(self) -> None:
         """What is posted to FastAPI is pushed, and FastAPI's lifespan stops the app."""
         need(importlib.util.find_spec("fastapi"), "fastapi")
         need(importlib.util.find_spec("uvicorn"), "uvicorn")
-        uvicorn: Any = importlib.import_module("uvicorn")
         (block,) = example_blocks("python", "Beside FastAPI")
         shown = "".join(example_conversations("Beside FastAPI"))
-        serve, module = App.serve, typing.cast(Any, example_run(block))
-        anywhere: Any = lambda app, host, port: serve(app, host, 0)  # noqa: E731
-        monkeypatch.setattr(App, "serve", anywhere)
-        monkeypatch.setattr(uvicorn.Server, "capture_signals", contextlib.nullcontext)
-        server = uvicorn.Server(uvicorn.Config(module.site, port=0, log_level="error"))
-
-        serving = asyncio.create_task(server.serve())
-        await load_until(lambda: server.started)
-        (app,) = module.app.servings
-        talk = asyncio.create_task(example_replay(app.port, shown))
-        await load_until(lambda: module.app.to("prices").members)
-        port = server.servers[0].sockets[0].getsockname()[1]
+        module = typing.cast(Any, example_run(block))
         path = "/prices/tea?price=3.5"
-        request = f"POST {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request.encode())
-        answer = await reader.read()
-        writer.close()
-        said = await talk
-        server.should_exit = True
-        await serving
 
-        assert answer.startswith(b"HTTP/1.1 200 ")
+        async with Hosting(module.site) as serving:
+            talk = asyncio.create_task(example_replay(serving.port, shown))
+            await load_until(lambda: module.app.to("prices").members)
+            async with Hand(serving, request_by_hand(path, "POST")) as hand:
+                status, _ = await hand.head()
+            said = await talk
+
+        assert status == 200
         assert (said, module.app.servings) == (shown, set())
 
     def test_health_check(self, tmp_path: pathlib.Path) -> None:
@@ -27602,7 +28852,7 @@ LAYOUT_BANNER = r"^# --- (?:(\d+)\. )?(.+?) -+$"
 # The last section of the story, and the appendix that the others may use.
 STORY_END, SHARED_APPENDIX = 8, 9
 # Public methods of the story that hand over to an appendix, in three statements.
-HANDS_OVER = {"App.asyncapi", "App.static", "App.test_client"}
+HANDS_OVER = {"App.asgi", "App.asyncapi", "App.static", "App.test_client"}
 # What users import beside `__all__`, or get.
 LAYOUT_USERS = {
     *("connect", "Peer", "Push", "RemoteModule", "TestedPeer"),

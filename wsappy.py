@@ -44,6 +44,7 @@ it needs of theirs:
     10. The classic API  the class-based server of wsappy 0.1.3
     11. Buses and workers  groups over several processes
     12. For people     AsyncAPI, the page, the browser's client, files
+    13. ASGI           in another server, beside FastAPI, Starlette or Django
     14. The command line  `wsappy run` and `call`, say
 """
 
@@ -126,7 +127,7 @@ try:
     from websockets import ConnectionClosed, Headers
     from websockets.asyncio.connection import Connection as LibraryConnection
     from websockets.exceptions import RequestLineTooLong, SecurityError
-    from websockets.frames import CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
+    from websockets.frames import Close, CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
     from websockets.http11 import SERVER, parse_headers, parse_line
     from websockets.protocol import Event, Protocol, Side, State
     from websockets.streams import StreamReader
@@ -1584,12 +1585,14 @@ class Opening(NamedTuple):
         headers: Of the request.
         remote: `(host, port)` of the peer, None on a Unix socket.
         id: Distinct for each connection.
+        scope: What a host's server says of it, if there is one.
     """
 
     target: str
     headers: Headers
     remote: tuple[str, int] | None
     id: str
+    scope: dict[str, Any] | None = None
 
 
 class Wire(abc.ABC):
@@ -2154,7 +2157,7 @@ class Exchange:
             self._refuse(fault, request.method)
             return
         simplify(request)
-        self.wire.begin(request)
+        self.wire.heed(request)
 
     async def decide(self, session: Session) -> websockets.Response:
         """Return the response, in the order of the protocol, section 8."""
@@ -2179,7 +2182,8 @@ class Exchange:
         wire, protocol = self.wire, self.protocol
         if protocol.state is not State.CONNECTING:
             return False
-        wire.response, is_opened = response, response.status_code == 101
+        wire.response, wire.status = response, response.status_code
+        is_opened = wire.status == 101
         if wire.serving.server_header is not None and "Server" not in response.headers:
             response.headers["Server"] = wire.serving.server_header
         protocol.send_response(response)
@@ -2203,16 +2207,11 @@ class Backlog:
         aged: Bytes that wait since an earlier turn of the loop, at most.
     """
 
-    def __init__(self, wire: ServerWire) -> None:
+    def __init__(self, wire: ServedWire) -> None:
         self.wire = wire
         self.aged = 0
         self.is_aging = False
         self._age()
-
-    @property
-    def size(self) -> int:
-        """Bytes that wait."""
-        return self.wire.transport.get_write_buffer_size() + self.wire.out_size
 
     def is_too_large(self) -> bool:
         """Tell whether so much waits that the client isn't pushed to any more.
@@ -2220,44 +2219,146 @@ class Backlog:
         What waits since an earlier turn counts; of this turn's, more is allowed.
         """
         self._age()
-        limit, size = self.wire.serving.app.max_backlog, self.size
+        limit, size = self.wire.serving.app.max_backlog, self.wire.waiting()
         return min(self.aged, size) > limit or size > MAX_BURST * limit
 
     def _age(self) -> None:
         """Find out, in the turns that follow, how much waits since an earlier one."""
         if not self.is_aging:
             self.is_aging = True
-            call_soon = self.wire.loop.call_soon
+            call_soon = self.wire.runtime.loop.call_soon
             # What is pushed in this round of the loop, before or after, is not old yet.
-            call_soon(lambda: call_soon(self._end_age, self.size))
+            call_soon(lambda: call_soon(self._end_age, self.wire.waiting()))
 
     def _end_age(self, size: int) -> None:
         self.aged, self.is_aging = size, False
 
 
-class ServerWire(LibraryWire, websockets.ServerConnection):
-    """The server's wire: a connection of `websockets`, with a lane beside it.
+# Codes that RFC 6455 and IANA's registry name, and 1005 and 1006 for none.
+CLOSE_LABELS = frozenset(range(1000, 1016))
+
+
+class ServedWire(Wire):
+    """A wire that a serving looks after, from the request to the goodbye.
 
     Attributes:
         serving: What accepted it.
+        backlog: What waits for its client.
+        life: The task from the request to the goodbye.
+        status: The HTTP status that the request was answered with.
+    """
+
+    def __init__(self, serving: Serving) -> None:
+        Wire.__init__(self, serving.runtime)
+        self.serving = serving
+        self.bytes_in = self.bytes_out = 0
+        self.backlog: Backlog
+        self.life: asyncio.Task[None] | None = None
+        self.status: int | None = None
+
+    # From the request to the goodbye
+
+    def begin(self, opening: Opening) -> None:
+        """Answer the request, in a task that lives until the goodbye."""
+        self.opening = opening
+        self.session = Session(self.serving, self)
+        loop, context = self.runtime.loop, self.session.context
+        self.life = asyncio.Task(self._live(), loop=loop, context=context)
+
+    async def _live(self) -> None:
+        """Answer the request; then be open until the connection ends."""
+        session: Any = self.session
+        try:
+            await self.answer(session)
+            await self.wait_closed()
+        finally:
+            self.abort()
+            session.note_end(self.status, self._describe_end()[1])
+            try:
+                await session.depart()
+            finally:
+                self.life = None
+                self.serving.discard(self)
+
+    @abc.abstractmethod
+    async def answer(self, session: Session) -> None:
+        """Answer the request, and greet the client where it is let in."""
+
+    @abc.abstractmethod
+    def end(self) -> tuple[int, bool | None]:
+        """Return the close code, and whether the client closed; None for a loss."""
+
+    def _describe_end(self) -> tuple[str, str]:
+        """Return a label for the end, "other" for what a peer makes up, and a text."""
+        code, by_client = self.end()
+        who = {True: "by the client", False: "by the server", None: "by nobody"}
+        is_made_up = by_client and code not in CLOSE_LABELS
+        label = "other" if is_made_up else str(code)
+        return label, f"closed {who[by_client]} with {code}"
+
+    def count_end(self, *, was_open: bool) -> None:
+        """Count how it ended, in the step in which it is closed."""
+        counts, labels = self.serving.app.counts, self.serving.app.labels
+        counts.update(self.traffic())
+        if was_open:
+            labels["closed"][self._describe_end()[0]] += 1
+        elif self.status is None:
+            counts["handshakes_dropped"] += 1
+
+    def traffic(self) -> dict[str, int]:
+        """Return what this connection counts by itself, because it is cheaper."""
+        calls = self.session.received if self.session is not None else 0
+        return {"calls": calls, "bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
+
+    # What must not take too long
+
+    @abc.abstractmethod
+    def waiting(self) -> int:
+        """Return how many bytes wait for the client."""
+
+    def push(self, payload: bytes) -> None:
+        """Send a push, unless the client is too far behind: then close it."""
+        if not (self.paused and self.backlog.is_too_large()):
+            self.post(payload)
+        elif self.phase is OPEN:
+            self.serving.app.counts["slow_clients_dropped"] += 1
+            self.shut(4508, "it reads too slowly")
+            self.runtime.loop.call_later(SLOW_GRACE, self.abort)
+
+    @abc.abstractmethod
+    def check(self, now: float) -> None:
+        """Look whether what has to happen by now has happened; the timer calls it."""
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """End the connection at once."""
+
+    def give_up(self) -> None:
+        """End a handshake that takes too long."""
+        self.abort()
+        if self.life is not None:
+            cut_task(self.life)
+
+
+class ServerWire(LibraryWire, websockets.ServerConnection, ServedWire):
+    """The server's wire: a connection of `websockets`, with a lane beside it.
+
+    Attributes:
         exchange: The request and its answer.
         lane: What reads its bytes.
         is_clear: Whether a frame may be written at once.
-        life: The task from the request to the goodbye.
         due: When the handshake, or a ping's answer, must have come.
     """
 
     def __init__(self, serving: Serving, *given: Any, **options: Any) -> None:
         super().__init__(serving.runtime, *given, **options)
-        self.serving = serving
+        ServedWire.__init__(self, serving)
         self.lane = Lane(self)
         self.exchange = Exchange(self)
         self.is_clear = False
-        self.bytes_in, self.taken = 0, -1
-        self.life: asyncio.Task[None] | None = None
+        self.taken = -1
         self.due, self.taken_at = math.inf, 0.0
         self.awaited: tuple[int, ...] | None = None
-        self.backlog: Backlog
 
     # From the first byte to the goodbye
 
@@ -2268,35 +2369,20 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.due = self.loop.time() + (self.serving.open_timeout or math.inf)
         self.serving.add(self)
 
-    def begin(self, request: websockets.Request) -> None:
+    def heed(self, request: websockets.Request) -> None:
         """Answer the request."""
         headers, self.request = request.headers, request
         remote = forwarded_for(headers, self.serving.app.proxies) or remote_of(self)
-        self.opening = Opening(request.path, headers, remote, self.id.hex)
-        self.session = Session(self.serving, self)
-        context = self.session.context
-        self.life = asyncio.Task(self._live(), loop=self.loop, context=context)
+        self.begin(Opening(request.path, headers, remote, self.id.hex))
 
-    async def _live(self) -> None:
-        """Answer the request; then be open until the connection ends."""
-        session: Any = self.session
-        try:
-            if self.exchange.send(await self.exchange.decide(session)):
-                self.phase = OPEN
-                self.due = self.loop.time() + (self.ping_interval or math.inf)
-                self.follow()
-                session.greet()
-                self.lane.read_rest()
-            await self.wait_closed()
-        finally:
-            self.transport.abort()
-            status = self.response and self.response.status_code
-            session.note_end(status, self._end()[1])
-            try:
-                await session.depart()
-            finally:
-                self.life = None
-                self.serving.discard(self)
+    async def answer(self, session: Session) -> None:
+        """Answer the request, and greet the client where it is let in."""
+        if self.exchange.send(await self.exchange.decide(session)):
+            self.phase = OPEN
+            self.due = self.loop.time() + (self.ping_interval or math.inf)
+            self.follow()
+            session.greet()
+            self.lane.read_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count how it ended, and let its client go."""
@@ -2306,28 +2392,15 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         self.close_deadline = math.inf
         self.follow()
         self.lane.rest.clear()
-        self.serving.app.counts.update(self.traffic())
-        if was_open:
-            self.serving.app.labels["closed"][self._end()[0]] += 1
-        elif self.response is None:
-            self.serving.app.counts["handshakes_dropped"] += 1
+        self.count_end(was_open=was_open)
         self.serving.discard(self)
 
-    def _end(self) -> tuple[str, str]:
-        """Return a label for the end, "other" for what a peer makes up, and a text."""
+    def end(self) -> tuple[int, bool | None]:
+        """Return the close code, and whether the client closed; None for a loss."""
         protocol = self.protocol
         close = protocol.close_sent or protocol.close_rcvd
-        code = int(close.code if close else CloseCode.ABNORMAL_CLOSURE)
-        by_client = protocol.close_rcvd_then_sent
-        who = {True: "by the client", False: "by the server", None: "by nobody"}
-        is_made_up = by_client and code not in CLOSE_LABELS
-        label = "other" if is_made_up else str(code)
-        return label, f"closed {who[by_client]} with {code}"
-
-    def traffic(self) -> dict[str, int]:
-        """Return what this connection counts by itself, because it is cheaper."""
-        calls = self.session.received if self.session is not None else 0
-        return {"calls": calls, "bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
+        code = close.code if close else CloseCode.ABNORMAL_CLOSURE
+        return int(code), protocol.close_rcvd_then_sent
 
     # From bytes to messages
 
@@ -2368,14 +2441,9 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
 
     # From messages to bytes
 
-    def push(self, payload: bytes) -> None:
-        """Send a push, unless the client is too far behind: then close it."""
-        if not (self.paused and self.backlog.is_too_large()):
-            self.post(payload)
-        elif self.phase is OPEN:
-            self.serving.app.counts["slow_clients_dropped"] += 1
-            self.shut(4508, "it reads too slowly")
-            self.loop.call_later(SLOW_GRACE, self.transport.abort)
+    def waiting(self) -> int:
+        """Return how many bytes wait for the client."""
+        return self.transport.get_write_buffer_size() + self.out_size
 
     def deliver(self, payload: bytes, frame: bytes | None) -> None:
         """Send a push to a group; where nothing waits its frame is written at once."""
@@ -2453,11 +2521,9 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
         elif now >= self.close_deadline:
             self.transport.abort()
 
-    def give_up(self) -> None:
-        """End a handshake that takes too long."""
+    def abort(self) -> None:
+        """End the connection at once."""
         self.transport.abort()
-        if self.life is not None:
-            cut_task(self.life)
 
     def _check_stall(self, now: float, limit: float) -> None:
         """Abort a client that accepts no byte for *limit* seconds.
@@ -2494,10 +2560,6 @@ class ServerWire(LibraryWire, websockets.ServerConnection):
             self.pending_pings[data] = pong, self.loop.time()
             self.protocol.send_ping(data)
             self.send_data()
-
-
-# Codes that RFC 6455 and IANA's registry name, and 1005 and 1006 for none.
-CLOSE_LABELS = frozenset(range(1000, 1016))
 
 
 def remote_of(connection: LibraryConnection) -> tuple[str, int] | None:
@@ -3499,9 +3561,10 @@ class Client:
         query: The query, by name; the last value of a repeated name.
         headers: The handshake's headers.
         remote: `(host, port)` of the peer, None on a Unix socket.
+        scope: The ASGI scope in another server, else None.
         groups: Names of the groups it is in; in `on_disconnected`, that it was in.
         connection: That of `websockets`: for attributes, `ping`, and `send` in an
-            `on_message` route.
+            `on_message` route. In another server it has `send` alone.
         handlers: What the classic API gives its clients, else None.
     """
 
@@ -3523,6 +3586,7 @@ class Client:
         self.params: dict[str, Any] = connection.params
         self.headers = opening.headers
         self.remote = opening.remote
+        self.scope = opening.scope
         self.groups: set[str] = set()
         self.connection = connection
         self.handlers = handlers
@@ -3705,11 +3769,13 @@ class PageRequest:
         path: Without the query.
         query: By name; the last value of a repeated name.
         headers: Of the request.
+        scope: The ASGI scope in another server, else None.
     """
 
     path: str
     query: dict[str, str]
     headers: Headers
+    scope: dict[str, Any] | None = None
 
 
 # Headers that the server writes itself; a page must not.
@@ -3889,7 +3955,8 @@ class Session:
         if len(self.serving.answers) >= MAX_ANSWERS:
             return Answer(503, "too many pages are under way")
         self.serving.answers.add(self)
-        request = PageRequest(*split_query(opening.target), opening.headers)
+        asked = *split_query(opening.target), opening.headers, opening.scope
+        request = PageRequest(*asked)
         name = f"page {describe(page)}"
         return answer_of_page(name, await self.attempt(name, page, request))
 
@@ -5358,6 +5425,14 @@ class App(Marking):
         document: dict[str, Any] = json.loads(document_of(self))
         return document
 
+    def asgi(self) -> Asgi:
+        """Return an ASGI application, for another server or to be mounted in one.
+
+        Raises:
+            ValueError: If the app has `proxies`, which the other server knows.
+        """
+        return Asgi(self)
+
     def test_client(self, path: str = "/", **options: Any) -> TestedPeer:
         """Start the app on a free loopback port and connect to it, for a test.
 
@@ -5563,7 +5638,7 @@ class Serving:
         self.server: websockets.Server | None = None
         self.runtime: Runtime
         self.timer: asyncio.TimerHandle
-        self.wires: set[ServerWire] = set()
+        self.wires: set[ServedWire] = set()
         self.sessions: set[Session] = set()
         self.answers: set[Session] = set()
         self.service = Service.NEW
@@ -5667,15 +5742,15 @@ class Serving:
         is_full = len(self.sessions) >= (self.app.max_clients or math.inf)
         return Refused(503, "too many clients") if is_full else None
 
-    def add(self, wire: ServerWire) -> None:
+    def add(self, wire: ServedWire) -> None:
         """Look after a connection from now on, until its end and its goodbye."""
         if self.service is Service.OVER:
             # It was accepted in the last turn.
-            wire.transport.abort()
+            wire.abort()
         else:
             self.wires.add(wire)
 
-    def discard(self, wire: ServerWire) -> None:
+    def discard(self, wire: ServedWire) -> None:
         """Look no longer after a connection that is lost, and whose task has ended."""
         if wire.phase is CLOSED and (wire.life is None or wire.life.done()):
             self.wires.discard(wire)
@@ -5727,15 +5802,15 @@ class Serving:
         for wire in list(self.wires):
             # Half a request; or an `on_connecting` that doesn't know its peer is gone.
             is_vain = wire.life is None or wire.phase is CLOSED
-            if is_vain and wire.response is None:
+            if is_vain and wire.status is None:
                 wire.give_up()
             wire.shut(CloseCode.GOING_AWAY, STOPPING.message)
         for is_last in (False, True):
             limit = GOODBYE_GRACE + LAST_GRACE if is_last else CLOSE_GRACE
             await wait_at_most(limit, self._lives())
             for wire in list(self.wires):
-                wire.transport.abort()
-                if wire.life is not None and (is_last or wire.response is None):
+                wire.abort()
+                if wire.life is not None and (is_last or wire.status is None):
                     cut_task(wire.life)
         await wait_at_most(LAST_GRACE, self._lives())
         for wire in [each for each in self.wires if each.life is not None]:
@@ -5746,12 +5821,16 @@ class Serving:
     def _lives(self) -> list[asyncio.Future[Any]]:
         return [wire.life for wire in self.wires if wire.life is not None]
 
-    async def close_sockets(self, server: websockets.Server) -> None:
-        """Close the sockets; what came in meanwhile is aborted."""
+    def finish(self) -> None:
+        """Accept nothing more; what came in meanwhile is aborted."""
         self.service = Service.OVER
         for wire in list(self.wires):
-            wire.transport.abort()
+            wire.abort()
         self.timer.cancel()
+
+    async def close_sockets(self, server: websockets.Server) -> None:
+        """Close the sockets."""
+        self.finish()
         # The library counts the first call only, and waits without a limit.
         server.close(close_connections=False)
         with contextlib.suppress(TimeoutError):
@@ -9198,6 +9277,12 @@ def answer_script(request: PageRequest) -> Any:
 async def answer_document(app: App, request: PageRequest) -> Any:
     """Answer with the AsyncAPI document, which may take a second to make."""
     body = await asyncio.to_thread(document_of, app)
+    scope = request.scope or {}
+    if prefix := scope.get("root_path"):
+        scheme = "wss" if scope.get("scheme") == "https" else "ws"
+        server = {"host": request.headers.get("Host", ""), "protocol": scheme}
+        servers = {"mounted": {**server, "pathname": prefix}}
+        body = json.dumps({**json.loads(body), "servers": servers}).encode()
     return answer_of_file("asyncapi.json", body, request)
 
 
@@ -9609,6 +9694,390 @@ def pages_of(app: App) -> dict[str, Callable[..., Any]]:
 
 
 App.pages_of = staticmethod(pages_of)
+
+
+# --- 13. ASGI ----------------------------------------------------------------
+
+# What may stand in a path as it is (RFC 3986, section 3.3).
+IN_PATH = "/:@!$&'()*+,;=~"
+# What hosts call the answer to a handshake that is refused; not all know it.
+DENIAL = "websocket.http.response"
+
+
+def request_of(scope: dict[str, Any]) -> websockets.Request:
+    """Read what a host says of a request; its path begins after that of a mount."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    if f"{path}/".startswith(f"{root}/"):
+        path = path.removeprefix(root)
+    if not scope.get("raw_path", b"/").endswith(b"/"):
+        # Litestar adds one.
+        path = path.removesuffix("/")
+    target = urllib.parse.quote(path or "/", IN_PATH, errors="replace")
+    if query := scope["query_string"].decode("latin-1"):
+        target = f"{target}?{query}"
+    pairs = ((a.decode("latin-1"), b.decode("latin-1")) for a, b in scope["headers"])
+    return websockets.Request(target, Headers(pairs), scope.get("method", "GET"))
+
+
+class AsgiWire(ServedWire):
+    """A connection of a host's server, which takes and gives one message at a time.
+
+    What is posted waits in `out`, and a task hands it over: `send` of a host may wait
+    while the client is behind. The request of a page has such a wire, too.
+
+    Attributes:
+        scope: What the host says of the connection.
+        request: The same, as `websockets` says it.
+        out: What the host has yet to take, and how many bytes each message has.
+        unsent: Bytes of all that, and of the message that it is taking.
+        closed: Code and reason of the close, and whether the client closed.
+        due: When the handshake, and later the close, has taken too long.
+        tasks: What reads and what writes.
+        ready: Set where something waits for the host, or the close does.
+        moved: Set for a moment when anything changes that somebody waits for.
+        lost: Set once the connection is gone.
+    """
+
+    def __init__(
+        self, serving: Serving, scope: dict[str, Any], receive: Any, send: Any
+    ) -> None:
+        super().__init__(serving)
+        self.scope, self.host_receive, self.host_send = scope, receive, send
+        self.request = request_of(scope)
+        simplify(self.request)
+        self.max_size, self.write_limit = None, serving.options["write_limit"]
+        self.paused = self.is_held = self.is_halted = False
+        self.out: collections.deque[tuple[dict[str, Any], int]] = collections.deque()
+        self.unsent = 0
+        self.closed: tuple[int, str, bool | None] = 1006, "", None
+        self.ready, self.moved, self.lost = (asyncio.Event() for _ in range(3))
+        self.due = self.runtime.loop.time() + (serving.open_timeout or math.inf)
+        self.tasks: list[asyncio.Task[None]] = []
+
+    # From the request to the goodbye
+
+    async def answer(self, session: Session) -> None:
+        """Answer the request, and greet the client where it is let in."""
+        await self._attempt(self._answer, session)
+        if self.phase is OPEN:
+            for work in (self._read, self._write):
+                self.tasks.append(asyncio.Task(self._attempt(work)))
+            session.greet()
+
+    async def _attempt(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Talk to the host; the connection ends with that, or by what it raises."""
+        outcome = await run_to_end(work, *arguments)
+        # OSError says that the client is gone.
+        if type(outcome) is Failure and not isinstance(outcome.exc, OSError):
+            log_failure("the host's server", outcome.exc)
+        if outcome is not OPEN:
+            self.abort()
+
+    async def _answer(self, session: Session) -> Any:
+        """Answer; a host that knows no answer to a handshake makes it a 403."""
+        kind, answer = DENIAL, fault_of(self.request, False)
+        if self.scope["type"] == "http":
+            kind = "http.response"
+            answer = answer or await session.find_page(self.request.method)
+        else:
+            await self.host_receive()
+            answer = answer or await session.enter()
+        if answer is None:
+            await self.host_send({"type": "websocket.accept"})
+            self.status, self.phase, self.due = 101, OPEN, math.inf
+            return OPEN
+        self.status = answer.status
+        if kind == DENIAL and DENIAL not in (self.scope.get("extensions") or ()):
+            await self._close(4000 + answer.status, cut_reason(answer.body.decode()))
+            return None
+        pairs = answer.headers.items()
+        headers = [(a.lower().encode(), b.encode("latin-1")) for a, b in pairs]
+        start = {"type": f"{kind}.start", "status": answer.status, "headers": headers}
+        await self.host_send(start)
+        body = b"" if self.request.method == "HEAD" else answer.body
+        await self.host_send({"type": f"{kind}.body", "body": body})
+        return None
+
+    async def _close(self, code: int, reason: str) -> None:
+        close = {"type": "websocket.close", "code": code, "reason": reason}
+        await self.host_send(close)
+
+    def check(self, now: float) -> None:
+        """Look whether the handshake or the close takes too long."""
+        if now >= self.due:
+            self.leave()
+
+    def leave(self) -> None:
+        """End the connection, or the handshake."""
+        (self.give_up if self.phase is OPENING else self.abort)()
+
+    def abort(self) -> None:
+        """End the connection at once; the host closes it after the goodbye."""
+        if self.phase is not CLOSED:
+            was_open = self.phase is not OPENING
+            self.phase, self.paused = CLOSED, False
+            self.count_end(was_open=was_open)
+            self.out.clear()
+            for task in self.tasks:
+                task.cancel()
+            self.lost.set()
+            self._wake()
+
+    def end(self) -> tuple[int, bool | None]:
+        """Return the close code, and whether the client closed; None for a loss."""
+        return self.closed[0], self.closed[2]
+
+    @property
+    def close_exc(self) -> ConnectionClosed:
+        """How the connection ended, once it is gone."""
+        code, reason, by_client = self.closed
+        frame = None if by_client is None else Close(code, reason)
+        return ConnectionClosed(frame, frame, by_client)
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection is gone."""
+        await self.lost.wait()
+
+    # From the host
+
+    async def _read(self) -> None:
+        """Hand over what comes, until the connection ends."""
+        while (event := await self.host_receive())["type"] == "websocket.receive":
+            text, payload = event.get("text"), event.get("bytes")
+            payload = payload if text is None else text.encode(errors="surrogatepass")
+            self.bytes_in += len(payload)
+            if self.phase is OPEN:
+                self.receive(payload, text is not None)
+            while self.phase is OPEN and (self.paused or self.is_held):
+                await self.moved.wait()
+            if self.is_halted or self.runtime.is_turn_over():
+                self.is_halted = False
+                await self.runtime.next_turn()
+        if self.closed[2] is None:
+            code, reason = event.get("code", 1005), event.get("reason") or ""
+            self.closed = code, reason, None if code == 1006 else True
+
+    def halt(self) -> None:
+        """Read no further in this turn of the loop."""
+        self.is_halted = True
+
+    def hold(self) -> None:
+        """Read nothing until `release`."""
+        self.is_held = True
+        self.serving.app.counts["pauses"] += 1
+
+    def release(self) -> None:
+        """Read again what was held."""
+        self.is_held = False
+        self._wake()
+
+    # To the host
+
+    def post(self, payload: bytes) -> None:
+        """Let a message wait until the host takes it."""
+        if self.phase is OPEN:
+            text = payload.decode(errors="replace")
+            self._add({"type": "websocket.send", "text": text}, len(payload))
+
+    def _add(self, message: dict[str, Any], size: int) -> None:
+        self.out.append((message, size))
+        self.unsent += size
+        self.ready.set()
+        if self.unsent > self.write_limit and not self.paused:
+            self.paused = True
+            self.backlog = Backlog(self)
+            # The host may take it all in this turn: then nobody is behind.
+            counts = self.serving.app.counts
+            self.runtime.loop.call_soon(lambda: counts.update(pauses=self.paused))
+
+    async def send(self, message: str | bytes) -> None:
+        """Send a message of the application's own, in an `on_message` route."""
+        await self.reachable()
+        size = len(message.encode() if isinstance(message, str) else message)
+        kind = "text" if isinstance(message, str) else "bytes"
+        self._add({"type": "websocket.send", kind: message}, size)
+        await self.writable()
+
+    async def _write(self) -> None:
+        """Let the host take what waits, and then the close."""
+        try:
+            await self._write_all()
+            await self._close(*self.closed[:2])
+        except OSError:
+            # The client is gone; what is read next says how.
+            self._begin_end()
+        await self.wait_closed()
+
+    async def _write_all(self) -> None:
+        while self.phase is OPEN:
+            await self.ready.wait()
+            self.ready.clear()
+            while self.out:
+                message, size = self.out.popleft()
+                await self.host_send(message)
+                self.unsent -= size
+                self.bytes_out += size
+                if self.paused and 4 * self.unsent <= self.write_limit:
+                    self.paused = False
+                    self._wake()
+                    self.session.go_on()  # type: ignore[union-attr]
+                if self.runtime.is_turn_over():
+                    await self.runtime.next_turn()
+            self._wake()
+
+    def _wake(self) -> None:
+        """Let those look again who wait for a change."""
+        self.moved.set()
+        self.moved.clear()
+
+    def waiting(self) -> int:
+        """Return how many bytes wait for the client, as far as the host tells."""
+        return self.unsent
+
+    async def writable(self) -> None:
+        """Wait while the other side is behind; return at once when it is gone."""
+        while self.paused:
+            await self.moved.wait()
+
+    async def written(self) -> None:
+        """Wait until the host has taken all that was sent, or the peer is gone."""
+        while self.unsent and self.phase is not CLOSED:
+            await self.moved.wait()
+
+    def shut(self, code: int, reason: str = "") -> None:
+        """Let the host close the connection; what was posted goes out before it."""
+        if self.phase is OPEN:
+            self.closed = code, reason, False
+            self._begin_end()
+
+    # A host knows no other way.
+    fail = shut
+
+    def _begin_end(self) -> None:
+        """Send nothing more, and wait for the host to say that it is over."""
+        self.phase, self.paused = CLOSING, False
+        self.due = self.runtime.loop.time() + TIMEOUTS["close_timeout"]
+        self.ready.set()
+        self._wake()
+
+
+class Hosted(Serving):
+    """An app that a host's server serves: it has no port of its own."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__(app, "", 0, {})
+
+    async def listen(self, attempts: int = 1) -> Any:
+        """Open nothing."""
+
+    async def close_sockets(self, server: Any) -> None:
+        """Accept nothing more."""
+        self.finish()
+
+    def is_elsewhere(self) -> bool:
+        """Tell whether it serves in a loop that isn't this one."""
+        loop = self.runtime.loop
+        is_other = loop is not asyncio.get_running_loop() and loop.is_running()
+        return is_other and not self.is_stopping
+
+
+class Asgi:
+    """An app as an ASGI 3 application; `App.asgi` returns it.
+
+    Attributes:
+        serving: What serves it, or did so last.
+        kept: The lifespan that the first client began, where nobody else has.
+    """
+
+    def __init__(self, app: App) -> None:
+        if app.proxies:
+            must = f"proxies must be 0 in another server: got {app.proxies!r}"
+            instead = "uvicorn --forwarded-allow-ips=..., say"
+            raise ValueError(f"{must}; that one knows the client's address, {instead}")
+        self.app = app
+        self.serving: Hosted | None = None
+        self.kept: Any = None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self) -> typing.AsyncIterator[None]:
+        """Start and stop the app, inside the lifespan of what it is mounted in.
+
+        Raises:
+            RuntimeError: If it is served in another loop, too.
+        """
+        if self.serving is not None and self.serving.is_elsewhere():
+            must = "app must be served in one loop at a time"
+            instead = "with TestClient(...) as client: in a test"
+            raise RuntimeError(f"{must}; write {instead}, which has one for all")
+        async with Hosted(self.app) as self.serving:
+            yield
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Handle a connection, a request or the lifespan of a host's server.
+
+        Raises:
+            RuntimeError: If the app has a lifespan or a bus that nobody has started.
+            ValueError: If it is something else.
+        """
+        if scope["type"] == "lifespan":
+            await self._run_lifespan(receive, send)
+        elif scope["type"] in ("websocket", "http"):
+            wire = AsgiWire(await self._start(), scope, receive, send)
+            request, client = wire.request, tuple(scope.get("client") or ())[:2]
+            parts = request.path, request.headers, client or None, uuid.uuid4().hex
+            wire.begin(Opening(*parts, scope))
+            wire.serving.add(wire)
+            await self._outlive(wire)
+        else:
+            must = "scope must be of type websocket, http or lifespan"
+            raise ValueError(f"{must}: got {scope['type']!r}; write an if before it")
+
+    async def _run_lifespan(self, receive: Any, send: Any) -> None:
+        await receive()
+        life = self.lifespan()
+        outcome = await run_to_end(life.__aenter__)
+        if type(outcome) is Failure:
+            log_failure("the start", outcome.exc)
+            await send(
+                {"type": "lifespan.startup.failed", "message": repr(outcome.exc)}
+            )
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await life.__aexit__(None, None, None)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _start(self) -> Hosted:
+        """Return what serves the app in this loop; start it where nobody has."""
+        loop = asyncio.get_running_loop()
+        if self.serving is None or self.serving.runtime.loop is not loop:
+            app = self.app
+            if app.life is not None or app.bus is not None:
+                what = f"lifespan {describe(app.life)}" if app.life else "bus"
+                must = f"{what} must have started before a client comes"
+                instead = "async with asgi.lifespan(): in that of the other application"
+                raise RuntimeError(f"{must}; write {instead}")
+            # The loop's end ends it, as all generators that are left.
+            self.kept = self.lifespan()
+            await self.kept.__aenter__()
+        return typing.cast(Hosted, self.serving)
+
+    async def _outlive(self, wire: AsgiWire) -> None:
+        """Wait for the end of a client; it says goodbye whatever the host cancels."""
+        life: Any = wire.life
+        try:
+            await asyncio.wait([life])
+        except asyncio.CancelledError:
+            wire.leave()
+            end = monotonic() + CANCEL_GRACE + GOODBYE_GRACE
+            # Some hosts cancel again and again, until nobody waits.
+            while not life.done() and (left := end - monotonic()) > 0:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await wait_at_most(left, [life])
+            raise
+        if not life.cancelled():
+            life.result()
+
 
 # --- 14. The command line ----------------------------------------------------
 

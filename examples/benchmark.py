@@ -5,6 +5,7 @@
     python examples/benchmark.py --scaling                       more clients, methods
     python examples/benchmark.py --client                        the Python client
     python examples/benchmark.py --groups                        groups, with history
+    python examples/benchmark.py --asgi                          in uvicorn
 
 `pip install -e '.[bench]'` adds the others. Each server runs in a process of its own on
 one core; what drives it, from another core, sends frames that are prepared once and
@@ -216,6 +217,10 @@ async def serve_aiohttp() -> None:
     await announce(runner.addresses[0][1])
 
 
+async def serve_hosted() -> None:
+    await serve_asgi(app_of(get).asgi())
+
+
 async def serve_starlette() -> None:
     handlers["bench", "push"] = lambda _: start(push_to_each("send_text"))
 
@@ -419,7 +424,8 @@ def measure_calls(
     server: Server, depth: int = 1, callers: int = CONNECTIONS, others: int = 0
 ) -> list[Cost]:
     size = server.ask(GET, ANSWER) * depth
-    calls = b"".join(server.kind.frame(GET, 10 + index) for index in range(depth))
+    ids = (10 + index % 90 for index in range(depth))
+    calls = b"".join(server.kind.frame(GET, each) for each in ids)
     with links_to(server, others), links_to(server, callers) as links:
         return server.cut(exchange(links, callers, calls, size), depth)
 
@@ -521,6 +527,7 @@ SCENARIOS: dict[str, Callable[[Server], list[Cost]]] = {
     "push": measure_push,
     "1 in flight": measure_calls,
     "16 in flight": partial(measure_calls, depth=16),
+    "100 in flight": partial(measure_calls, depth=100),
     # Connect, shake hands and close, on 64 connections side by side.
     "visit": lambda server: server.cut(links_to(server, 64)(lambda: 64), 1),
     "client": measure_client,
@@ -530,6 +537,7 @@ SCENARIOS: dict[str, Callable[[Server], list[Cost]]] = {
 }
 USUAL, VISIT = ("idle", "push", "1 in flight", "16 in flight"), ("visit",)
 PUSHES, ONE = ("push",), ("push to one",)
+HOSTED = "1 in flight", "100 in flight"
 CLIENT, SCALES = ("client",), ("1 in flight", "2,000 callers", "64 of 2,000")
 
 
@@ -587,6 +595,11 @@ KINDS = {
     "10000-groups": Kind(
         partial(serve_app, partial(app_with_history, 10_000)), scenarios=ONE
     ),
+    "wsappy-asgi": Kind(serve_hosted, UVICORN, scenarios=HOSTED),
+    "starlette-uvloop": Kind(
+        serve_starlette, ("starlette", *UVICORN), scenarios=HOSTED
+    ),
+    "wsappy-uvloop": Kind(wsappy, UVICORN[1:], scenarios=HOSTED),
     "wsappy-scaled": Kind(wsappy, scenarios=SCALES),
     "websockets-scaled": Kind(by_hand, scenarios=SCALES),
     "wsappy-1000": Kind(wsappy, scenarios=SCALES[:1], more=1000),
@@ -605,6 +618,10 @@ GOALS: list[tuple[str, str, str, str, float, float | None]] = [
     ("1 in flight", "cpu", "wsappy-def", "picows", 1.30, 1.10),
     ("16 in flight", "cpu", "wsappy-def", "websockets", 0.26, None),
     ("16 in flight", "cpu", "wsappy-def", "picows", 0.60, 0.50),
+    ("1 in flight", "cpu", "wsappy-asgi", "starlette-uvloop", 1.30, 1.00),
+    ("100 in flight", "cpu", "wsappy-asgi", "starlette-uvloop", 1.10, 1.00),
+    ("1 in flight", "cpu", "wsappy-asgi", "wsappy-uvloop", 2.30, None),
+    ("100 in flight", "cpu", "wsappy-asgi", "wsappy-uvloop", 4.00, None),
     ("push", "user", "wsappy-def", "websockets", 0.60, 0.40),
     ("push", "user", "wsappy-plain", "broadcast", 0.70, None),
     ("push", "user", "wsappy-history", "broadcast", 0.70, None),
@@ -677,6 +694,7 @@ def main() -> None:
     plan("--scaling", const=(SCALES, SCALES[:1]), help="more clients, more methods")
     plan("--client", const=(CLIENT,), help="the Python client")
     plan("--groups", const=(PUSHES, ONE), help="groups with history")
+    plan("--asgi", const=(HOSTED,), help="in another server")
     add("--rounds", type=int, choices=range(1, 101), metavar="N", help="at most; 8")
     parser.set_defaults(plan=(USUAL, VISIT), rounds=8)
     add("--serve", choices=KINDS, help=argparse.SUPPRESS)
