@@ -21964,7 +21964,7 @@ class TestWorkers:
         assert url == f"ws+unix://{path}:/api"
         assert typing.cast("list[int]", who)[2] == process.pid
         assert process.returncode == 0
-        assert list(tmp_path.iterdir()) == []
+        assert os.listdir(tmp_path) == []
 
     def test_no_fork(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where there is no `fork` an error says so."""
