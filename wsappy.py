@@ -2307,8 +2307,9 @@ class ServedWire(Wire):
 
     def traffic(self) -> dict[str, int]:
         """Return what this connection counts by itself, because it is cheaper."""
-        calls = self.session.received if self.session is not None else 0
-        return {"calls": calls, "bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
+        calls = self.session and self.session.calls
+        count = calls.received if calls else 0
+        return {"calls": count, "bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
 
     # What must not take too long
 
@@ -2744,7 +2745,7 @@ class Calls:
         self.wraps = has_own(client, "process_message")
         self.decode = app.codec.decode
         self.methods = route.methods
-        self.answers = Answers(app, wire, client, self.overrides)
+        self.answers = Answers(app, wire, self.overrides)
         self.asked = Asked(wire, app.codec)
         self.context = context
         self.bad_messages = self.received = self.beginning = 0
@@ -3173,13 +3174,10 @@ class Answers:
         senders: Tasks in which an override sends an event.
     """
 
-    def __init__(
-        self, app: App, wire: Wire, client: Client, overrides: Overrides
-    ) -> None:
+    def __init__(self, app: App, wire: Wire, overrides: Overrides) -> None:
         self.app = app
         self.wire = wire
         self.runtime = wire.runtime
-        self.client = client
         self.overrides = overrides
         self.encode = app.codec.encode
         self.senders: set[asyncio.Task[None]] = set()
@@ -3321,7 +3319,7 @@ class Answers:
         if event in TERMINAL and stage is PENDING:
             request._stage = ANSWERED
         try:
-            sent = tell(self.client, *names_of(request), event, data)
+            sent = tell(request.client, *names_of(request), event, data)
         except BaseException:
             request._stage = stage
             raise
@@ -3925,11 +3923,6 @@ class Session:
         self.counted: dict[str, str] = {}
         self.context = contextvars.copy_context()
         self.context.run(CURRENT.set, wire.opening.id)
-
-    @property
-    def received(self) -> int:
-        """How many calls came."""
-        return 0 if self.calls is None else self.calls.received
 
     def count(self, group: str, epoch: str) -> None:
         """Note that the client counts a group's messages from now on."""
@@ -4960,7 +4953,8 @@ class App(Marking):
         title: Name of the application, for its documentation.
         version: Version of the application, for its documentation.
         origins: Where browsers may come from: None for pages of the same host only, a
-            list such as `["https://example.org"]`, or "*" for everywhere.
+            list such as `["https://example.org"]`, or "*" for everywhere. Host and port
+            are compared, and the scheme isn't: a proxy may have changed it.
         proxies: How many proxies of your own stand in front. With n of them
             `client.remote` is the n-th address from the right of `X-Forwarded-For`,
             with port 0; with 0 nothing is read from it.
