@@ -37,7 +37,7 @@ async def guest(client: Client) -> AsyncIterator[None]:
     for group in sorted(client.groups):
         kind, _, room = group.partition(":")
         if kind == "room":
-            tell(client, room, "left")
+            await tell(client, room, "left")
 
 
 @app.group("room:{room}", history=100, ttl=3600)
@@ -47,33 +47,33 @@ def may_join(client: Client, room: str) -> bool:
 
 
 @chat.method
-def enter(request: Request, room: str) -> None:
+async def enter(request: Request, room: str) -> None:
     """Tell a room who has come."""
     check_member(request.client, room)
-    tell(request.client, room, "entered")
+    await tell(request.client, room, "entered")
 
 
 @chat.method
-def greet(request: Request, room: str, guest: str) -> None:
+async def greet(request: Request, room: str, guest: str) -> None:
     """Tell one who has entered that one is there, whichever process has them."""
     check_member(request.client, room)
     here = {"room": room, "name": name_of(request.client)}
-    app.to(f"guest:{guest}").push("chat", "here", here)
+    await app.to(f"guest:{guest}").push("chat", "here", here)
 
 
 @chat.method
-def leave(request: Request, room: str) -> None:
+async def leave(request: Request, room: str) -> None:
     """Leave a room."""
     check_member(request.client, room)
     request.client.leave(f"room:{room}")
-    tell(request.client, room, "left")
+    await tell(request.client, room, "left")
 
 
 @chat.method
-def say(request: Request, room: str, text: str) -> None:
+async def say(request: Request, room: str, text: str) -> None:
     """Say something in a room."""
     check_member(request.client, room)
-    tell(request.client, room, "said", text=text)
+    await tell(request.client, room, "said", text=text)
 
 
 @chat.method
@@ -88,10 +88,11 @@ def check_member(client: Client, room: str) -> None:
         raise Error("forbidden", f"subscribe to 'room:{room}' first")
 
 
-def tell(client: Client, room: str, event: str, **more: JSON) -> None:
-    """Tell a room what one of its guests does."""
+async def tell(client: Client, room: str, event: str, **more: JSON) -> None:
+    """Tell a room what one of its guests does; it is on its way when this returns."""
     # To all: a group with history counts its messages, and leaves nobody out.
-    app.to(f"room:{room}").push("chat", event, room=room, name=name_of(client), **more)
+    group, name = app.to(f"room:{room}"), name_of(client)
+    await group.push("chat", event, room=room, name=name, **more)
 
 
 @app.http("/")
