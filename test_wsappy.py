@@ -14581,6 +14581,31 @@ class TestStopOfTestClients:
 
         assert app not in wsappy.SHARED[asyncio.get_running_loop()]
 
+    async def test_next_one_meanwhile(self) -> None:
+        """A test client that comes while the app stops starts it again."""
+        app, told, may_stop = make_app(), Told(), asyncio.Event()
+
+        @app.lifespan
+        async def life(app: App) -> AsyncIterator[None]:
+            told("begun")
+            yield
+            told("ending")
+            await may_stop.wait()
+
+        async def visit() -> Any:
+            async with app.test_client("/api") as api:
+                return await api.call("$", "ping")
+
+        first = asyncio.create_task(visit())
+        await told.until("ending")
+        second = asyncio.create_task(visit())
+        await turns()
+        may_stop.set()
+
+        assert await first == await second == {}
+        assert told.steps == ["begun", "ending"] * 2
+        assert app not in wsappy.SHARED[asyncio.get_running_loop()]
+
     async def test_unfinished_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A call that is unfinished doesn't delay the end of the last test client."""
         monkeypatch.setattr(wsappy, "CANCEL_GRACE", 0.05)
@@ -20321,6 +20346,13 @@ class SteppingBus(wsappy.Bus):
 
 class TestRelay:
     """Pushes reach the members in every process."""
+
+    async def test_link_that_is_lost_at_once(self) -> None:
+        """A link that is gone before anybody could use it begins nothing."""
+        bus = wsappy.RelayBus("/nowhere")
+        wsappy.RelayLink(bus)._begin()
+
+        assert not hasattr(bus, "wire")
 
     @pytest.mark.parametrize("group", ["plain:a", "kept:a"])
     async def test_push(self, group: str, tmp_path: pathlib.Path) -> None:
