@@ -22234,6 +22234,55 @@ class TestRedis:
 
             assert feeds["for_ever:a"].log.newest <= time.monotonic()
 
+    async def test_silence(self) -> None:
+        """A Redis that says nothing is asked once; then it is taken for dead."""
+        said: list[str] = []
+
+        class Mute:
+            async def get_message(self, **_: Any) -> None:
+                said.append("nothing")
+
+            async def ping(self) -> None:
+                said.append("asked")
+
+        bus = wsappy.RedisBus(lambda: None, "test")
+        bus.groups = typing.cast("Any", app_on("redis://localhost").groups)
+        with pytest.raises(ConnectionError) as caught:
+            await bus._listen(Mute())
+
+        assert str(caught.value) == "Redis is silent"
+        assert said == ["nothing", "asked", "nothing"]
+
+    async def test_stop_that_is_cancelled_twice(self) -> None:
+        """A life that is cancelled while it ends its works leaves them to the stop."""
+        bus = wsappy.RedisBus(lambda: None, "test")
+        bus.is_wanted = asyncio.Event()
+        may_end = asyncio.Event()
+
+        async def work() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await may_end.wait()
+
+        async def live() -> None:
+            bus.works = [asyncio.ensure_future(work())]
+            try:
+                await asyncio.wait(bus.works)
+            finally:
+                await wsappy.end_tasks(bus.works)
+
+        bus.life = asyncio.ensure_future(live())
+        await turns()
+        for _ in range(2):
+            bus.life.cancel()
+            await turns()
+        assert bus.life.done()
+        may_end.set()
+        await bus.stop()
+
+        assert bus.works[0].done()
+
     async def test_refusal_of_who_is_gone(self, server: RedisServer) -> None:
         """An answer for somebody who has given up hurts no other."""
         bus = wsappy.RedisBus(lambda: None, "test")

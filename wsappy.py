@@ -8230,6 +8230,7 @@ class RedisBus(Bus):
         # Without a colon, so that it ends where the name of a group begins.
         self.namespace = urllib.parse.quote(namespace, safe="")
         self.life: asyncio.Task[None]
+        self.works: list[asyncio.Task[None]] = []
         # What waits to be sent, and who waits for an answer, or to hear a channel.
         self.commands: list[tuple[asyncio.Future[Any], tuple[Any, ...]]] = []
         self.channels: list[tuple[str, str]] = []
@@ -8247,6 +8248,8 @@ class RedisBus(Bus):
         """Wait until what is on its way has arrived, and disconnect."""
         await wait_at_most(LAST_GRACE, [future for future, _ in self.commands])
         await end_tasks([self.life])
+        # It may have been cancelled twice, and have left them.
+        await end_tasks(self.works)
 
     async def _live(self) -> None:
         """Begin one life after the other."""
@@ -8277,11 +8280,11 @@ class RedisBus(Bus):
             await pubsub.subscribe(self._own("count"), self._own(self.id))
             self.groups.begin()
             works = self._listen(pubsub), self._send(client, pubsub), self._renew()
-            tasks = [asyncio.ensure_future(each) for each in works]
+            self.works = [asyncio.ensure_future(each) for each in works]
             try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(self.works, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                failures = await end_tasks(tasks)
+                failures = await end_tasks(self.works)
             raise failures[0]
 
     def _die(self) -> None:
