@@ -274,7 +274,13 @@ class Hosting:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.server.shutdown()
+        async with asyncio.timeout(LIMIT):
+            while True:
+                # uvicorn stumbles over a connection that is closing already.
+                with contextlib.suppress(websockets.exceptions.InvalidState):
+                    await self.server.shutdown()
+                    return
+                await asyncio.sleep(0.01)
 
     @property
     def port(self) -> int:
