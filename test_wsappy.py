@@ -25906,22 +25906,29 @@ async def behind_prefix(app: App) -> AsyncIterator[int]:
     """Serve an app behind a proxy that cuts `/v1` off; yield the port of the proxy."""
 
     async def pass_on(reader: Any, writer: Any) -> None:
-        while data := await reader.read(2**16):
-            writer.write(data)
-        writer.close()
+        with contextlib.closing(writer):
+            while data := await reader.read(2**16):
+                writer.write(data)
 
-    async def visit(reader: Any, writer: Any) -> None:
-        server = await asyncio.open_connection("127.0.0.1", serving.port)
-        line = await reader.readline()
-        server[1].write(line.replace(b" /v1/", b" /", 1))
-        ways = pass_on(reader, server[1]), pass_on(server[0], writer)
-        await asyncio.gather(*ways, return_exceptions=True)
+    async def pass_both(reader: Any, writer: Any) -> None:
+        with contextlib.closing(writer):
+            line = await reader.readline()
+            server = await asyncio.open_connection("127.0.0.1", serving.port)
+            server[1].write(line.replace(b" /v1/", b" /", 1))
+            ways = pass_on(reader, server[1]), pass_on(server[0], writer)
+            await asyncio.gather(*ways, return_exceptions=True)
 
+    def visit(reader: Any, writer: Any) -> None:
+        visits.append(asyncio.ensure_future(pass_both(reader, writer)))
+
+    visits: list[asyncio.Future[None]] = []
     async with (
         app.serve("127.0.0.1", 0) as serving,
         await asyncio.start_server(visit, "127.0.0.1", 0) as proxy,
     ):
         yield proxy.sockets[0].getsockname()[1]
+        # Chromium is gone, and with it both ends of each.
+        await asyncio.wait(visits, timeout=LIMIT)
 
 
 @pytest.mark.usefixtures("each_server")
