@@ -1614,7 +1614,8 @@ class Wire(abc.ABC):
     """
 
     paused: bool
-    calls: Calls
+    # None while the client is being made.
+    calls: Calls = None  # type: ignore[assignment]
     opening: Opening
     max_size: int | None
 
@@ -1865,7 +1866,7 @@ class Lane:
         """Let the rest of a read wait for a later turn of the loop."""
         self.rest += rest
         if not self.is_halted:
-            # Or each turn would read more than it handles.
+            # Else the socket would be read on, and the rest grow, with each turn.
             self.stop()
             self.runtime.wait(self.go_on)
 
@@ -2157,7 +2158,7 @@ class Exchange:
             self._refuse(fault, request.method)
             return
         simplify(request)
-        self.wire.heed(request)
+        self.wire.begin_with(request)
 
     async def decide(self, session: Session) -> websockets.Response:
         """Return the response, in the order of the protocol, section 8."""
@@ -2370,8 +2371,8 @@ class ServerWire(LibraryWire, websockets.ServerConnection, ServedWire):
         self.due = self.loop.time() + (self.serving.open_timeout or math.inf)
         self.serving.add(self)
 
-    def heed(self, request: websockets.Request) -> None:
-        """Answer the request."""
+    def begin_with(self, request: websockets.Request) -> None:
+        """Find out from the request who asks, and begin to answer it."""
         headers, self.request = request.headers, request
         remote = forwarded_for(headers, self.serving.app.proxies) or remote_of(self)
         self.begin(Opening(request.path, headers, remote, self.id.hex))
@@ -3659,8 +3660,7 @@ class Client:
         """
         data = merge(data, fields)
         self.app.counts["pushes"] += 1
-        # There are no calls yet while the client is being made.
-        calls: Calls | None = getattr(self.connection, "calls", None)
+        calls: Calls | None = self.connection.calls
         tell = (calls and calls.overrides.tell) or type(self)._say
         sent: Sent = tell(self, None, module, None, event, data)
         return sent
@@ -4412,18 +4412,22 @@ class Groups:
         """Queue a message to every member of a group, from whichever thread."""
         if self.runtime is None:
             # There is nobody to push to, only a history to keep.
-            self._number(name, payload, without)
+            self._push(name, payload, without)
         else:
-            self.runtime.call(self._number, name, payload, without)
+            self.runtime.call(self._push, name, payload, without)
         return Sent(None)
 
-    def _number(self, name: str, payload: bytes, without: frozenset[str]) -> None:
+    def _push(self, name: str, payload: bytes, without: frozenset[str]) -> None:
         feed = self.open(name)
+        self.deliver(feed, self.number(feed, payload), without)
+        self.close(feed)
+
+    def number(self, feed: Feed, payload: bytes) -> bytes:
+        """Number and keep a message, where the group keeps any; return it as sent."""
         if feed.log is not None:
             payload = feed.log.append(payload)
             self.keep(feed)
-        self.deliver(feed, payload, without)
-        self.close(feed)
+        return payload
 
     def keep(self, feed: Any) -> None:
         """Note that the group's history was added to: it is the last to expire."""
@@ -7640,8 +7644,7 @@ def position_in(log: Log | None, since: list[Any] | None) -> JSON:
     missed = log.since(*since) if since else None
     messages = log.messages if missed is None else missed
     return {
-        "epoch": log.epoch,
-        "offset": log.offset,
+        **log.place,
         "messages": [each.decode() for each in messages],
         "is_whole": missed is not None or since is None,
         "age": monotonic() - log.newest,
@@ -7652,6 +7655,7 @@ def position_in(log: Log | None, since: list[Any] | None) -> JSON:
 ALL_WORKERS = "\0workers"
 
 
+# A worker's calls to the relay are those of all its clients.
 UNLIMITED: Any = dict.fromkeys(("max_in_flight", "max_in_flight_bytes"), sys.maxsize)
 
 
@@ -7675,13 +7679,16 @@ def relay_of(app: App) -> App:
     def publish(
         request: Request, group: str, payload: str, without: list[Any], origin: Any
     ) -> None:
-        data = {"group": group, "without": without, "origin": origin}
         feed = groups.open(group)
-        if feed.log is not None:
-            payload = feed.log.append(payload.encode()).decode()
-            data |= {"epoch": feed.log.epoch, "offset": feed.log.offset}
-            groups.keep(feed)
-        heard = message_of(None, "bus", None, "heard", {**data, "payload": payload})
+        payload = groups.number(feed, payload.encode()).decode()
+        data = {
+            "group": group,
+            "payload": payload,
+            "without": without,
+            "origin": origin,
+        }
+        data |= feed.log.place if feed.log else {}
+        heard = message_of(None, "bus", None, "heard", data)
         groups.deliver(feed, relay.codec.write(heard))
         groups.close(feed)
 
